@@ -1,0 +1,408 @@
+"""``params.yaml`` → frozen, validated settings.
+
+One section per stage, plus ``runtime`` for what changes only the speed. The defaults of these
+models are the ``default`` preset; ``pipeline/presets`` holds it, and the others, as files.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pipeline.config_errors import NestedError, PlacedError, describe_errors, suggest
+from pipeline.errors import SettingsError
+
+PRESETS = ("default", "notebook")
+
+Positive = Annotated[float, Field(gt=0, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Name = Annotated[str, Field(min_length=1, strict=True)]
+# Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", strict=True)]
+
+
+def normalize_value(value: object) -> str:
+    """A label value as text, the same from YAML, CSV, JSON and Parquet: ``True`` → ``true``, also
+    where a CSV file spells it so; ``1.0`` → ``1``."""
+    if isinstance(value, bool) or value in ("True", "False", "TRUE", "FALSE"):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FetchSettings(Section):
+    """What to get, and from where.
+
+    ``dataset``: ``sms-spam-collection``, or a path or URL to CSV, TSV, JSON Lines or Parquet.
+    ``dataset_sha256``: refuse a dataset with any other hash.
+    ``lexicon``: ``vader``, or a path to a lexicon file of the same form.
+    ``backbones``: hub ids (``id@revision`` to pin) or folders, the first that can be had is used.
+    """
+
+    dataset: Name = "sms-spam-collection"
+    dataset_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", strict=True)] | None = None
+    lexicon: Name = "vader"
+    backbones: Annotated[tuple[Name, ...], Field(min_length=1)] = (
+        "thenlper/gte-base",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    )
+
+
+class ColumnLabel(Section):
+    """A label read from a column of the source.
+
+    ``classes`` in the order of their index; without it, the distinct values in sorted order.
+    ``mapping``: value in the column → class, for values that are not themselves class names.
+    """
+
+    labeler: Literal["column", "vader"] = "column"
+    column: Name
+    classes: (
+        Annotated[tuple[StrictStr | StrictInt | StrictBool, ...], Field(min_length=2)] | None
+    ) = None
+    mapping: dict[StrictStr | StrictInt | StrictBool, StrictStr | StrictInt | StrictBool] | None = (
+        None
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if classes is not None and len({normalize_value(c) for c in classes}) < len(classes):
+            raise ValueError("must name each class once")
+        return classes
+
+    @model_validator(mode="after")
+    def _mapping_leads_to_classes(self) -> ColumnLabel:
+        if self.mapping and self.classes:
+            known = {normalize_value(c) for c in self.classes}
+            for value, name in self.mapping.items():
+                if normalize_value(name) not in known:
+                    raise PlacedError(
+                        ("mapping", str(value)),
+                        f"must be one of the classes {', '.join(sorted(known))}, got {name!r}",
+                    )
+        return self
+
+
+class VaderLabel(Section):
+    """A sentiment label from NLTK's VADER: negative 0, neutral 1, positive 2.
+
+    A compound score (-1 to 1) of ``negative_at_most`` or less is negative, of
+    ``positive_at_least`` or more positive, anything between neutral.
+    """
+
+    labeler: Literal["vader"]
+    negative_at_most: Annotated[float, Field(ge=-1, le=1, strict=True)] = -0.05
+    positive_at_least: Annotated[float, Field(ge=-1, le=1, strict=True)] = 0.05
+
+    @model_validator(mode="after")
+    def _ordered(self) -> VaderLabel:
+        if self.negative_at_most >= self.positive_at_least:
+            raise ValueError(
+                f"negative_at_most must be < positive_at_least, got {self.negative_at_most} and "
+                f"{self.positive_at_least}"
+            )
+        return self
+
+
+class AnyLabel(BaseModel):
+    """What every label has."""
+
+    labeler: Literal["column", "vader"] = "column"
+
+
+Label = ColumnLabel | VaderLabel
+_LABELERS: dict[str, type[Section]] = {"column": ColumnLabel, "vader": VaderLabel}
+
+
+class SplitSettings(Section):
+    """Shares of the rows, drawn at random in two steps as the notebook did.
+
+    ``stratify_by``: labels whose joint distribution every part keeps.
+    ``keep_duplicates_together``: identical texts never straddle two parts.
+    """
+
+    train: Share = 0.7
+    validation: Share = 0.15
+    test: Share = 0.15
+    seed: Seed = 0
+    stratify_by: tuple[TaskName, ...] = ()
+    keep_duplicates_together: StrictBool = False
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> SplitSettings:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+def _default_labels() -> dict[str, Label]:
+    return {
+        "spam": ColumnLabel(column="label", classes=("ham", "spam")),
+        "sentiment": VaderLabel(labeler="vader"),
+    }
+
+
+class PrepareSettings(Section):
+    """How rows become texts and labels.
+
+    ``format``: ``auto`` goes by the file's name. ``header``: column names of a CSV or TSV file that
+    has no header line. ``on_bad_rows``: ``stop``, or ``drop`` and count them.
+    """
+
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    header: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    text_column: Name = "message"
+    on_bad_rows: Literal["stop", "drop"] = "stop"
+    labels: dict[TaskName, Label] = Field(default_factory=_default_labels, min_length=1)
+    split: SplitSettings = SplitSettings()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _choose_labeler(cls, labels: Any) -> Any:
+        """Validate each label by its own model, so that errors name only that model's keys."""
+        if not isinstance(labels, dict):
+            return labels
+        chosen, errors = {}, []
+        for name, label in labels.items():
+            labeler = label.get("labeler", "column") if isinstance(label, dict) else "column"
+            known = isinstance(labeler, str) and labeler in _LABELERS
+            # The keys of a label whose labeler is misspelt would only all seem wrong.
+            model = _LABELERS[labeler] if known else AnyLabel
+            try:
+                chosen[name] = model.model_validate(label)
+            except ValidationError as error:
+                errors.append((name, model, error))
+        if errors:
+            raise NestedError(errors)
+        return chosen
+
+    @field_validator("labels")
+    @classmethod
+    def _names_are_free(cls, labels: dict[str, Label]) -> dict[str, Label]:
+        scores = {f"{n}_compound" for n, label in labels.items() if isinstance(label, VaderLabel)}
+        for name in labels:
+            if name in {"row", "split", "key"} | scores:
+                raise PlacedError((name,), "is the name of another column of labels.parquet")
+        return labels
+
+    @model_validator(mode="after")
+    def _stratify_by_known_labels(self) -> PrepareSettings:
+        for name in self.split.stratify_by:
+            if name not in self.labels:
+                raise PlacedError(
+                    ("split", "stratify_by"),
+                    f"no such label in prepare.labels: {name!r}{suggest(name, self.labels)}",
+                )
+        return self
+
+
+class EmbedSettings(Section):
+    """What a vector is; a change of any of these embeds again.
+
+    ``max_tokens``: longer texts are cut, special tokens counted in.
+    ``layers``: ``all``, ``last``, or numbers (0 is the embedding layer, -1 the last layer).
+    ``dtype``: how vectors are stored. ``precision``: how they are computed; ``auto`` is float16 on
+    a GPU and float32 on a CPU.
+    """
+
+    max_tokens: Annotated[int, Field(ge=3, strict=True)] = 128
+    layers: Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)] = "all"
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+
+
+class TaskSettings(Section):
+    """One head. Its classes are those of the label of the same name.
+
+    ``type``: ``binary`` (one logit) or ``multiclass``; by the number of classes if left out.
+    ``class_weights``: ``none``, ``balanced`` (n / (C * n_c) over the training rows), or a weight
+    for each class by name.
+    """
+
+    type: Literal["binary", "multiclass"] | None = None
+    loss_weight: NotNegative = 1.0
+    class_weights: (
+        Literal["none", "balanced"] | dict[StrictStr | StrictInt | StrictBool, Positive]
+    ) = "none"
+
+
+class HeadsSettings(Section):
+    """How the heads train.
+
+    ``tasks``: one entry per head, named after its label; every label if left out.
+    ``layers``: which of the cached layers are joined into the features: ``all``, ``last``, numbers.
+    ``standardize``: scale each feature by the training rows' mean and deviation; folded into the
+    saved weights. ``optimizer``: ``sgd`` (with Nesterov momentum) or ``adamw``. ``patience``: stop
+    after so many epochs without a lower validation loss; null to train them all. ``keep``: each
+    task's ``best`` epoch by validation loss, or the ``last``.
+    """
+
+    tasks: Annotated[dict[TaskName, TaskSettings], Field(min_length=1)] | None = None
+    layers: Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)] = "all"
+    standardize: StrictBool = True
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 5e-3
+    weight_decay: NotNegative = 2e-2
+    batch_size: Count = 256
+    max_epochs: Count = 40
+    patience: Count | None = 10
+    keep: Literal["best", "last"] = "best"
+    seed: Seed = 0
+
+
+class ReportSettings(Section):
+    """What the report shows. ``title`` heads the page."""
+
+    title: Name = "Heads on a frozen backbone"
+
+
+class RuntimeSettings(Section):
+    """What changes only the speed; DVC does not track it.
+
+    ``device``: ``auto`` is the first GPU, else the CPU. ``threads``: of the CPU; null for all
+    cores. ``token_budget``: padded tokens in one batch; null for what suits the device.
+    """
+
+    device: Name = "auto"
+    threads: Count | None = None
+    token_budget: Annotated[int, Field(ge=16, strict=True)] | None = None
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+        return device
+
+
+class Settings(Section):
+    """All of ``params.yaml``."""
+
+    fetch: FetchSettings = FetchSettings()
+    prepare: PrepareSettings = PrepareSettings()
+    embed: EmbedSettings = EmbedSettings()
+    heads: HeadsSettings = HeadsSettings()
+    report: ReportSettings = ReportSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @model_validator(mode="after")
+    def _tasks_have_labels(self) -> Settings:
+        labels = self.prepare.labels
+        for name, task in (self.heads.tasks or {}).items():
+            if name not in labels:
+                raise PlacedError(
+                    ("heads", "tasks", name),
+                    f"no such label in prepare.labels{suggest(name, labels)}",
+                )
+            classes = label_classes(labels[name])
+            if classes is not None and isinstance(task.class_weights, dict):
+                given = {normalize_value(c) for c in task.class_weights}
+                if given != set(classes):
+                    raise PlacedError(
+                        ("heads", "tasks", name, "class_weights"),
+                        f"must give a weight for each of {', '.join(classes)}, got "
+                        f"{', '.join(sorted(given))}",
+                    )
+        return self
+
+
+def label_classes(label: Label) -> tuple[str, ...] | None:
+    """The class names of a label in the order of their index, if the settings give them."""
+    if isinstance(label, VaderLabel):
+        return ("negative", "neutral", "positive")
+    if label.classes is not None:
+        return tuple(normalize_value(c) for c in label.classes)
+    return None
+
+
+def read_preset(name: str) -> str:
+    """The text of a preset's ``params.yaml``."""
+    return resources.files("pipeline").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and validate a settings file.
+
+    :param path: a YAML file (YAML 1.2, as DVC reads it). Sections and keys that it leaves out have
+        their defaults.
+    :raises SettingsError: listing every problem at once, one a line.
+    """
+    name = str(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"{name}: no such file",
+            hint="run from the project's root, name the file with --params, or write one with "
+            "`pipeline params default > params.yaml`",
+        ) from error
+    except OSError as error:
+        raise SettingsError(
+            f"{name}: cannot be read: {error.strerror}", hint="name another file with --params"
+        ) from error
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SettingsError(
+            f"{name}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8",
+            hint="save the file as UTF-8",
+        ) from error
+    return parse_settings(text, name)
+
+
+def parse_settings(text: str, name: str) -> Settings:
+    """Validate the text of a settings file; ``name`` stands in the messages."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        line = _find_line(error, text)
+        where = f" line {line}" if line else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SettingsError(f"{name}:{where} is not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:  # an impossible date, an endless number
+        raise SettingsError(f"{name}: holds a value that YAML cannot read: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{name}: must hold sections such as `embed:`, got {content!r:.60}")
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{name}: {line}" for line in describe_errors(error, Settings, content)]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _find_line(error: Exception, text: str) -> int | None:
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return int(mark.line) + 1
+    position = getattr(error, "position", None)  # of a character that YAML does not allow
+    return text.count("\n", 0, position) + 1 if isinstance(position, int) else None

@@ -1,0 +1,193 @@
+"""What is wrong with the settings, in words: one line a problem, with its place and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class PlacedError(ValueError):
+    """A problem at a place below the validator that finds it."""
+
+    def __init__(self, where: tuple[str, ...], what: str) -> None:
+        super().__init__(what)
+        self.where = where
+
+
+class NestedError(ValueError):
+    """The errors of models that another model's validator validates by hand.
+
+    :param errors: for each, the key it stands under, its model and what pydantic found.
+    """
+
+    def __init__(self, errors: Sequence[tuple[Any, type[BaseModel], ValidationError]]) -> None:
+        super().__init__(", ".join(str(name) for name, _, _ in errors))
+        self.errors = errors
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], content: Any) -> list[str]:
+    """One line a problem, ``place: what``, in the order of the model's fields.
+
+    :param content: what was validated.
+    """
+    found = _collect(error, model, (), content)
+    # A list or mapping with a bad item also fits no other member of its union: not news.
+    return [
+        f"{'.'.join(place)}: {_join_alternatives(whats)}"
+        for place, whats in found.items()
+        if not any(len(other) > len(place) and other[: len(place)] == place for other in found)
+    ]
+
+
+_Place = tuple[str, ...]
+
+
+def _collect(
+    error: ValidationError, model: type[BaseModel], prefix: _Place, content: Any
+) -> dict[_Place, list[str]]:
+    found: dict[_Place, list[str]] = {}
+    for details in error.errors():
+        cause = (details.get("ctx") or {}).get("error")
+        keys = _find_keys(details, content)
+        where = tuple(str(key) for key in keys)
+        if isinstance(cause, NestedError):
+            inside = functools.reduce(operator.getitem, keys, content)
+            for name, inner, inner_error in cause.errors:
+                below = (*prefix, *where, str(name))
+                found |= _collect(inner_error, inner, below, inside[name])
+            continue
+        what = str(cause) if isinstance(cause, PlacedError) else _describe(details, where, model)
+        below = cause.where if isinstance(cause, PlacedError) else ()
+        found.setdefault((*prefix, *where, *below), []).append(what)
+    return found
+
+
+def _find_keys(details: ErrorDetails, content: Any) -> list[Any]:
+    """The place of an error by the content's own keys: pydantic puts the member of a union that it
+    tried among them."""
+    keys: list[Any] = []
+    for part in details["loc"]:
+        in_list = isinstance(content, list) and isinstance(part, int)
+        if in_list or (isinstance(content, dict) and part in content):
+            content = content[part]
+            keys.append(part)
+        elif details["type"] == "missing":
+            keys.append(part)
+    return keys
+
+
+def _join_alternatives(whats: list[str]) -> str:
+    """A value that fits no member of a union gives one problem for each: say them in one."""
+    heads, gots = zip(*(what.rpartition(", got ")[::2] for what in whats), strict=True)
+    if len(whats) == 1 or len(set(gots)) > 1 or not all(heads):
+        return "; ".join(dict.fromkeys(whats))
+    options = dict.fromkeys(head.removeprefix("must be ") for head in heads)
+    return f"must be {' or '.join(options)}, got {gots[0]}"
+
+
+_BOUNDS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
+
+
+def _describe(details: ErrorDetails, where: tuple[str, ...], model: type[BaseModel]) -> str:
+    kind, context = details["type"], details.get("ctx") or {}
+    got = _show(details["input"])
+    if kind == "extra_forbidden":
+        return f"unknown key{suggest(where[-1], _known_keys(model, where[:-1]))}"
+    if kind == "missing":
+        return "is missing"
+    if kind in _BOUNDS:
+        sign, bound = _BOUNDS[kind]
+        limit = context[bound]
+        return f"must be {sign} {limit if isinstance(limit, int) else f'{limit:g}'}, got {got}"
+    if kind == "finite_number":
+        return f"must be a finite number, got {got}"
+    if kind == "invalid_key":
+        return f"a key must be text, got {got}"
+    if kind == "literal_error":
+        options = context["expected"].replace("'", "").replace(" or ", ", ")
+        near = difflib.get_close_matches(str(details["input"]), options.split(", "), n=1)
+        hint = f" (did you mean `{near[0]}`?)" if near else ""
+        return f"must be one of {options}{hint}, got {got}"
+    if kind.endswith("_type") or kind in {"int_from_float", "bool_parsing"}:
+        return f"must be {_TYPES.get(kind, kind.removesuffix('_type'))}, got {got}"
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}, got {got}"
+    if kind == "string_too_short":
+        return f"must be text that is not empty, got {got}"
+    if kind == "too_short":
+        container = "mapping" if isinstance(details["input"], dict) else "list"
+        return f"must be a {container} of {context['min_length']} or more, got {got}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{details['msg']}, got {got}"
+
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of names to values",
+    "model_type": "a mapping of names to values",
+}
+
+
+def _show(value: object) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, or all of them, to end a message with."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean `{near[0]}`?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _known_keys(root: type[BaseModel], where: Sequence[str]) -> list[str]:
+    """The keys of the model that stands at a place below ``root``."""
+    annotation: Any = root
+    for part in where:
+        annotation = _step_into(annotation, part)
+    model = next((a for a in _flatten(annotation) if _is_model(a)), None)
+    return list(model.model_fields) if model is not None else []
+
+
+def _step_into(annotation: Any, key: str) -> Any:
+    """The type of what stands under a key of a model or a mapping."""
+    for member in _flatten(annotation):
+        if _is_model(member) and key in member.model_fields:
+            return member.model_fields[key].annotation
+        if get_origin(member) is dict:
+            return get_args(member)[1]
+    return None
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    """The members of a union, bare of ``Annotated``."""
+    if get_origin(annotation) is Annotated:
+        return _flatten(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, UnionType}:
+        return [inner for member in get_args(annotation) for inner in _flatten(member)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,188 @@
+"""Files on disk: written aside and renamed, so that a name never holds half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import LockedError, StageError, WriteError
+
+SCRATCH_PREFIX = ".tmp-"  # of what is not finished, or was left by a kill
+_REMEDY = {
+    errno.ENOSPC: "free some space on that disk and run the command again",
+    errno.EDQUOT: "your disk quota is used up; free some space and run the command again",
+    errno.EFBIG: "the file is larger than this system lets you write",
+    errno.EROFS: "that disk is read-only; choose a folder that you can write to",
+    errno.EACCES: "you may not write there; change the folder's permissions",
+    errno.EPERM: "you may not write there; change the folder's permissions",
+}
+
+
+def describe_os_error(error: OSError, path: Path | str | None = None) -> WriteError:
+    """Turn an operating-system error into one message with its remedy.
+
+    :param error: what the system raised.
+    :param path: the file that was being written; the error's own file name otherwise.
+    """
+    where = path or error.filename or "a file"
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return WriteError(
+        f"cannot write {where}: {reason}; nothing that was there before has changed",
+        hint=_REMEDY.get(error.errno or 0),
+    )
+
+
+@contextlib.contextmanager
+def write_aside(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside ``path`` for writing; give it that name only when it is whole.
+
+    The bytes are flushed to the disk before the rename, and the folder after it, so that neither a
+    kill nor a power cut leaves a name with half a file behind it.
+
+    :param path: the final name; its folder is made if need be.
+    :raises WriteError: if the disk is full, read-only or closed to this user. What stood under the
+        name before is untouched.
+    """
+    aside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, suffix=path.suffix, dir=path.parent)
+        aside = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.chmod(0o666 & ~_umask())
+        aside.replace(path)
+        aside = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system allows it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file at once, aside and renamed."""
+    with write_aside(path) as file:
+        file.write(content)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several whole files, or none: they get their names, in this order, when all are on the
+    disk."""
+    with contextlib.ExitStack() as stack:
+        for path, content in reversed(list(contents.items())):
+            file = stack.enter_context(write_aside(path))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def format_json(value: Any) -> bytes:
+    """``value`` as indented JSON with a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with a final newline, aside and renamed."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8"))
+
+
+def read_json(path: Path, *, stage: str) -> Any:
+    """Read a JSON file that a stage wrote.
+
+    :param path: the file.
+    :param stage: the stage that writes it, named in the error's hint.
+    :raises StageError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
+    except ValueError as error:
+        raise StageError(
+            f"{path}: damaged, not JSON ({error})", hint=f"run `pipeline {stage}` again"
+        ) from error
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def stage_folder(parent: Path) -> Iterator[Path]:
+    """A scratch folder inside ``parent``, removed at the end whatever happens.
+
+    Being on the same disk, what is finished in it can be renamed to its place in one step.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
+    except OSError as error:
+        raise describe_os_error(error, parent) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, what: str) -> Iterator[None]:
+    """Hold a lock that dies with its process.
+
+    :param path: the lock file; it holds the number of the process that has it.
+    :param what: what the lock guards, for the message.
+    :raises LockedError: at once, naming the process, if another one holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        owner = path.with_suffix(".pid")
+        process = owner.read_text().strip() if owner.exists() else "unknown"
+        raise LockedError(
+            f"another run (process {process}) is writing {what}",
+            hint="wait until it ends, or stop it, then run the command again",
+        ) from error
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    owner = path.with_suffix(".pid")
+    try:
+        with contextlib.suppress(OSError):
+            owner.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
