@@ -1,0 +1,121 @@
+"""Reading what ``prepare`` wrote: rows, keys, splits and labels, in one order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import paths
+from pipeline.errors import StageError
+from pipeline.keys import hash_keys
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARTS = ("train", "validation", "test")
+TEXTS_HASH = "texts_sha256"  # in the metadata of labels.parquet: which texts its rows are of
+
+
+@dataclass(frozen=True)
+class TaskLabels:
+    """One task's column of ``labels.parquet``.
+
+    :param classes: class names in the order of their index.
+    :param indices: int64, [B].
+    """
+
+    classes: tuple[str, ...]
+    indices: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """All rows of the corpus, without their texts.
+
+    :param keys: fixed-size binary of 16, [B]: keys of the texts, duplicates among them.
+    :param split: [B]: the name of each row's part.
+    :param tasks: task → labels.
+    """
+
+    keys: pa.Array
+    split: npt.NDArray[np.str_]
+    tasks: Mapping[str, TaskLabels]
+
+    def select(self, part: str) -> npt.NDArray[np.int64]:
+        """Indices of the rows of a part, in their order."""
+        return np.flatnonzero(self.split == part)
+
+
+def read_labelled_rows() -> LabelledRows:
+    """Read ``cache/labels.parquet`` and the keys of ``cache/texts.parquet``.
+
+    :raises StageError: if one is missing or damaged, or they are not of the same run.
+    """
+    labels = _read_table(paths.LABELS, None)
+    texts = _read_table(paths.TEXTS, ["row", "key"])
+    keys = texts["key"].combine_chunks()
+    about = labels.schema.metadata or {}
+    is_pair = about.get(TEXTS_HASH.encode(), b"").decode() == hash_keys(keys)
+    if not is_pair or {"row", "split"} - set(labels.column_names):
+        raise StageError(
+            f"{paths.LABELS} and {paths.TEXTS} are not of one run",
+            hint="run `pipeline prepare` again",
+        )
+    tasks = {
+        field.name: TaskLabels(
+            classes=tuple(json.loads(field.metadata[b"classes"])),
+            indices=labels[field.name].to_numpy().astype(np.int64),
+        )
+        for field in labels.schema
+        if field.metadata and b"classes" in field.metadata
+    }
+    return LabelledRows(
+        keys=keys,
+        split=np.array(labels["split"].to_pylist()),
+        tasks=tasks,
+    )
+
+
+def read_distinct_keys() -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """The keys of the distinct texts of the corpus, in order of first appearance.
+
+    :returns: fixed-size binary of 16, [N], and the row in which each stands first, int64, [N].
+    :raises StageError: if ``cache/texts.parquet`` is missing or damaged.
+    """
+    keys = _read_table(paths.TEXTS, ["key"])["key"].combine_chunks().dictionary_encode()
+    # Codes are given in order of first appearance, so they rise where a new one comes up.
+    codes = keys.indices.to_numpy()
+    is_first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
+    return keys.dictionary, np.flatnonzero(is_first)
+
+
+def read_text_column() -> pa.Array:
+    """The texts of all rows.
+
+    :raises StageError: if ``cache/texts.parquet`` is missing or damaged.
+    """
+    return _read_table(paths.TEXTS, ["text"])["text"].combine_chunks()
+
+
+def _read_table(path: Path, columns: list[str] | None) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:  # `read_table` would import pandas
+            for column in columns or ():
+                if column not in file.schema_arrow.names:  # `read` would pass over it in silence
+                    raise pa.ArrowInvalid(f"no column {column}")
+            return file.read(columns)
+    except FileNotFoundError as error:
+        raise StageError(f"{path}: no such file", hint="run `pipeline prepare` first") from error
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise StageError(
+            f"{path}: damaged ({error})", hint="run `pipeline prepare` again"
+        ) from error

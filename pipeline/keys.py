@@ -1,0 +1,29 @@
+"""Keys of texts, many at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def view_keys(keys: pa.Array) -> npt.NDArray[np.uint8]:
+    """The bytes of an array of keys: uint8, [N, 16], without a copy.
+
+    :param keys: fixed-size binary of 16, [N], without nulls.
+    """
+    buffer = keys.buffers()[1]
+    if buffer is None:
+        return np.empty((0, 16), np.uint8)
+    raw = np.frombuffer(buffer, np.uint8)
+    return raw[keys.offset * 16 : (keys.offset + len(keys)) * 16].reshape(-1, 16)
+
+
+def hash_keys(keys: pa.Array) -> str:
+    """SHA-256 over keys, one after another: equal for the same texts in the same order."""
+    return hashlib.sha256(view_keys(keys).tobytes()).hexdigest()

@@ -1,0 +1,328 @@
+"""Source → ``texts.parquet`` and ``labels.parquet``: read, check, label, split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import paths
+from pipeline.assets import Asset, check_files, read_assets
+from pipeline.config import PrepareSettings, Settings, SplitSettings, VaderLabel
+from pipeline.console import count, say, show_table, warn
+from pipeline.corpus import PARTS, TEXTS_HASH
+from pipeline.errors import DataError
+from pipeline.files import write_aside
+from pipeline.keys import hash_keys
+from pipeline.labelers import UNKNOWN, Labels, label_rows
+from pipeline.sources import read_source
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+_NAMED = 5  # how many bad rows an error names
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Usable rows.
+
+    :param rows: int64, [B]: the place of each row in the source, from 0.
+    :param texts: [B].
+    :param labels: task → its labels, [B] each.
+    """
+
+    rows: npt.NDArray[np.int64]
+    texts: list[str]
+    labels: Mapping[str, Labels]
+
+
+def run_prepare(settings: Settings) -> dict[str, object]:
+    """Write ``cache/texts.parquet`` and ``cache/labels.parquet``.
+
+    :returns: details for the timing file.
+    :raises DataError: if a column is missing, a row cannot be used, or there are too few rows.
+    """
+    assets = read_assets()
+    folder = check_files(assets["dataset"], "dataset")
+    lexicon = _locate_lexicon(assets["lexicon"], settings.prepare)
+    (file,) = assets["dataset"].files
+    extra = assets["dataset"].extra
+    own = settings.prepare
+    frame = read_source(
+        folder / file,
+        own.format if own.format != "auto" else extra.get("format", "auto"),
+        own.header or extra.get("header"),
+    )
+    try:
+        corpus, dropped = select_rows(frame, own, lexicon)
+    except DataError as error:
+        raise DataError(f"{folder / file}: {error.message}", hint=error.hint) from error
+    keys = hash_texts(corpus.texts)
+    split = split_rows(keys, corpus.labels, own.split)
+    _write_corpus(corpus, keys, split)
+    _show_summary(assets["dataset"].id, len(frame), dropped, corpus, keys, split)
+    return {
+        "rows": len(corpus.texts),
+        "distinct_texts": len(set(keys)),
+        "dropped": sum(dropped.values()),
+    }
+
+
+def _locate_lexicon(asset: Asset, settings: PrepareSettings) -> Path:
+    """The lexicon's file, looked at only where a label needs it."""
+    if any(isinstance(label, VaderLabel) for label in settings.labels.values()):
+        check_files(asset, "lexicon")
+    return asset.locate() / next(iter(asset.files), "")
+
+
+def select_rows(
+    frame: pd.DataFrame, settings: PrepareSettings, lexicon: Path
+) -> tuple[Corpus, Counter[str]]:
+    """Label all rows and keep those that can be used.
+
+    :returns: the usable rows, and how many were dropped for each reason.
+    :raises DataError: naming the first bad rows, unless they are to be dropped.
+    """
+    if settings.text_column not in frame.columns:
+        raise DataError(
+            f"no column {settings.text_column!r}; the source has "
+            f"{', '.join(map(repr, frame.columns))}",
+            hint="set params.yaml: prepare.text_column to the one that holds the texts",
+        )
+    values = frame[settings.text_column].tolist()
+    reasons = {row: why for row, value in enumerate(values) if (why := find_fault(value))}
+    texts = ["" if row in reasons else value for row, value in enumerate(values)]
+    labels = {
+        name: label_rows(name, label, frame, texts, lexicon)
+        for name, label in settings.labels.items()
+    }
+    for name, task in labels.items():
+        for row, value in task.found.items():
+            reasons.setdefault(row, f"unknown label for {name}: {value}")
+    if reasons and settings.on_bad_rows == "stop":
+        raise _refuse_rows(reasons, labels)
+    usable = np.array([row for row in range(len(values)) if row not in reasons], np.int64)
+    if not len(usable):
+        raise DataError(f"none of the {len(values):,} rows can be used; {_list_rows(reasons)}")
+    dropped = Counter(why.partition(":")[0] for why in reasons.values())
+    kept = {
+        name: Labels(
+            classes=task.classes,
+            indices=task.indices[usable],
+            scores={key: scores[usable] for key, scores in task.scores.items()},
+        )
+        for name, task in labels.items()
+    }
+    return Corpus(rows=usable, texts=[texts[row] for row in usable], labels=kept), dropped
+
+
+def find_fault(value: Any) -> str | None:
+    """Why a value cannot serve as a text, or ``None`` if it can."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "no text"
+    if not isinstance(value, str):
+        return f"text is not a string: {value!r:.40}"
+    if not value.strip():
+        return "blank text"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return "text is not valid Unicode: a lone surrogate"
+    return None
+
+
+def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> DataError:
+    known = "; ".join(
+        f"{name} knows {', '.join(task.classes[:10])}"
+        for name, task in labels.items()
+        if task.found
+    )
+    return DataError(
+        f"{count(len(reasons), 'row')} cannot be used: {_list_rows(reasons)}"
+        + (f"\n  {known}" if known else ""),
+        hint="correct them, or set params.yaml: prepare.on_bad_rows to drop",
+    )
+
+
+def _list_rows(reasons: Mapping[int, str]) -> str:
+    first = sorted(reasons)[:_NAMED]
+    lines = [f"\n  row {row} (the first is 0): {reasons[row]}" for row in first]
+    more = len(reasons) - len(first)
+    return "".join(lines) + (f"\n  and {more:,} more" if more else "")
+
+
+def hash_texts(texts: Sequence[str]) -> list[bytes]:
+    """The key of each text: BLAKE2b over its UTF-8 bytes, cut to 128 bits.
+
+    :returns: 16 bytes each; equal for equal texts and for nothing else.
+    """
+    return [hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest() for text in texts]
+
+
+def split_rows(
+    keys: Sequence[bytes], labels: Mapping[str, Labels], settings: SplitSettings
+) -> npt.NDArray[np.int8]:
+    """Assign each row to a part, in two random steps: first the training rows, then the rest.
+
+    With shares of 0.7, 0.15, 0.15 and seed 0 this is exactly the notebook's pair of calls to
+    scikit-learn's ``train_test_split``.
+
+    :param keys: [B] text keys; with ``keep_duplicates_together`` the distinct ones are split.
+    :param labels: the tasks that ``stratify_by`` names.
+    :returns: int8, [B]: the index of the part in ``PARTS``.
+    :raises DataError: if there are too few rows for three parts, or too few of a stratum.
+    """
+    unit_of_row: npt.NDArray[np.int64] = np.arange(len(keys))
+    if settings.keep_duplicates_together:
+        numbers: dict[bytes, int] = {}
+        unit_of_row = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    units, first_row = np.unique(unit_of_row, return_index=True)
+    strata = _join_labels(labels, settings.stratify_by)[first_row] if settings.stratify_by else None
+    try:
+        rest, test = _draw_parts(units, strata, settings)
+    except ValueError as error:
+        raise _describe_small_corpus(labels, first_row, strata, settings) from error
+    part_of_unit = np.zeros(len(units), np.int8)
+    part_of_unit[rest] = PARTS.index("validation")
+    part_of_unit[test] = PARTS.index("test")
+    return part_of_unit[unit_of_row]
+
+
+def _draw_parts(
+    units: npt.NDArray[np.int64], strata: npt.NDArray[np.int64] | None, settings: SplitSettings
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """What is not for training, and the part of it that is for testing."""
+    from sklearn.model_selection import train_test_split
+
+    rest_share = round(settings.validation + settings.test, 12)
+    test_share = round(settings.test / rest_share, 12)
+    _, rest = train_test_split(
+        units, test_size=rest_share, random_state=settings.seed, stratify=strata
+    )
+    _, test = train_test_split(
+        rest,
+        test_size=test_share,
+        random_state=settings.seed,
+        stratify=strata[rest] if strata is not None else None,
+    )
+    return rest, test
+
+
+def _describe_small_corpus(
+    labels: Mapping[str, Labels],
+    first_row: npt.NDArray[np.int64],
+    strata: npt.NDArray[np.int64] | None,
+    settings: SplitSettings,
+) -> DataError:
+    number = count(len(first_row), "distinct text" if settings.keep_duplicates_together else "row")
+    shares = ", ".join(f"{part} {getattr(settings, part):g}" for part in PARTS)
+    if strata is None:
+        return DataError(
+            f"too few rows to split: {number} cannot give every part at least one ({shares})",
+            hint="give more rows, or change the shares in params.yaml: prepare.split",
+        )
+    _, first_unit, sizes = np.unique(strata, return_index=True, return_counts=True)
+    row = first_row[first_unit[sizes.argmin()]]
+    rarest = ", ".join(
+        f"{name} = {labels[name].classes[labels[name].indices[row]]}"
+        for name in settings.stratify_by
+    )
+    return DataError(
+        f"too few rows to split by {', '.join(settings.stratify_by)}: {rarest} has only "
+        f"{sizes.min()} of {number}, and every part must have some ({shares})",
+        hint="give more such rows, or take a label out of params.yaml: prepare.split.stratify_by",
+    )
+
+
+def _join_labels(labels: Mapping[str, Labels], names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """One number for each combination of the named labels."""
+    stacked = np.stack([labels[name].indices for name in names])
+    return np.unique(stacked, axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _write_corpus(corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.int8]) -> None:
+    """Write both files, or neither: one of them alone would not fit the other."""
+    import pyarrow.parquet as pq
+
+    with write_aside(paths.TEXTS) as file:
+        pq.write_table(_make_texts_table(corpus, keys), file, compression="zstd")
+        # A full disk shows here, while neither has its name yet.
+        file.flush()
+        os.fsync(file.fileno())
+        with write_aside(paths.LABELS) as labels_file:
+            pq.write_table(_make_labels_table(corpus, keys, split), labels_file, compression="zstd")
+
+
+def _make_texts_table(corpus: Corpus, keys: Sequence[bytes]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table(
+        {
+            "row": pa.array(corpus.rows),
+            "text": pa.array(corpus.texts, pa.string()),
+            "key": pa.array(keys, pa.binary(16)),
+        }
+    )
+
+
+def _make_labels_table(
+    corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.int8]
+) -> pa.Table:
+    import pyarrow as pa
+
+    fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
+    columns = [pa.array(corpus.rows), pa.array([PARTS[part] for part in split])]
+    for name, task in corpus.labels.items():
+        classes = json.dumps(task.classes, ensure_ascii=False)
+        fields.append(pa.field(name, pa.int32(), metadata={"classes": classes}))
+        columns.append(pa.array(task.indices))
+        for score, values in task.scores.items():
+            fields.append(pa.field(score, pa.float64()))
+            columns.append(pa.array(values))
+    # Ties the two files together: a kill between their renames must not pair old with new.
+    about = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
+    return pa.table(columns, schema=pa.schema(fields, metadata=about))
+
+
+def _show_summary(
+    dataset: str,
+    total: int,
+    dropped: Counter[str],
+    corpus: Corpus,
+    keys: Sequence[bytes],
+    split: npt.NDArray[np.int8],
+) -> None:
+    distinct = len(set(keys))
+    say(
+        f"{dataset}: {count(total, 'row')}, {len(corpus.texts):,} used, {distinct:,} distinct "
+        f"texts, {len(keys) - distinct:,} duplicates"
+    )
+    for why, number in dropped.items():
+        warn(f"{count(number, 'row')} dropped: {why}")
+    in_training = {key for key, part in zip(keys, split, strict=True) if part == 0}
+    rows: list[tuple[object, ...]] = [("rows", *_count_parts(np.ones(len(split), bool), split))]
+    seen = np.array([key in in_training for key in keys]) & (split > 0)
+    rows.append(("text also in train", None, *_count_parts(seen, split)[1:]))
+    for name, task in corpus.labels.items():
+        for index, class_name in enumerate(task.classes):
+            rows.append((f"{name} = {class_name}", *_count_parts(task.indices == index, split)))
+    show_table(("", *PARTS), rows)
+    for name, task in corpus.labels.items():
+        absent = set(range(len(task.classes))) - set(task.indices[split == 0].tolist()) - {UNKNOWN}
+        for index in sorted(absent):
+            warn(f"{name}: no training row is {task.classes[index]!r}")
+
+
+def _count_parts(chosen: npt.NDArray[np.bool_], split: npt.NDArray[np.int8]) -> list[int]:
+    return [int(number) for number in np.bincount(split[chosen], minlength=len(PARTS))]
