@@ -1,0 +1,42 @@
+"""The only reader and writer of embeddings: a folder of plain Parquet shards and a manifest.
+
+One row per distinct text, in order of first appearance: ``key`` (16 bytes), ``n_tokens``, and one
+FixedSizeList column ``layer_NN`` per cached layer. A new state of the store is built in a folder
+beside it and moved over when it is whole; an interrupted run is taken up where it stopped.
+
+Reading trusts nothing: the values of each column of each row group are checked against a hash in
+the manifest, which is checked against its own.
+"""
+
+from pipeline.store.manifest import (
+    Manifest,
+    Recipe,
+    Rows,
+    Shard,
+    holds_exactly,
+    name_layer,
+    plan_shards,
+    read_manifest,
+    write_manifest,
+)
+from pipeline.store.reader import read_keys, read_rows, read_vectors, stream_vectors
+from pipeline.store.writer import StoreUpdate, finish_commit, staging_folder
+
+__all__ = [
+    "Manifest",
+    "Recipe",
+    "Rows",
+    "Shard",
+    "StoreUpdate",
+    "finish_commit",
+    "holds_exactly",
+    "name_layer",
+    "plan_shards",
+    "read_keys",
+    "read_manifest",
+    "read_rows",
+    "read_vectors",
+    "staging_folder",
+    "stream_vectors",
+    "write_manifest",
+]

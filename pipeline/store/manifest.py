@@ -1,0 +1,220 @@
+"""What a store holds and what it should hold: recipe, shards, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import StoreError
+from pipeline.files import write_json
+from pipeline.keys import hash_keys
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+SHARD_ROWS = 4096
+# A block, one column of one row group, should fit the caches: 1,024 × 768 float16 is 1.5 MB.
+GROUP_ROWS = 1024
+MANIFEST = "manifest.json"
+REPAIR = "run `pipeline cache verify --repair`, then `pipeline embed`"
+
+Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of the store.
+
+    :param file: its name.
+    :param rows: how many texts it holds.
+    :param keys: SHA-256 over the keys of its rows, in order: what it holds.
+    :param bytes: its size.
+    :param sha256: of its bytes.
+    :param checks: column → XXH3-64 over the values of each row group.
+    """
+
+    file: str
+    rows: int
+    keys: str
+    bytes: int = 0
+    sha256: str = ""
+    checks: Mapping[str, Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a vector what it is.
+
+    :param backbone: its name, for people; its files' hashes are what counts.
+    :param contents: all that changes a vector, readable: hashes of the backbone's files, maximum
+        length, pooling, layers, precision, dtype, algorithm version.
+    :param layers: numbers of the cached layers, ascending.
+    :param width: D, of one layer.
+    :param dtype: ``float16`` or ``float32``.
+    """
+
+    backbone: str
+    contents: Mapping[str, Any]
+    layers: tuple[int, ...]
+    width: int
+    dtype: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents in canonical JSON."""
+        return _hash_json(self.contents)
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes that the vectors of one text take."""
+        return len(self.layers) * self.width * np.dtype(self.dtype).itemsize
+
+    def describe(self, shards: Sequence[Shard]) -> Manifest:
+        """The manifest of a store of this recipe."""
+        return Manifest(
+            backbone=self.backbone,
+            fingerprint=self.fingerprint,
+            recipe=self.contents,
+            layers=self.layers,
+            width=self.width,
+            dtype=self.dtype,
+            shards=tuple(shards),
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds.
+
+    :param fingerprint: of the recipe that all its vectors share.
+    :param recipe: that recipe's readable contents.
+    """
+
+    backbone: str
+    fingerprint: str
+    recipe: Mapping[str, Any]
+    layers: tuple[int, ...]
+    width: int
+    dtype: str
+    shards: tuple[Shard, ...]
+    format: int = FORMAT
+
+    @property
+    def rows(self) -> int:
+        """How many distinct texts it holds."""
+        return sum(shard.rows for shard in self.shards)
+
+    def to_recipe(self) -> Recipe:
+        """The recipe of its vectors."""
+        return Recipe(self.backbone, self.recipe, self.layers, self.width, self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """The size of its shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Vectors of some texts.
+
+    :param n_tokens: int32, [B].
+    :param vectors: [B, L, D], in the store's dtype.
+    """
+
+    n_tokens: npt.NDArray[np.int32]
+    vectors: Vectors
+
+
+def name_layer(layer: int) -> str:
+    """The column of a layer: ``layer_06``."""
+    return f"layer_{layer:02}"
+
+
+def _hash_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a store says of itself.
+
+    :raises StoreError: if there is no store, or its manifest is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    manifest = read_manifest_file(path)
+    if manifest is None:
+        raise StoreError(f"{path}: no such file", hint="run `pipeline embed` first")
+    return manifest
+
+
+def read_manifest_file(path: Path) -> Manifest | None:
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise StoreError(
+                f"{path}: format {content['format']}, this version reads {FORMAT}",
+                hint="run `pipeline embed`, which makes the store anew",
+            )
+        if content.pop("sha256") != _hash_json(content):
+            raise ValueError("its contents do not have the hash that it states")
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        content["layers"] = tuple(content["layers"])
+        return Manifest(**content, shards=shards)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{path}: damaged ({error})", hint="run `pipeline embed`, which makes the store anew"
+        ) from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest with its own hash."""
+    # Through JSON once, so that the hash is over what a reader will find.
+    content = json.loads(json.dumps(asdict(manifest)))
+    write_json(path, content | {"sha256": _hash_json(content)})
+
+
+def plan_shards(keys: pa.Array) -> list[Shard]:
+    """Cut distinct texts into shards of a fixed number of rows, in their order.
+
+    Texts added at the end leave all shards but the last as they are.
+
+    :param keys: fixed-size binary of 16, [N], distinct.
+    :returns: shards that are still to be written, without sizes and hashes.
+    """
+    shards = []
+    for number, start in enumerate(range(0, len(keys), SHARD_ROWS)):
+        part = keys.slice(start, SHARD_ROWS)
+        name = f"part-{number:05}.parquet"
+        shards.append(Shard(file=name, rows=len(part), keys=hash_keys(part)))
+    return shards
+
+
+def holds_exactly(folder: Path, manifest: Manifest, keys: pa.Array) -> bool:
+    """Whether a store holds just these texts, in this order, with every shard in place.
+
+    It compares hashes, names and sizes only, so it takes no time however large the vectors are.
+
+    :param keys: fixed-size binary of 16, distinct, in order of first appearance.
+    """
+    planned = [(shard.file, shard.keys) for shard in plan_shards(keys)]
+    return [(shard.file, shard.keys) for shard in manifest.shards] == planned and all(
+        has_size(folder / shard.file, shard.bytes) for shard in manifest.shards
+    )
+
+
+def has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,341 @@
+"""Bringing a store to a new state: shards written aside, moved over when all are whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import StoreError
+from pipeline.files import describe_os_error, hash_file, sync_folder, write_aside
+from pipeline.keys import view_keys
+from pipeline.store import manifest as layout
+from pipeline.store.manifest import (
+    MANIFEST,
+    Manifest,
+    Recipe,
+    Rows,
+    Vectors,
+    has_size,
+    name_layer,
+    plan_shards,
+    read_manifest,
+    read_manifest_file,
+    write_manifest,
+)
+from pipeline.store.reader import read_keys, read_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DECISION = "commit.json"
+
+
+class StoreUpdate:
+    """One run's change of a store, from what it holds to what it should hold.
+
+    Shards that are right already stay untouched. The others are written one by one to a folder
+    beside the store, and so is, from time to time, what is finished of a shard; ``commit`` moves
+    the shards over. A run that is killed leaves that folder, and the next one takes from it all
+    that was embedded, even if the corpus has changed in between. The names of the files there
+    carry the hash of their contents, so a damaged one is never taken for a whole one.
+
+    :param folder: the store.
+    :param recipe: of the vectors that it should hold.
+    :param keys: of the texts that it should hold: fixed-size binary of 16, distinct, in order of
+        first appearance.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, keys: pa.Array) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self.staged = staging_folder(folder)
+        self.keys = keys
+        finish_commit(folder)
+        self._planned = plan_shards(keys)
+        self._old = self._find_old()
+        self._done = {
+            shard.file: shard
+            for shard in (self._old.shards if self._old else ())
+            if (shard.file, shard.keys) in {(p.file, p.keys) for p in self._planned}
+        }
+        self._leftovers = self._take_up()
+        self._moves: dict[str, Path] = {}
+        self._known = _KnownRows(self.folder, self._old, self._leftovers, recipe)
+
+    @property
+    def resumed_rows(self) -> int:
+        """How many of the texts an interrupted run has left to take up."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not self._leftovers:
+            return 0
+        # A row may stand in a whole shard and in what was kept of it before.
+        left = pa.concat_arrays([t["key"].combine_chunks() for t in self._leftovers.values()])
+        return int(pc.sum(pc.is_in(self.keys, value_set=left)).as_py() or 0)
+
+    def _find_old(self) -> Manifest | None:
+        """What the store holds, if its vectors are of the same recipe."""
+        try:
+            manifest = read_manifest_file(self.folder / MANIFEST)
+        except StoreError:
+            return None  # damaged: everything is embedded again, and then it is replaced
+        if manifest is None or manifest.fingerprint != self.recipe.fingerprint:
+            return None
+        there = (s for s in manifest.shards if has_size(self.folder / s.file, s.bytes))
+        return replace(manifest, shards=tuple(there))
+
+    def _take_up(self) -> dict[Path, Any]:
+        """Whole files of an interrupted run with the same recipe; the others are removed."""
+        import pyarrow.parquet as pq
+
+        usable = {}
+        if not self.staged.exists():
+            return {}
+        for path in sorted(self.staged.iterdir()):
+            if path.stem.rpartition("-")[2] == hash_file(path)[:32]:
+                table = pq.ParquetFile(path, memory_map=True)
+                about = table.schema_arrow.metadata or {}
+                if about.get(b"fingerprint", b"").decode() == self.recipe.fingerprint:
+                    usable[path] = table.read(["key"])
+                    continue
+            path.unlink()
+        return usable
+
+    def list_missing(self) -> list[tuple[int, int]]:
+        """The shards still to be written, each as the range of its rows among the keys."""
+        return [
+            (number * layout.SHARD_ROWS, number * layout.SHARD_ROWS + shard.rows)
+            for number, shard in enumerate(self._planned)
+            if shard.file not in self._done
+        ]
+
+    def find_known(self, start: int, stop: int) -> tuple[npt.NDArray[np.bool_], Rows]:
+        """Which texts of a range have vectors already, and these.
+
+        :returns: bool, [stop - start], and the rows of those that are known, in order.
+        """
+        return self._known.find(self.keys.slice(start, stop - start))
+
+    def save_progress(self, places: npt.NDArray[np.int64], rows: Rows) -> None:
+        """Keep what is finished of a shard, for a run that takes over after a kill.
+
+        :param places: int64, [B]: where the rows stand among the keys.
+        """
+        import pyarrow as pa
+
+        self._stage(f"rows-{places[0]:09}", self.keys.take(pa.array(places)), rows)
+
+    def write_shard(self, start: int, rows: Rows) -> None:
+        """Write one shard whole.
+
+        :param start: where its range of keys starts, as ``list_missing`` gave it.
+        :raises StoreError: if a vector is zero or not finite, naming the first such text.
+        """
+        shard = self._planned[start // layout.SHARD_ROWS]
+        check_vectors(rows.vectors, start)
+        stem = shard.file.removesuffix(".parquet")
+        path, sha256 = self._stage(stem, self.keys.slice(start, shard.rows), rows)
+        self._moves[shard.file] = path
+        self._done[shard.file] = replace(
+            shard,
+            bytes=path.stat().st_size,
+            sha256=sha256,
+            checks=hash_blocks(self.recipe, self.keys.slice(start, shard.rows), rows),
+        )
+
+    def _stage(self, stem: str, keys: pa.Array, rows: Rows) -> tuple[Path, str]:
+        unnamed = self.staged / f"{stem}.parquet"
+        with write_aside(unnamed) as file:
+            _write_parquet(file, self.recipe, keys, rows)
+        sha256 = hash_file(unnamed)
+        path = unnamed.with_name(f"{stem}-{sha256[:32]}.parquet")
+        try:
+            unnamed.replace(path)
+            sync_folder(self.staged)
+        except OSError as error:
+            raise describe_os_error(error, path) from error
+        return path, sha256
+
+    def commit(self) -> Manifest:
+        """Move the finished shards over the old ones and write the manifest."""
+        shards = [self._done[shard.file] for shard in self._planned]
+        try:
+            self.staged.mkdir(parents=True, exist_ok=True)
+            for name, path in self._moves.items():
+                path.replace(self.staged / name)
+            sync_folder(self.staged)
+        except OSError as error:
+            raise describe_os_error(error, self.staged) from error
+        write_manifest(self.staged / _DECISION, self.recipe.describe(shards))
+        finish_commit(self.folder)
+        return read_manifest(self.folder)
+
+
+def staging_folder(folder: Path) -> Path:
+    """Where the next state of a store is built: beside it, on the same disk."""
+    return folder.with_name(folder.name + ".next")
+
+
+def finish_commit(folder: Path) -> None:
+    """Carry out a commit that was decided on; doing so again after a kill does no harm.
+
+    ``commit.json`` is the decision: once it is on the disk, every shard it names is whole, either
+    still in the staging folder or already in the store.
+    """
+    staged = staging_folder(folder)
+    try:
+        manifest = read_manifest_file(staged / _DECISION)
+    except StoreError:
+        return  # damaged, so it decides nothing; what it named is found by its hashes or made anew
+    if manifest is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        named = {shard.file for shard in manifest.shards}
+        for name in sorted(named):
+            if (staged / name).is_file():
+                (staged / name).replace(folder / name)
+        for file in folder.glob("part-*.parquet"):
+            if file.name not in named:
+                file.unlink()
+        sync_folder(folder)
+        write_manifest(folder / MANIFEST, manifest)
+        shutil.rmtree(staged)
+    except OSError as error:
+        raise describe_os_error(error, folder) from error
+
+
+class _KnownRows:
+    """Rows that need not be embedded: of the old store, and of an interrupted run."""
+
+    def __init__(
+        self, folder: Path, old: Manifest | None, leftovers: Mapping[Path, Any], recipe: Recipe
+    ) -> None:
+        self._folder = folder
+        self._old = old
+        self._leftovers = leftovers
+        self._recipe = recipe
+        self._index: list[tuple[Path | None, pa.Array]] | None = None
+
+    def find(self, keys: pa.Array) -> tuple[npt.NDArray[np.bool_], Rows]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        known = np.zeros(len(keys), bool)
+        n_tokens = np.empty(len(keys), np.int32)
+        shape = (len(keys), len(self._recipe.layers), self._recipe.width)
+        vectors = np.empty(shape, self._recipe.dtype)
+        for path, have in self._sources():
+            place = pc.index_in(keys, value_set=have)
+            found = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False) & ~known)
+            if not len(found):
+                continue
+            wanted = place.take(pa.array(found)).to_numpy()
+            rows = self._read(path, keys.take(pa.array(found)), wanted)
+            known[found] = True
+            n_tokens[found], vectors[found] = rows.n_tokens, rows.vectors
+        return known, Rows(n_tokens[known], vectors[known])
+
+    def _sources(self) -> list[tuple[Path | None, pa.Array]]:
+        if self._index is None:
+            self._index = [(p, t["key"].combine_chunks()) for p, t in self._leftovers.items()]
+            if self._old is not None and self._old.shards:
+                self._index.append((None, read_keys(self._folder, self._old)))
+        return self._index
+
+    def _read(self, path: Path | None, keys: pa.Array, places: npt.NDArray[np.int64]) -> Rows:
+        if path is None:
+            assert self._old is not None
+            return read_rows(self._folder, self._old, keys)
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path, memory_map=True)
+        vectors = [
+            table[name_layer(layer)].combine_chunks().flatten().to_numpy()
+            for layer in self._recipe.layers
+        ]
+        stacked = np.stack(
+            [flat.reshape(-1, self._recipe.width)[places] for flat in vectors], axis=1
+        )
+        return Rows(table["n_tokens"].to_numpy()[places], stacked)
+
+
+def check_vectors(vectors: Vectors, start: int) -> None:
+    """A vector that is zero or not finite is a fault of the backbone, never data.
+
+    :raises StoreError: naming the first such text.
+    """
+    # On the bits, as NumPy has no fast path for float16: all ones in the exponent are infinity or
+    # not a number, all zeros but the sign are zero.
+    exponent, sign = (0x7C00, 0x8000) if vectors.dtype == np.float16 else (0x7F800000, 0x80000000)
+    bits = vectors.view(f"u{vectors.itemsize}").reshape(len(vectors), -1)
+    not_finite = ((bits & exponent) == exponent).any(axis=1)
+    not_zero = (bits & (sign - 1)).any(axis=1)
+    bad = np.flatnonzero(not_finite | ~not_zero)
+    if len(bad):
+        raise StoreError(
+            f"{len(bad):,} of {len(vectors):,} texts have vectors that are zero or not finite, the "
+            f"first is distinct text {start + int(bad[0]):,}; nothing was written for them",
+            hint="try params.yaml: embed.precision float32 and embed.dtype float32",
+        )
+
+
+def _write_parquet(file: Any, recipe: Recipe, keys: pa.Array, rows: Rows) -> None:
+    """Uncompressed, without dictionaries, a page for each column of a row group.
+
+    So vectors stand in the file as they stand in memory, and the reader need not decode them.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    element = pa.field("element", pa.from_numpy_dtype(recipe.dtype), nullable=False)
+    vector = pa.list_(element, recipe.width)
+    fields = [
+        pa.field("key", pa.binary(16), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        *(pa.field(name_layer(layer), vector, nullable=False) for layer in recipe.layers),
+    ]
+    columns = [keys, pa.array(rows.n_tokens)]
+    for number in range(len(recipe.layers)):
+        flat = np.ascontiguousarray(rows.vectors[:, number]).reshape(-1)
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector))
+    about = {
+        "backbone": recipe.backbone,
+        "fingerprint": recipe.fingerprint,
+        "recipe": json.dumps(recipe.contents),
+    }
+    table = pa.table(columns, schema=pa.schema(fields, metadata=about))
+    pq.write_table(
+        table,
+        file,
+        row_group_size=layout.GROUP_ROWS,
+        data_page_size=1 << 30,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+
+
+def hash_blocks(recipe: Recipe, keys: pa.Array, rows: Rows) -> dict[str, list[str]]:
+    """XXH3-64 over the values of each column of each row group of a shard."""
+    from xxhash import xxh3_64_hexdigest
+
+    columns: dict[str, npt.NDArray[Any]] = {"key": view_keys(keys), "n_tokens": rows.n_tokens}
+    for number, layer in enumerate(recipe.layers):
+        columns[name_layer(layer)] = rows.vectors[:, number]
+    return {
+        name: [
+            xxh3_64_hexdigest(np.ascontiguousarray(values[start : start + layout.GROUP_ROWS]).data)
+            for start in range(0, len(values), layout.GROUP_ROWS)
+        ]
+        for name, values in columns.items()
+    }
