@@ -1,0 +1,1 @@
+"""Texts → pooled vectors of a frozen backbone, once per distinct text."""

@@ -1,0 +1,31 @@
+"""Which layers: from what the settings say to layer numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.errors import SettingsError
+
+
+def resolve_layers(
+    layers: Literal["all", "last"] | tuple[int, ...], available: tuple[int, ...], key: str
+) -> tuple[int, ...]:
+    """Settings → layer numbers, ascending, each once.
+
+    :param layers: ``all``, ``last``, or numbers; negative ones count from the last layer.
+    :param available: the numbers to choose from, ascending.
+    :param key: the setting, for the message.
+    :raises SettingsError: if a number is not among them.
+    """
+    if layers == "all":
+        return available
+    if layers == "last":
+        return available[-1:]
+    top = available[-1]
+    chosen = {layer if layer >= 0 else top + 1 + layer for layer in layers}
+    wrong = sorted(chosen - set(available))
+    if wrong:
+        raise SettingsError(
+            f"params.yaml: {key}: no layer {wrong[0]}; there are {', '.join(map(str, available))}"
+        )
+    return tuple(sorted(chosen))
