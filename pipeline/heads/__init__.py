@@ -1,0 +1,1 @@
+"""Cached vectors and labels → trained heads."""
