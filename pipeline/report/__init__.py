@@ -1,0 +1,1 @@
+"""The stage ``report``: metrics, plots and one page on the saved heads."""

@@ -1,0 +1,294 @@
+"""What the report reads: the corpus, the heads and their past, each checked against the others."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import paths
+from pipeline.corpus import PARTS as SPLITS
+from pipeline.corpus import LabelledRows, read_labelled_rows
+from pipeline.errors import StageError
+from pipeline.files import hash_file, read_json
+
+PARTS = (*SPLITS, "test_unseen")
+STAGES = ("fetch", "prepare", "embed", "train-heads")
+_FORMAT = 1
+_RETRAIN = "run `pipeline train-heads` again"
+
+_DAMAGE: tuple[type[Exception], ...] = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OSError,
+)
+
+Floats32 = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trained head.
+
+    :param classes: C names in the order of their index.
+    :param threshold: of a binary head, in probability of class 1; ``None`` for a multiclass one.
+    :param weight: [K, D]: K is 1 for a binary head, C otherwise.
+    :param bias: [K].
+    :param about: the head's entry in ``heads.json``.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    threshold: float | None
+    weight: Floats32
+    bias: Floats32
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """All heads of one training run.
+
+    :param layers: whose vectors are joined into the features.
+    :param width: of one layer's vector.
+    :param backbone_files: file → SHA-256 of those that decide what a vector is.
+    """
+
+    tasks: tuple[Task, ...]
+    layers: tuple[int, ...]
+    width: int
+    backbone: Mapping[str, Any]
+    backbone_files: Mapping[str, str]
+    fingerprint: str
+    features: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows, as places in a list of distinct texts.
+
+    :param keys: of the distinct texts: pyarrow fixed-size binary, [U].
+    :param codes: int64, [B]: which of the distinct texts each row has.
+    :param parts: part → its rows, int64 each. ``test_unseen``: rows of the test part whose text
+        stands in no training row.
+    :param labels: task → class index of each row, int64, [B].
+    """
+
+    keys: Any
+    codes: Ints
+    parts: Mapping[str, Ints]
+    labels: Mapping[str, Ints]
+
+    def count_texts(self, part: str) -> int:
+        """How many distinct texts a part holds."""
+        return len(np.unique(self.codes[self.parts[part]]))
+
+
+@dataclass(frozen=True)
+class History:
+    """Loss of one task by epoch.
+
+    :param epochs: 1-based.
+    :param train_loss: one for each epoch.
+    :param validation_loss: one for each epoch.
+    """
+
+    epochs: tuple[int, ...] = ()
+    train_loss: tuple[float, ...] = ()
+    validation_loss: tuple[float, ...] = ()
+
+
+@contextmanager
+def _reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
+    """Turn what goes wrong while ``path`` is read into an error that names the stage to run."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
+    except (*_DAMAGE, *damage) as error:
+        raise StageError(
+            f"{path}: damaged ({type(error).__name__}: {error})",
+            hint=f"run `pipeline {stage}` again",
+        ) from error
+
+
+def read_assets() -> dict[str, Any]:
+    """Read ``cache/assets.json``."""
+    assets = read_json(paths.ASSETS, stage="fetch")
+    with _reading(paths.ASSETS, "fetch"):
+        for kind in ("dataset", "backbone"):
+            str(assets[kind]["id"])
+    return dict(assets)
+
+
+def read_heads() -> Heads:
+    """Read ``heads.json`` and ``heads.safetensors`` of ``cache/heads/``.
+
+    :raises StageError: if a file is missing or damaged, or a tensor is not of the shape that
+        ``heads.json`` tells.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = paths.HEADS / "heads.json"
+    record = read_json(path, stage="train-heads")
+    tensors_path = paths.HEADS / "heads.safetensors"
+    with _reading(tensors_path, "train-heads", SafetensorError):
+        tensors = load_file(tensors_path)
+    with _reading(path, "train-heads"):
+        if record.get("weights_sha256", hash_file(tensors_path)) != hash_file(tensors_path):
+            raise StageError(f"{tensors_path} is not the file that {path} tells of", hint=_RETRAIN)
+        if record["format"] != _FORMAT:
+            raise StageError(
+                f"{path}: format {record['format']}, this version reads {_FORMAT}", hint=_RETRAIN
+            )
+        layers = tuple(int(layer) for layer in record["features"]["layers"])
+        width = int(record["features"]["width"])
+        tasks = tuple(
+            _read_task(name, about, tensors, len(layers) * width)
+            for name, about in record["tasks"].items()
+        )
+        return Heads(
+            tasks=tasks,
+            layers=layers,
+            width=width,
+            backbone=dict(record["backbone"]),
+            backbone_files=dict((record.get("recipe") or record["backbone"])["files"]),
+            fingerprint=record["fingerprint"],
+            features=record["features"],
+            training=dict(record["training"]),
+        )
+
+
+def _read_task(
+    name: str, about: Mapping[str, Any], tensors: Mapping[str, Any], features: int
+) -> Task:
+    classes = tuple(str(name) for name in about["classes"])
+    if len(classes) < 2 or about["type"] not in ("binary", "multiclass"):
+        raise ValueError(f"{name}: {about['type']} with {len(classes)} classes")
+    int(about["best_epoch"]), float(about["validation_loss"])  # the page tells them
+    binary = about["type"] == "binary"
+    K = 1 if binary else len(classes)
+    for tensor, wanted in ((f"{name}.weight", (K, features)), (f"{name}.bias", (K,))):
+        found = tensors[tensor].shape if tensor in tensors else "no such tensor"
+        if found != wanted:
+            raise StageError(
+                f"{paths.HEADS / 'heads.safetensors'}: {tensor}: {found}, heads.json tells of "
+                f"shape {wanted}",
+                hint=_RETRAIN,
+            )
+    return Task(
+        name=name,
+        classes=classes,
+        threshold=float(about["threshold"]) if binary else None,
+        weight=tensors[f"{name}.weight"].astype(np.float32),
+        bias=tensors[f"{name}.bias"].astype(np.float32),
+        about=about,
+    )
+
+
+def read_corpus(heads: Heads) -> Corpus:
+    """Read the keys of the texts and the labels of the heads' tasks.
+
+    :raises StageError: if a file is missing or damaged, or a task's labels are not those that its
+        head was trained on.
+    """
+    rows = read_labelled_rows()
+    coded = rows.keys.dictionary_encode()
+    codes = coded.indices.to_numpy().astype(np.int64)
+    parts = {part: rows.select(part) for part in SPLITS}
+    in_training = np.zeros(len(coded.dictionary), bool)
+    in_training[codes[parts["train"]]] = True
+    parts["test_unseen"] = parts["test"][~in_training[codes[parts["test"]]]]
+    return Corpus(
+        keys=coded.dictionary,
+        codes=codes,
+        parts=parts,
+        labels={task.name: _take_labels(rows, task) for task in heads.tasks},
+    )
+
+
+def _take_labels(rows: LabelledRows, task: Task) -> Ints:
+    """One task's labels, if they are of the classes that its head was trained on."""
+    hint = "run `pipeline prepare`, then `pipeline train-heads`"
+    if task.name not in rows.tasks:
+        raise StageError(
+            f"{paths.LABELS}: no labels {task.name!r}, but {paths.HEADS} holds a head of that name",
+            hint=hint,
+        )
+    labels = rows.tasks[task.name]
+    if labels.classes != task.classes:
+        raise StageError(
+            f"{paths.LABELS}: {task.name} has the classes {', '.join(labels.classes)}; its head in "
+            f"{paths.HEADS} was trained on {', '.join(task.classes)}",
+            hint=hint,
+        )
+    bad = np.flatnonzero((labels.indices < 0) | (labels.indices >= len(task.classes)))
+    if len(bad):
+        raise StageError(
+            f"{paths.LABELS}: {task.name} is {labels.indices[bad[0]]} at place {bad[0]:,}, not a "
+            f"class index from 0 to {len(task.classes) - 1}",
+            hint="run `pipeline prepare` again",
+        )
+    return labels.indices
+
+
+def check_backbone(assets: Mapping[str, Any], heads: Heads, fingerprint: str) -> None:
+    """Make sure that heads, vectors and assets are of the same backbone.
+
+    :param fingerprint: of the embedding store.
+    :raises StageError: if they are not, naming the stage to run.
+    """
+    if heads.fingerprint != fingerprint:
+        raise StageError(
+            f"{paths.HEADS} was trained on other vectors than those in {paths.EMBEDDINGS} "
+            f"(fingerprint {heads.fingerprint[:12]}, now {fingerprint[:12]})",
+            hint="run `pipeline train-heads`",
+        )
+    fetched = assets["backbone"]
+    files = fetched.get("files") or {}
+    if any(files.get(name) != sha256 for name, sha256 in heads.backbone_files.items()):
+        raise StageError(
+            f"{paths.HEADS} was trained on the backbone {heads.backbone.get('id')}; "
+            f"{paths.ASSETS} now holds {fetched['id']} with other files",
+            hint="run `pipeline embed`, then `pipeline train-heads`",
+        )
+
+
+def read_history(heads: Heads) -> dict[str, History]:
+    """Read ``curves.csv``: the loss of each task by epoch."""
+    path = paths.HEADS / "curves.csv"
+    found: dict[str, list[tuple[int, float, float]]] = {task.name: [] for task in heads.tasks}
+    with _reading(path, "train-heads"), path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            if line["task"] in found:
+                losses = float(line["train_loss"]), float(line["validation_loss"])
+                found[line["task"]].append((int(line["epoch"]), *losses))
+    return {
+        task: History(*zip(*sorted(lines), strict=True)) if lines else History()
+        for task, lines in found.items()
+    }
+
+
+def read_timings() -> list[dict[str, Any]]:
+    """Read what the earlier stages took, in their order; those without a record are left out."""
+    timings = []
+    for stage in STAGES:
+        path = paths.TIMINGS / f"{stage}.json"
+        if path.exists():
+            record = read_json(path, stage=stage)
+            with _reading(path, stage):
+                float(record["wall_seconds"])
+                dict(record.get("details") or {})
+            timings.append(record)
+    return timings

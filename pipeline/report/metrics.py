@@ -1,0 +1,241 @@
+"""Scores of a head's logits against the labels: pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# Names that stand for averages in `f1_macro`, `f1_weighted`; a class may have the same name.
+_AVERAGES = ("macro", "weighted")
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of one class against the rest.
+
+    A class that occurs neither among the labels nor among the predictions has none. Otherwise a
+    precision without predictions, or a recall without rows, is 0.
+
+    :param support: rows that are of this class.
+    """
+
+    name: str
+    support: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """Scores of one head on one part of the corpus.
+
+    :param confusion: [C, C]: rows by actual (first axis) and predicted class.
+    :param overall: metric → value; one that is undefined on this part is not there.
+    """
+
+    rows: int
+    confusion: Ints
+    overall: dict[str, float]
+    classes: tuple[ClassScores, ...]
+
+    def flatten(self) -> dict[str, float | int]:
+        """All values under one flat name each, as in ``metrics.json``."""
+        flat: dict[str, float | int] = {"rows": self.rows, **self.overall}
+        for scores in self.classes:
+            name = f"class_{scores.name}" if scores.name in _AVERAGES else scores.name
+            for metric in ("precision", "recall", "f1"):
+                value = getattr(scores, metric)
+                if value is not None:
+                    flat[f"{metric}_{name}"] = value
+            if self.rows:
+                flat[f"support_{name}"] = scores.support
+        return flat
+
+
+def compute_probabilities(logits: npt.NDArray[np.floating]) -> Floats:
+    """Probability of each class.
+
+    :param logits: [B, 1] of class 1 of two classes, or [B, C].
+    :returns: [B, C], rows adding up to 1: sigmoid for a binary head, softmax otherwise.
+    """
+    wide = logits.astype(np.float64)
+    if wide.shape[1] == 1:
+        wide = np.hstack([np.zeros_like(wide), wide])
+    wide = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
+    probabilities: Floats = wide / wide.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def predict_classes(probabilities: Floats, threshold: float | None) -> Ints:
+    """The class that each row is given.
+
+    :param probabilities: [B, C].
+    :param threshold: of a binary head: class 1 above it, class 0 at or below it. ``None`` for the
+        most probable class.
+    """
+    predicted: Ints
+    if threshold is None:
+        predicted = probabilities.argmax(axis=1)
+    else:
+        predicted = (probabilities[:, 1] > threshold).astype(np.int64)
+    return predicted
+
+
+def score_part(
+    actual: Ints, logits: npt.NDArray[np.floating], classes: Sequence[str], threshold: float | None
+) -> PartScores:
+    """Score one head on one part of the corpus.
+
+    :param actual: class index of each row, [B].
+    :param logits: [B, 1] for a binary head, [B, C] otherwise.
+    :param classes: C names in the order of their index.
+    :param threshold: of a binary head; ``None`` for a multiclass one.
+    """
+    C = len(classes)
+    probabilities = compute_probabilities(logits)
+    predicted = predict_classes(probabilities, threshold)
+    confusion = np.bincount(actual * C + predicted, minlength=C * C).reshape(C, C)
+    per_class = score_classes(confusion, classes)
+    overall = average_classes(confusion, per_class)
+    if threshold is not None:
+        positive = per_class[1]
+        for metric in ("precision", "recall", "f1"):
+            value = getattr(positive, metric)
+            if value is not None:
+                overall[metric] = value
+    overall |= rank_scores(actual, logits if threshold is not None else probabilities)
+    return PartScores(rows=len(actual), confusion=confusion, overall=overall, classes=per_class)
+
+
+def score_classes(confusion: Ints, classes: Sequence[str]) -> tuple[ClassScores, ...]:
+    """Precision, recall and F1 of each class from a confusion matrix.
+
+    :param confusion: [C, C], actual by predicted.
+    """
+    scores = []
+    for index, name in enumerate(classes):
+        hits = int(confusion[index, index])
+        support = int(confusion[index].sum())
+        predicted = int(confusion[:, index].sum())
+        occurs = support + predicted > 0
+        scores.append(
+            ClassScores(
+                name=name,
+                support=support,
+                precision=hits / max(predicted, 1) if occurs else None,
+                recall=hits / max(support, 1) if occurs else None,
+                f1=2 * hits / (support + predicted) if occurs else None,
+            )
+        )
+    return tuple(scores)
+
+
+def average_classes(confusion: Ints, scores: Sequence[ClassScores]) -> dict[str, float]:
+    """Accuracy, and the averages over the classes that occur: plain (macro) and by support.
+
+    :param confusion: [C, C], actual by predicted.
+    :returns: metric → value; empty if there are no rows.
+    """
+    rows = int(confusion.sum())
+    if rows == 0:
+        return {}
+    defined = [s for s in scores if s.f1 is not None]
+    table = np.array([[s.precision, s.recall, s.f1] for s in defined], np.float64)
+    support = np.array([s.support for s in defined], np.float64)
+    precision, recall, f1 = table.mean(axis=0)
+    return {
+        "accuracy": float(np.trace(confusion) / rows),
+        "precision_macro": float(precision),
+        "recall_macro": float(recall),
+        "f1_macro": float(f1),
+        "f1_weighted": float(table[:, 2] @ support / rows),
+    }
+
+
+def rank_scores(actual: Ints, scores: npt.NDArray[np.floating]) -> dict[str, float]:
+    """ROC-AUC and average precision: of class 1, or one-vs-rest and averaged over all classes.
+
+    :param actual: class index of each row, [B].
+    :param scores: [B, 1] of class 1, or [B, C]; only their order matters.
+    :returns: ``roc_auc`` and ``average_precision``, each only if every class that it averages over
+        has the rows that it needs: some for both, some of other classes for ROC-AUC.
+    """
+    areas, precisions = [], []
+    for _, is_class, score in take_classes(actual, scores):
+        sweep = sweep_thresholds(is_class, score)
+        if sweep.hits[-1] == 0:
+            return {}
+        precisions.append(np.diff(sweep.recall) @ sweep.precision[1:])
+        if sweep.false_alarms[-1] > 0:
+            areas.append(np.trapezoid(sweep.recall, sweep.false_positive_rate))
+    ranked = {"average_precision": float(np.mean(precisions))}
+    if len(areas) == len(precisions):
+        ranked = {"roc_auc": float(np.mean(areas)), **ranked}
+    return ranked
+
+
+def take_classes(
+    actual: Ints, scores: npt.NDArray[np.floating]
+) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.floating]]]:
+    """Each class that has scores of its own, against the rest.
+
+    :param scores: [B, 1] of class 1, or [B, C].
+    :yields: class index; which rows are of that class, [B]; their scores, [B].
+    """
+    wanted = [1] if scores.shape[1] == 1 else range(scores.shape[1])
+    for column, index in enumerate(wanted):
+        yield index, actual == index, scores[:, column]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a threshold that falls from above the highest score to the lowest one lets through.
+
+    :param hits: rows of the class above each threshold, [N], from 0 to all of them.
+    :param false_alarms: other rows above each threshold, [N], from 0 to all of them.
+    """
+
+    hits: Ints
+    false_alarms: Ints
+
+    @property
+    def recall(self) -> Floats:
+        """Share of the class's rows above each threshold; also called true positive rate."""
+        return _divide(self.hits, self.hits[-1:])
+
+    @property
+    def false_positive_rate(self) -> Floats:
+        """Share of the other rows above each threshold."""
+        return _divide(self.false_alarms, self.false_alarms[-1:])
+
+    @property
+    def precision(self) -> Floats:
+        """Share of the class among the rows above each threshold; 1 where there are none."""
+        above = self.hits + self.false_alarms
+        return np.where(above > 0, _divide(self.hits, np.maximum(above, 1)), 1.0)
+
+
+def sweep_thresholds(is_class: npt.NDArray[np.bool_], score: npt.NDArray[np.floating]) -> Sweep:
+    """Count rows above every threshold that makes a difference; equal scores pass together.
+
+    :param is_class: which rows are of the class, [B].
+    :param score: [B]; higher for rows more likely of the class.
+    """
+    order = np.argsort(-score, kind="stable")
+    last_of_equal = np.flatnonzero(np.diff(score[order], append=np.nan))
+    hits = np.cumsum(is_class[order], dtype=np.int64)[last_of_equal]
+    hits = np.concatenate([[0], hits])
+    false_alarms = np.concatenate([[0], last_of_equal + 1]) - hits
+    return Sweep(hits=hits, false_alarms=false_alarms)
+
+
+def _divide(part: Ints, whole: Ints) -> Floats:
+    share: Floats = part / whole
+    return share

@@ -1,0 +1,260 @@
+"""The page: everything about one run in one HTML file that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.report.inputs import PARTS, Corpus, Heads, History, Task
+from pipeline.report.metrics import Ints, PartScores
+from pipeline.report.plots import (
+    SERIES_COLORS,
+    Curve,
+    TaskCurves,
+    draw_curves,
+    draw_history,
+)
+
+_MATRIX_CLASSES = 15  # a larger confusion matrix cannot be read
+_TOP_CONFUSIONS = 25
+_HEADLINE = {
+    True: (
+        ("accuracy", "Accuracy"),
+        ("f1", "F1"),
+        ("f1_macro", "Macro F1"),
+        ("roc_auc", "ROC-AUC"),
+    ),
+    False: (
+        ("accuracy", "Accuracy"),
+        ("f1_macro", "Macro F1"),
+        ("f1_weighted", "Weighted F1"),
+        ("roc_auc", "ROC-AUC"),
+    ),
+}
+_COLUMNS = (
+    ("accuracy", "Accuracy"),
+    ("precision", "Precision"),
+    ("recall", "Recall"),
+    ("f1", "F1"),
+    ("f1_macro", "Macro F1"),
+    ("f1_weighted", "Weighted F1"),
+    ("roc_auc", "ROC-AUC"),
+    ("average_precision", "Avg. precision"),
+)
+_BINARY_ONLY = ("precision", "recall", "f1")
+_PART_TITLES = {
+    "train": "Train",
+    "validation": "Validation",
+    "test": "Test",
+    "test_unseen": "Test, unseen texts",
+}
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """All that the page tells.
+
+    :param scores: part → task → scores.
+    :param curves: task → its curves on the test part.
+    :param history: task → its loss by epoch.
+    :param files: the machine-readable files beside the page, relative to it.
+    """
+
+    title: str
+    assets: Mapping[str, Any]
+    heads: Heads
+    corpus: Corpus
+    scores: Mapping[str, Mapping[str, PartScores]]
+    curves: Mapping[str, TaskCurves]
+    history: Mapping[str, History]
+    timings: Sequence[Mapping[str, Any]]
+    files: Sequence[str]
+
+
+def render_page(content: PageContent) -> str:
+    """The page as HTML; every text in it is escaped but the drawings, which hold none of a user."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"score": format_score, "value": format_value, "count": "{:,}".format}
+    source = resources.files("pipeline.report").joinpath("page.html.j2").read_text("utf-8")
+    backbone = content.assets["backbone"]
+    wanted = backbone.get("wanted")
+    return environment.from_string(source).render(
+        title=content.title,
+        backbone=backbone,
+        wanted=wanted if wanted != backbone["id"] else None,
+        assets=content.assets,
+        parts=describe_parts(content.corpus),
+        tasks=[describe_task(content, task) for task in content.heads.tasks],
+        features=content.heads.features,
+        width=len(content.heads.layers) * content.heads.width,
+        fingerprint=content.heads.fingerprint,
+        training=content.heads.training,
+        timings=content.timings,
+        files=content.files,
+        part_titles=_PART_TITLES,
+    )
+
+
+def format_score(value: float | None) -> str:
+    """A score with three decimals; a dash if it is undefined."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def format_value(value: object) -> str:
+    """A setting or a detail as a person would write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {format_value(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(format_value(item) for item in value)
+    return str(value)
+
+
+def describe_parts(corpus: Corpus) -> list[dict[str, Any]]:
+    """Rows and distinct texts of each part."""
+    return [
+        {
+            "part": part,
+            "rows": len(corpus.parts[part]),
+            "texts": corpus.count_texts(part),
+            "share": len(corpus.parts[part]) / max(len(corpus.codes), 1),
+        }
+        for part in PARTS
+    ]
+
+
+def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
+    """What the page shows of one task."""
+    scores = {part: content.scores[part][task.name] for part in PARTS}
+    history = content.history[task.name]
+    kept = int(task.about["best_epoch"])
+    binary = task.threshold is not None
+    columns = [
+        (metric, label) for metric, label in _COLUMNS if binary or metric not in _BINARY_ONLY
+    ]
+    return {
+        "name": task.name,
+        "about": task.about,
+        "binary": binary,
+        "classes": task.classes,
+        "headline": [
+            (
+                f"F1 of {task.classes[1]}" if metric == "f1" else label,
+                scores["test"].overall.get(metric),
+                scores["test_unseen"].overall.get(metric),
+            )
+            for metric, label in _HEADLINE[binary]
+        ],
+        "columns": [label for _, label in columns],
+        "parts": [
+            (_PART_TITLES[part], of_part.rows, [of_part.overall.get(m) for m, _ in columns])
+            for part, of_part in scores.items()
+        ],
+        "scores": scores,
+        "confusion": shade_confusion(scores["test"].confusion, task.classes)
+        if len(task.classes) <= _MATRIX_CLASSES
+        else None,
+        "confusions": list_confusions(scores["test"].confusion, task.classes),
+        "figures": draw_figures(content, task) if scores["test"].rows else [],
+        "training": Markup(draw_history(history, kept)) if history.epochs else None,
+        "kept_epoch": kept,
+    }
+
+
+def shade_confusion(confusion: Ints, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a confusion matrix; each cell with its share of the rows of that actual class.
+
+    :param confusion: [C, C], actual by predicted.
+    """
+    return [
+        {
+            "name": name,
+            "support": int(row.sum()),
+            "cells": [(int(count), float(count / max(row.sum(), 1))) for count in row],
+        }
+        for name, row in zip(classes, confusion, strict=True)
+    ]
+
+
+def list_confusions(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
+    """The most frequent mistakes: actual class, predicted class, rows, share of the actual class.
+
+    :param confusion: [C, C], actual by predicted.
+    """
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP_CONFUSIONS]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [
+        (classes[a], classes[p], int(wrong[a, p]), float(wrong[a, p] / confusion[a].sum()))
+        for a, p in pairs
+        if wrong[a, p]
+    ]
+
+
+def draw_figures(content: PageContent, task: Task) -> list[dict[str, Any]]:
+    """ROC and precision-recall curves on the test part, with what their legends say."""
+    curves = content.curves[task.name]
+    test = content.scores["test"][task.name]
+    recall, false_positives, precision = _find_threshold(test)
+    roc_labels = ("false positive rate", "true positive rate")
+    kinds: list[tuple[str, list[Curve], tuple[str, str], tuple[float, float], bool]] = [
+        ("ROC", curves.roc, roc_labels, (false_positives, recall), True),
+        (
+            "Precision–recall",
+            curves.precision_recall,
+            ("recall", "precision"),
+            (recall, precision),
+            False,
+        ),
+    ]
+    shown = choose_classes(test)
+    figures = []
+    for title, traced, labels, point, diagonal in kinds:
+        chosen = [curve for curve in traced if curve.index in shown]
+        if chosen:
+            mark = point if task.threshold is not None else None
+            figures.append(
+                {
+                    "title": title,
+                    "svg": Markup(draw_curves(chosen, labels, diagonal=diagonal, mark=mark)),
+                    "legend": [task.classes[curve.index] for curve in chosen],
+                    "left_out": len(traced) - len(chosen),
+                }
+            )
+    return figures
+
+
+def choose_classes(scores: PartScores) -> set[int]:
+    """The classes whose curves are drawn: all, or of too many those with the lowest F1."""
+    order = sorted(
+        (index for index, s in enumerate(scores.classes) if s.support),
+        key=lambda index: scores.classes[index].f1 or 0.0,
+    )
+    return set(order[:SERIES_COLORS])
+
+
+def _find_threshold(scores: PartScores) -> tuple[float, float, float]:
+    """Recall, false positive rate and precision of class 1 at the head's threshold."""
+    (true_negatives, false_positives), (misses, hits) = scores.confusion[:2, :2]
+    return (
+        float(hits / max(hits + misses, 1)),
+        float(false_positives / max(false_positives + true_negatives, 1)),
+        float(hits / max(hits + false_positives, 1)),
+    )
