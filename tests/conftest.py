@@ -1,0 +1,167 @@
+"""What the tests share: projects in scratch folders, a tiny backbone, the real assets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hear_ctrl_c() -> None:
+    """A runner in the background of a shell ignores SIGINT, and so would every process it starts.
+
+    Programs started by the tests must hear it as they do from a terminal.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """Two threads everywhere, so that a large machine gives the figures of a small one."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder with the default settings, as the working directory."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def edit_params(changes: dict[str, object], path: Path = Path("params.yaml")) -> None:
+    """Change settings by their dotted names; comments and order stay."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    content = yaml.load(path.read_text("utf-8"))
+    for name, value in changes.items():
+        *sections, key = name.split(".")
+        section = content
+        for part in sections:
+            section = section[part]
+        section[key] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def run_stages(cli: Cli, *stages: str) -> None:
+    """Run stages that are expected to succeed."""
+    for stage in stages:
+        result = cli(stage)
+        assert result.returncode == 0, f"{stage}: {result.stdout}{result.stderr}"
+
+
+@pytest.fixture
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user cache folder of the test's own, empty."""
+    folder = tmp_path / "user-cache"
+    monkeypatch.setenv("PIPELINE_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def cli(project: Path) -> Cli:
+    """Run the command line as a user would, in a process of its own, in the project's folder."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments],
+            cwd=options.pop("cwd", project),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run
+
+
+def _make_tiny_backbone(folder: Path) -> Path:
+    """A BERT of 2 layers and width 32 with random weights, and a tokenizer of letters."""
+    import string
+
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    pieces = [*string.ascii_lowercase, *string.digits, *".,!?'$£"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *pieces, *(f"##{piece}" for piece in pieces)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    BertModel(config).eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a backbone that embeds a thousand texts in a second."""
+    return _make_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def real_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder in which ``pipeline fetch`` has run with the default settings.
+
+    The assets lie in the user's own cache folder, where they are fetched once.
+    """
+    folder = tmp_path_factory.mktemp("fetched")
+    shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline", "fetch"], cwd=folder, capture_output=True, text=True
+    )
+    if result.returncode != 0:
+        pytest.skip(f"the real assets cannot be had here: {result.stderr.strip()}")
+    return folder
+
+
+@pytest.fixture
+def few_messages(project: Path, real_assets: Path) -> Path:
+    """A project on the first 600 messages of the SMS corpus, MiniLM and the default settings."""
+    import json
+
+    from pipeline import paths
+
+    record = json.loads((real_assets / paths.ASSETS).read_text())["dataset"]
+    (name,) = record["files"]
+    source = paths.user_cache() / record["folder"] / name
+    lines = source.read_text("utf-8").splitlines(keepends=True)[:600]
+    (project / "messages.tsv").write_text("".join(lines), "utf-8")
+    edit_params(
+        {
+            "fetch.dataset": "messages.tsv",
+            "fetch.backbones": ["sentence-transformers/all-MiniLM-L6-v2"],
+            "prepare.header": ["label", "message"],
+        }
+    )
+    return project

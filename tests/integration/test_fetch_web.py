@@ -1,0 +1,606 @@
+"""`pipeline fetch` of a dataset from a web server, and what stays when it goes wrong.
+
+The server runs on this machine; nothing here needs the internet.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.server
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import assets, fetch, paths, places
+from pipeline.assets import UrlPlace
+from pipeline.config import load_settings
+from pipeline.errors import AssetError, WriteError
+from tests.conftest import Cli, edit_params
+
+CSV = b"label,message\nham,see you at noon\nspam,win a prize\n"
+NEWER = b"label,message\nham,see you at one\nspam,win a boat\nham,ok\n"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as the test says; keeps quiet on the terminal."""
+
+    server: Site
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        self.server.answer(self)
+
+    def send(self, body: bytes, *, length: int | None = None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Site(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer: Callable[[Handler], None] = lambda handler: handler.send(CSV)
+        self.asked: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: object) -> None:  # the client went away, as it should
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    server = Site()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def web_project(
+    project: Path, private_cache: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A project whose dataset is on the local server, all else in local files."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    (project / "lexicon.txt").write_text("good\t1.9\t0.1\t[1]\n")
+    make_backbone(project / "tiny")
+    edit_params(
+        {
+            "fetch.dataset": f"{site.url}/data/messages.csv",
+            "fetch.backbones": ["./tiny"],
+        }
+    )
+    edit_lexicon("lexicon.txt")
+    return project
+
+
+def edit_lexicon(name: str) -> None:
+    edit_params({"fetch.lexicon": name})
+
+
+def make_backbone(folder: Path) -> None:
+    """What `fetch` asks of a backbone; the smallest safetensors file holds no tensor."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+def read_tree(*folders: Path) -> dict[str, bytes]:
+    """Every file below the folders, but for the lock and the timings of the last run."""
+    return {
+        str(file): file.read_bytes()
+        for folder in folders
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.parent.name != "timings" and not file.name.startswith(".lock")
+    }
+
+
+def find_scratch(folder: Path) -> list[Path]:
+    return list(folder.rglob(".tmp-*"))
+
+
+def assert_one_message(result: subprocess.CompletedProcess[str], status: int = 1) -> None:
+    assert result.returncode == status, result.stdout + result.stderr
+    assert result.stderr.count("Error: ") == 1
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def start_fetch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "fetch", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def break_half_way(handler: Handler) -> None:
+    handler.send(NEWER, length=2 * len(NEWER))
+    handler.close_connection = True
+
+
+def break_chunks(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"ff\r\n" + NEWER)
+
+
+def break_off(handler: Handler) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def answer_nonsense(handler: Handler) -> None:
+    handler.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+def redirect_in_circles(handler: Handler) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", handler.path)
+    handler.end_headers()
+
+
+FAILURES = {
+    "half": (break_half_way, f"broke after {len(NEWER)} of {2 * len(NEWER)} bytes"),
+    "chunks": (break_chunks, "broke after"),
+    "off": (break_off, "closed connection without response"),
+    "404": (lambda handler: handler.send_error(404), "HTTP 404 Not Found"),
+    "500": (lambda handler: handler.send_error(500), "HTTP 500"),
+    "nonsense": (answer_nonsense, "SSH-2.0"),
+    "circle": (redirect_in_circles, "HTTP 302"),
+}
+
+
+def test_plain_file(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
+    result = cli("fetch")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(paths.ASSETS.read_text())["dataset"]
+    assert record["files"] == {"messages.csv": hashlib.sha256(CSV).hexdigest()}
+    assert record["source"] == f"{site.url}/data/messages.csv"
+    assert (private_cache / record["folder"] / "messages.csv").read_bytes() == CSV
+    assert not find_scratch(private_cache)
+    assert site.asked == ["/data/messages.csv"]
+    assert cli("fetch").returncode == 0
+    assert site.asked == ["/data/messages.csv"], "a second fetch must not ask again"
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failed_download(
+    failure: str, web_project: Path, private_cache: Path, site: Site, cli: Cli
+) -> None:
+    site.answer, why = FAILURES[failure]
+    result = cli("fetch")
+    assert_one_message(result)
+    assert why in result.stderr
+    assert "next: " in result.stderr
+    assert not paths.ASSETS.exists()
+    assert read_tree(private_cache) == {}
+    assert not find_scratch(private_cache)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failed_refresh_keeps_what_is_there(
+    failure: str,
+    web_project: Path,
+    private_cache: Path,
+    site: Site,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = load_settings(paths.PARAMS)
+    fetch.run_fetch(settings)
+    before = read_tree(private_cache, paths.CACHE)
+    site.answer, why = FAILURES[failure]
+    fetch.run_fetch(settings, refresh=True)
+    out = capsys.readouterr().out
+    assert "warning: " in out
+    assert "cannot be fetched again; what is here already stays" in out
+    assert why in out
+    assert read_tree(private_cache, paths.CACHE) == before
+    assert not find_scratch(private_cache)
+
+
+def test_refresh_takes_the_new_file(
+    web_project: Path, private_cache: Path, site: Site, cli: Cli
+) -> None:
+    assert cli("fetch").returncode == 0
+    site.answer = lambda handler: handler.send(NEWER)
+    assert cli("fetch", "--refresh").returncode == 0
+    record = json.loads(paths.ASSETS.read_text())["dataset"]
+    assert record["files"]["messages.csv"] == hashlib.sha256(NEWER).hexdigest()
+    assert (private_cache / record["folder"] / "messages.csv").read_bytes() == NEWER
+
+
+def test_wrong_checksum(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
+    edit_params({"fetch.dataset_sha256": hashlib.sha256(CSV).hexdigest()})
+    assert cli("fetch").returncode == 0
+    before = read_tree(private_cache, paths.CACHE)
+    edit_params({"fetch.dataset_sha256": "0" * 64})
+    site.answer = lambda handler: handler.send(NEWER)
+    for arguments in (["fetch"], ["fetch", "--refresh"]):
+        result = cli(*arguments)
+        assert_one_message(result)
+        assert hashlib.sha256(NEWER).hexdigest() in result.stderr
+        assert f"params.yaml: fetch.dataset_sha256 is {'0' * 64}" in result.stderr
+        assert "correct or remove fetch.dataset_sha256" in result.stderr
+        assert read_tree(private_cache, paths.CACHE) == before
+    assert not find_scratch(private_cache)
+
+
+def test_new_pin_fetches_the_new_file(web_project: Path, site: Site, cli: Cli) -> None:
+    assert cli("fetch").returncode == 0
+    site.answer = lambda handler: handler.send(NEWER)
+    edit_params({"fetch.dataset_sha256": hashlib.sha256(NEWER).hexdigest()})
+    assert cli("fetch").returncode == 0
+    record = json.loads(paths.ASSETS.read_text())["dataset"]
+    assert record["files"]["messages.csv"] == hashlib.sha256(NEWER).hexdigest()
+
+
+def test_server_that_never_answers(web_project: Path, private_cache: Path, cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        edit_params({"fetch.dataset": f"http://127.0.0.1:{silent.getsockname()[1]}/data.csv"})
+        started = time.monotonic()
+        result = cli("fetch")
+        seconds = time.monotonic() - started
+    assert_one_message(result)
+    assert "does not answer" in result.stderr
+    assert seconds < 8
+    assert read_tree(private_cache) == {}
+
+
+def test_server_that_stalls(
+    web_project: Path, private_cache: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def stall(handler: Handler) -> None:
+        handler.send(NEWER[:10], length=len(NEWER))
+        released.wait(20)
+
+    site.answer = stall
+    monkeypatch.setattr(places, "_STALL_SECONDS", 0.5)
+    started = time.monotonic()
+    with pytest.raises(AssetError, match=r"broke after \d+ bytes \(timed out\)"):
+        fetch.run_fetch(load_settings(paths.PARAMS))
+    assert time.monotonic() - started < 5
+    released.set()
+    assert not find_scratch(private_cache)
+
+
+@pytest.mark.parametrize("content", ["good", "other member", "damaged", "no zip"])
+def test_zip_member(
+    content: str,
+    web_project: Path,
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    body = CSV * 50
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("readme" if content == "other member" else "inner/corpus", body)
+    packed = archive.read_bytes()
+    if content == "damaged":  # the first bytes of the compressed data
+        start = packed.index(b"inner/corpus") + len(b"inner/corpus")
+        packed = packed[:start] + b"\xff\xff\xff\xff" + packed[start + 4 :]
+    if content == "no zip":
+        packed = b"<html>please log in</html>"
+    site.answer = lambda handler: handler.send(packed)
+    place = UrlPlace(
+        url=f"{site.url}/archive.zip",
+        file="corpus.csv",
+        member="inner/corpus",
+        sha256={"corpus.csv": hashlib.sha256(body).hexdigest()},
+        reading={"format": "csv", "header": None},
+    )
+    monkeypatch.setattr(assets, "DATASETS", {"corpus": (place,)})
+    edit_params({"fetch.dataset": "corpus"})
+    settings = load_settings(paths.PARAMS)
+    if content == "good":
+        fetch.run_fetch(settings)
+        asset = assets.read_assets()["dataset"]
+        assert (asset.locate() / "corpus.csv").read_bytes() == body
+        assert asset.extra["format"] == "csv"
+    else:
+        with pytest.raises(AssetError, match=r"no item named|not the zip file it should be"):
+            fetch.run_fetch(settings)
+        assert not paths.ASSETS.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("/a/data%20set.csv?version=2&x=%C3%A9#top", "data set.csv"),
+        ("/a/übung 1.csv?q=ä b", "übung 1.csv"),
+        ("/", "dataset"),
+        ("/a/..%2f..%2fescape.csv", "escape.csv"),
+        ("/a/%2e%2e", "dataset"),
+        ("/asset.json", "dataset-asset.json"),
+        ("/" + 300 * "x" + ".csv", 196 * "x" + ".csv"),
+    ],
+)
+def test_odd_urls(path: str, file: str, web_project: Path, private_cache: Path, site: Site) -> None:
+    edit_params({"fetch.dataset": site.url + path})
+    fetch.run_fetch(load_settings(paths.PARAMS))
+    asset = assets.read_assets()["dataset"]
+    assert list(asset.files) == [file]
+    assert (asset.locate() / file).read_bytes() == CSV
+    assert asset.locate().is_relative_to(private_cache / "datasets")
+    fetch.run_fetch(load_settings(paths.PARAMS))
+    assert len(site.asked) == 1, "what odd names hold must be found again"
+
+
+def test_urls_that_share_a_folder_are_told_apart(web_project: Path, site: Site) -> None:
+    site.answer = lambda handler: handler.send(handler.path.encode())
+    for path in ("/a/b.csv", "/a--b.csv", "/a/b.csv"):
+        edit_params({"fetch.dataset": site.url + path})
+        fetch.run_fetch(load_settings(paths.PARAMS))
+        asset = assets.read_assets()["dataset"]
+        (name,) = asset.files
+        assert (asset.locate() / name).read_bytes() == path.encode()
+
+
+@pytest.mark.parametrize("damage", ["byte", "cut", "gone", "record", "no files", "list", "other"])
+def test_damaged_copy_is_fetched_again(
+    damage: str,
+    web_project: Path,
+    private_cache: Path,
+    site: Site,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = load_settings(paths.PARAMS)
+    fetch.run_fetch(settings)
+    before = read_tree(private_cache, paths.CACHE)
+    (file,) = private_cache.rglob("messages.csv")
+    record = file.with_name("asset.json")
+    content = json.loads(record.read_text())
+    if damage == "byte":
+        file.write_bytes(CSV.replace(b"noon", b"moon"))
+    elif damage == "cut":
+        file.write_bytes(CSV[:10])
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "record":
+        record.write_text(record.read_text()[:20])
+    elif damage == "no files":
+        record.write_text(json.dumps(content | {"files": {}}))
+    elif damage == "list":
+        record.write_text(json.dumps(content | {"files": ["messages.csv"]}))
+    else:
+        record.write_text(json.dumps(content | {"folder": "datasets/another"}))
+    fetch.run_fetch(settings)
+    assert "is damaged; fetching" in capsys.readouterr().out
+    assert read_tree(private_cache, paths.CACHE) == before
+    assert len(site.asked) == 2
+
+
+def test_two_at_once(web_project: Path, private_cache: Path, site: Site, tmp_path: Path) -> None:
+    """Two projects fetch the same into the same cache folder, and rename at the same moment."""
+    second = tmp_path / "second"
+    second.mkdir()
+    for name in ("params.yaml", "lexicon.txt"):
+        (second / name).write_bytes((web_project / name).read_bytes())
+    make_backbone(second / "tiny")
+    for arguments in ((), ("--refresh",)):
+        together = threading.Barrier(2)
+
+        def answer(handler: Handler, together: threading.Barrier = together) -> None:
+            together.wait(20)
+            handler.send(CSV)
+
+        site.answer = answer
+        runs = [start_fetch(folder, *arguments) for folder in (web_project, second)]
+        for run in runs:
+            out, err = run.communicate(timeout=60)
+            assert run.returncode == 0, out + err
+        assert (web_project / paths.ASSETS).read_bytes() == (second / paths.ASSETS).read_bytes()
+        (file,) = private_cache.rglob("messages.csv")
+        assert file.read_bytes() == CSV
+        assert not find_scratch(private_cache)
+
+
+def test_second_fetch_in_the_same_project_stops(web_project: Path, site: Site, cli: Cli) -> None:
+    released = threading.Event()
+
+    def answer(handler: Handler) -> None:
+        released.wait(20)
+        handler.send(CSV)
+
+    site.answer = answer
+    first = start_fetch(web_project)
+    wait_until(lambda: site.asked)
+    result = cli("fetch")
+    released.set()
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, out + err
+    assert_one_message(result)
+    assert f"another run (process {first.pid}) is writing cache/" in result.stderr
+
+
+def drip(handler: Handler) -> None:
+    """Never ends: a byte now and then."""
+    handler.send(b"label,message\n", length=1 << 30)
+    while True:
+        handler.wfile.write(b"x" * 4096)
+        handler.wfile.flush()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_download(
+    number: int, status: int, web_project: Path, private_cache: Path, site: Site, cli: Cli
+) -> None:
+    assert cli("fetch").returncode == 0
+    before = read_tree(private_cache, paths.CACHE)
+    site.answer = drip
+    run = start_fetch(web_project, "--refresh")
+    wait_until(lambda: any(file.name == "download" for file in private_cache.rglob("*")))
+    run.send_signal(number)
+    out, err = run.communicate(timeout=20)
+    assert run.returncode == status, out + err
+    assert "interrupted; nothing is half-written" in err
+    assert "Traceback" not in out + err
+    assert read_tree(private_cache, paths.CACHE) == before
+    assert not find_scratch(private_cache)
+
+
+def test_killed_download(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
+    site.answer = drip
+    run = start_fetch(web_project)
+    wait_until(lambda: any(file.name == "download" for file in private_cache.rglob("*")))
+    run.kill()
+    run.communicate(timeout=20)
+    assert not paths.ASSETS.exists()
+    assert not (private_cache / "datasets").exists(), "nothing may stand under a final name"
+    (left,) = find_scratch(private_cache)
+    old = time.time() - 2 * 24 * 3600
+    for entry in (left, *left.rglob("*")):
+        os.utime(entry, (old, old))
+    young = private_cache / ".tmp-young"  # a run that lives: its folder is old, its file is not
+    young.mkdir()
+    (young / "download").write_bytes(b"half")
+    os.utime(young, (old, old))
+    site.answer = lambda handler: handler.send(CSV)
+    result = cli("fetch")
+    assert result.returncode == 0, result.stderr
+    assert find_scratch(private_cache) == [young]
+    assert (young / "download").read_bytes() == b"half"
+
+
+def test_full_disk(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
+    """A file-size limit is a full disk that root meets too."""
+    assert cli("fetch").returncode == 0
+    before = read_tree(private_cache, paths.CACHE)
+    site.answer = lambda handler: handler.send(NEWER * 10_000)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    result = cli("fetch", "--refresh", preexec_fn=limit)
+    assert_one_message(result)
+    assert f"cannot write {private_cache}" in result.stderr
+    assert "File too large; nothing that was there before has changed" in result.stderr
+    assert read_tree(private_cache, paths.CACHE) == before
+    assert not find_scratch(private_cache)
+
+
+class Disk:
+    """Makes one of the writing calls below some folders fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+        self.folders = [str(folder.absolute()) for folder in folders]
+        self.calls = 0
+        self.fails_at = sys.maxsize
+        self.errno = 0
+        for module, name in (
+            (os, "mkdir"),
+            (os, "rename"),
+            (os, "replace"),
+            (os, "chmod"),
+            (os, "open"),
+        ):
+            monkeypatch.setattr(module, name, self._wrap(getattr(os, name)))
+        monkeypatch.setattr(Path, "open", self._wrap_open(Path.open))
+
+    def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(path: object, *arguments: object, **options: object) -> object:
+            writes = call.__name__ != "open" or int(str(arguments[0])) & (os.O_WRONLY | os.O_RDWR)
+            if writes and isinstance(path, str | os.PathLike):
+                self._count(path)
+            return call(path, *arguments, **options)
+
+        return wrapped
+
+    def _wrap_open(self, call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+            if "w" in mode:
+                self._count(path)
+            return call(path, mode, *arguments, **options)
+
+        return wrapped
+
+    def _count(self, path: object) -> None:
+        if os.path.abspath(str(path)).startswith(tuple(self.folders)):  # noqa: PTH100
+            self.calls += 1
+            if self.calls == self.fails_at:
+                raise OSError(self.errno, os.strerror(self.errno), str(path))
+
+
+@pytest.mark.parametrize("reason", ["ENOSPC", "EROFS"])
+def test_disk_that_fails_at_any_write(
+    reason: str, web_project: Path, private_cache: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(paths.PARAMS)
+    fetch.run_fetch(settings)
+    disk = Disk(monkeypatch, private_cache, web_project / "cache")
+    disk.errno = getattr(errno, reason)
+    failures = 0
+    for number in range(1, 100):
+        record = paths.ASSETS.read_bytes()
+        (file,) = private_cache.glob("datasets/*/messages.csv")
+        old, new = file.read_bytes(), CSV + f"ham,{number}\n".encode()
+        site.answer = lambda handler, body=new: handler.send(body)  # type: ignore[misc]
+        disk.calls, disk.fails_at = 0, number
+        failure = None
+        try:
+            fetch.run_fetch(settings, refresh=True)
+        except WriteError as error:
+            failure = error
+        if failure is not None:
+            failures += 1
+            assert os.strerror(disk.errno) in failure.message
+            assert failure.hint
+            assert paths.ASSETS.read_bytes() == record
+            assert file.read_bytes() in (old, new)  # new if the disk failed after it had its name
+        else:
+            assert json.loads(paths.ASSETS.read_text())["dataset"]["files"] == {
+                "messages.csv": hashlib.sha256(new).hexdigest()
+            }
+        assert not find_scratch(private_cache)
+        if disk.calls < number:
+            break
+    assert failures >= 8, "the disk was not asked for what this test thinks"
+    assert disk.calls < number, "there was no end of writing"
+
+
+def test_user_cache_that_cannot_be(
+    web_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file")
+    monkeypatch.setenv("PIPELINE_CACHE_DIR", str(occupied))
+    result = cli("fetch")
+    assert_one_message(result)
+    assert f"cannot write {occupied}" in result.stderr
+    assert occupied.read_text() == "a file"

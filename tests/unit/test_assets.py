@@ -1,0 +1,115 @@
+"""The registry of assets, and what `cache/assets.json` may hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import assets, paths
+from pipeline.assets import Asset, HubPlace, WheelPlace
+from pipeline.errors import StageError
+
+PLACES = [
+    place
+    for places in (
+        *assets.DATASETS.values(),
+        *assets.LEXICONS.values(),
+        *(assets.backbone_places(name) for name in assets.BACKBONES),
+    )
+    for place in places
+]
+
+
+def test_registry_pins_what_is_not_from_the_hub() -> None:
+    for place in PLACES:
+        assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in place.sha256.values())
+        if isinstance(place, HubPlace):
+            assert place.revision is None or re.fullmatch("[0-9a-f]{40}", place.revision)
+        else:
+            assert place.sha256, f"{place} is not pinned"
+        if isinstance(place, WheelPlace):
+            assert all("==" in requirement for requirement in place.requirements)
+            assert list(place.requirements) == sorted(place.requirements)
+            assert set(place.sha256) <= set(place.files)
+
+
+def test_backbones_come_without_code_or_pickles() -> None:
+    for place in PLACES:
+        if isinstance(place, HubPlace) and place.kind == "model":
+            assert all(p.endswith((".json", ".safetensors")) for p in place.patterns)
+        if isinstance(place, WheelPlace) and "model.safetensors" in place.files:
+            assert all(f.endswith((".json", ".safetensors")) for f in place.files)
+
+
+def test_revision_that_the_user_names_is_on_the_hub_only() -> None:
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    pinned, wheel = assets.backbone_places(name)
+    assert isinstance(wheel, WheelPlace)
+    (named,) = assets.backbone_places(f"{name}@main")
+    assert isinstance(pinned, HubPlace)
+    assert isinstance(named, HubPlace)
+    assert (named.repo, named.revision) == (name, "main")
+    assert pinned.revision != named.revision
+    (unknown,) = assets.backbone_places("acme/tiny")
+    assert isinstance(unknown, HubPlace)
+    assert unknown.revision is None
+
+
+@pytest.fixture
+def kept(private_cache: Path) -> Asset:
+    import hashlib
+
+    folder = private_cache / "datasets/corpus"
+    folder.mkdir(parents=True)
+    (folder / "corpus.csv").write_bytes(b"text\nhello\n")
+    return Asset(
+        id="corpus",
+        source="hub: datasets/acme/corpus@main",
+        files={"corpus.csv": hashlib.sha256(b"text\nhello\n").hexdigest()},
+        folder="datasets/corpus",
+        extra={"format": "csv", "header": None},
+    )
+
+
+def test_record_round_trip(kept: Asset, private_cache: Path) -> None:
+    record = json.loads(json.dumps(kept.to_record()))
+    assert Asset.from_record(record) == kept
+    assert str(private_cache) not in json.dumps(record), "the same on every machine"
+    local = Asset(id="a.csv", source="local file", files={"a.csv": "0" * 64}, path="./a.csv")
+    assert Asset.from_record(json.loads(json.dumps(local.to_record()))) == local
+
+
+def test_check_files(kept: Asset, private_cache: Path) -> None:
+    folder = private_cache / "datasets/corpus"
+    assert assets.check_files(kept, "dataset") == folder
+    (folder / "corpus.csv").write_bytes(b"text\nHello\n")
+    with pytest.raises(StageError, match=r"dataset corpus: .* has changed") as caught:
+        assets.check_files(kept, "dataset")
+    assert "pipeline fetch" in str(caught.value.hint)
+    (folder / "corpus.csv").unlink()
+    with pytest.raises(StageError, match="is not there any more"):
+        assets.check_files(kept, "dataset")
+    (folder / "corpus.csv").symlink_to("/proc/self/mem")  # which not even root can read
+    with pytest.raises(StageError, match="cannot be read"):
+        assets.check_files(kept, "dataset")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '"text"', '{"dataset": []}', '{"dataset": {"id": "a"}}', "files", "null"],
+)
+def test_damaged_record_of_a_project(
+    content: str, kept: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths.CACHE.mkdir()
+    if content == "files":
+        record = kept.to_record() | {"files": ["corpus.csv"]}
+        content = json.dumps(dict.fromkeys(("dataset", "lexicon", "backbone"), record))
+    paths.ASSETS.write_text(content)
+    with pytest.raises(StageError, match=r"cache/assets\.json: ") as caught:
+        assets.read_assets()
+    assert caught.value.hint == "run `pipeline fetch` again"

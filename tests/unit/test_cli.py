@@ -1,0 +1,124 @@
+"""The command line itself: quick to start, quiet in a pipe, plain about wrong usage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import __version__
+from pipeline.config import PRESETS, read_preset
+from tests.conftest import ROOT, Cli
+
+STAGES = ["fetch", "prepare", "embed", "train-heads", "report"]
+HEAVY = {
+    "torch", "lightning", "transformers", "pandas", "pyarrow", "numpy", "sklearn", "nltk",
+    "matplotlib", "tokenizers", "safetensors", "huggingface_hub", "pydantic", "rich",
+}  # fmt: skip
+
+
+def test_help_starts_in_less_than_0_3_seconds(cli: Cli) -> None:
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        assert cli("--help").returncode == 0
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["params", "default"], ["embed", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['pipeline', *{arguments!r}]\n"
+        "from pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('modules:', *sorted({name.split('.')[0] for name in sys.modules}))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert "click" in loaded
+    allowed = {"pydantic"} if arguments[0] == "params" else set()  # the presets stand in config
+    assert not loaded & HEAVY - allowed
+
+
+def test_help_lists_the_commands_in_the_order_of_the_flow(cli: Cli) -> None:
+    printed = cli("--help").stdout
+    places = [printed.index(f"\n  {stage} ") for stage in STAGES]
+    assert places == sorted(places)
+    assert cli("-h").stdout == printed
+    assert cli("--version").stdout.strip() == f"pipeline, version {__version__}"
+
+
+@pytest.mark.parametrize("command", [*STAGES, "params"])
+def test_each_command_has_its_help(cli: Cli, command: str) -> None:
+    result = cli(command, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"Usage: python -m pipeline {command} ") or (
+        result.stdout.startswith(f"Usage: pipeline {command} ")
+    )
+    if command in STAGES:
+        assert "--params PATH" in result.stdout
+        assert "[default: params.yaml]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embedd"], "No such command 'embedd'"),
+        (["embed", "--parms", "x"], "No such option"),
+        (["embed", "--params"], "requires an argument"),
+        (["embed", "extra"], "unexpected extra argument"),
+        (["params", "notebok"], "'notebok' is not one of 'default', 'notebook'"),
+        (["params"], "Missing argument"),
+    ],
+)
+def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str], message: str) -> None:
+    result = cli(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_params_prints_a_preset(cli: Cli, project: Path, preset: str) -> None:
+    result = cli("params", preset)
+    assert result.returncode == 0
+    assert result.stdout == read_preset(preset)
+
+
+def test_the_console_script_is_the_same_program(project: Path) -> None:
+    script = Path(sys.executable).with_name("pipeline")
+    if not script.exists():
+        pytest.skip("the package is not installed in this environment")
+    result = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == f"pipeline, version {__version__}"
+
+
+def test_a_reader_that_goes_away_is_no_error(project: Path) -> None:
+    """``pipeline params default | head -1``, with a reader that closes before anything is said."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "params", "default"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() in {0, 1}
+
+
+def test_a_reader_that_takes_one_line(project: Path) -> None:
+    command = f"{sys.executable} -m pipeline params default | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout == read_preset("default").splitlines(keepends=True)[0]
+    assert result.stderr == ""

@@ -1,0 +1,343 @@
+"""Settings: the presets, and a message for every mistake that names the key and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import (
+    PRESETS,
+    Settings,
+    SplitSettings,
+    load_settings,
+    normalize_value,
+    parse_settings,
+    read_preset,
+)
+from pipeline.errors import SettingsError
+from tests.conftest import ROOT, Cli
+
+
+def complain(text: str) -> list[str]:
+    """The lines of the message that a settings file gets."""
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(text, "params.yaml")
+    return caught.value.message.splitlines()
+
+
+def test_params_yaml_is_the_default_preset() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == read_preset("default").encode("utf-8")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_leave_nothing_to_guess(name: str) -> None:
+    """Every setting that has a value stands in the file, so that a reader sees what can be set."""
+    settings = parse_settings(read_preset(name), name)
+    optional = {"dataset_sha256", "lexicon", "format", "header"}
+    unwritten = {
+        field
+        for section in type(settings).model_fields
+        for field in type(getattr(settings, section)).model_fields
+        if field not in getattr(settings, section).model_fields_set
+    }
+    assert unwritten <= optional
+
+
+def test_default_preset_is_what_an_empty_file_gives() -> None:
+    written, empty = parse_settings(read_preset("default"), "a"), parse_settings("", "b")
+    assert empty == Settings()
+    assert written.model_dump(exclude={"heads": {"tasks"}}) == empty.model_dump(
+        exclude={"heads": {"tasks"}}
+    )
+    # Tasks left out are one for each label; the file spells the same two out.
+    tasks = written.heads.tasks
+    assert tasks is not None
+    assert list(tasks) == list(empty.prepare.labels)
+    assert [tasks["spam"].type, tasks["sentiment"].type] == ["binary", "multiclass"]
+    assert {(t.loss_weight, str(t.class_weights)) for t in tasks.values()} == {(1.0, "none")}
+
+
+def test_notebook_preset_is_the_notebooks_protocol() -> None:
+    settings = parse_settings(read_preset("notebook"), "notebook")
+    assert settings.fetch.backbones[0] == "thenlper/gte-base"
+    assert settings.fetch.dataset == "sms-spam-collection"
+    prepare = settings.prepare.model_dump()
+    assert prepare["text_column"] == "message"
+    assert prepare["labels"]["spam"]["column"] == "label"
+    assert prepare["labels"]["spam"]["classes"] == ("ham", "spam")
+    assert prepare["labels"]["sentiment"] == {
+        "labeler": "vader",
+        "negative_at_most": -0.05,
+        "positive_at_least": 0.05,
+    }
+    assert prepare["split"] == {
+        "train": 0.7,
+        "validation": 0.15,
+        "test": 0.15,
+        "seed": 0,
+        "stratify_by": (),
+        "keep_duplicates_together": False,
+    }
+    assert settings.embed.model_dump() == {
+        "max_tokens": 128,
+        "layers": "last",
+        "dtype": "float32",
+        "precision": "float32",
+    }
+    heads = settings.heads.model_dump()
+    assert heads.pop("tasks") == {
+        "spam": {"type": "binary", "loss_weight": 1.0, "class_weights": "none"},
+        "sentiment": {"type": "multiclass", "loss_weight": 1.0, "class_weights": "none"},
+    }
+    del heads["seed"]  # the notebook has none
+    assert heads == {
+        "layers": "last",
+        "standardize": False,
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "weight_decay": 0.01,
+        "batch_size": 32,
+        "max_epochs": 5,
+        "patience": None,
+        "keep": "last",
+    }
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    text = """
+fetch: {backbones: thenlper/gte-base}
+prepare:
+  on_bad_row: drop
+  labels:
+    spam: {column: label, clases: [ham, spam]}
+    mood: {labeler: vader, negative_at_mots: -0.1, positive_at_least: 2}
+  split: {train: 0.8}
+embed: {max_tokens: 128.5}
+heads: {learning_rate: -0.1, tasks: {spam: {loss_wight: 1}}}
+runtimes: {}
+"""
+    assert complain(text) == [
+        "params.yaml: fetch.backbones: must be a list, got 'thenlper/gte-base'",
+        "params.yaml: prepare.labels.spam.clases: unknown key; did you mean `classes`?",
+        "params.yaml: prepare.labels.mood.positive_at_least: must be <= 1, got 2",
+        "params.yaml: prepare.labels.mood.negative_at_mots: unknown key; did you mean "
+        "`negative_at_most`?",
+        "params.yaml: prepare.split: train + validation + test must be 1, got 1.1",
+        "params.yaml: prepare.on_bad_row: unknown key; did you mean `on_bad_rows`?",
+        "params.yaml: embed.max_tokens: must be a whole number, got 128.5",
+        "params.yaml: heads.tasks.spam.loss_wight: unknown key; did you mean `loss_weight`?",
+        "params.yaml: heads.learning_rate: must be > 0, got -0.1",
+        "params.yaml: runtimes: unknown key; did you mean `runtime`?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("heads: {learning_rate: -0.1}", "heads.learning_rate: must be > 0, got -0.1"),
+        ("heads: {learning_rate: .nan}", "heads.learning_rate: must be a finite number, got nan"),
+        ("heads: {learning_rate: .inf}", "heads.learning_rate: must be a finite number, got inf"),
+        ("heads: {learning_rate: '0.1'}", "heads.learning_rate: must be a number, got '0.1'"),
+        ("heads: {learning_rate: true}", "heads.learning_rate: must be a number, got True"),
+        ("heads: {max_epochs: 1.0}", "heads.max_epochs: must be a whole number, got 1.0"),
+        ("heads: {max_epochs: null}", "heads.max_epochs: must be a whole number, got null"),
+        ("heads: {seed: 4294967296}", "heads.seed: must be < 4294967296, got 4294967296"),
+        ("heads: {standardize: no}", "heads.standardize: must be true or false, got 'no'"),
+        (
+            "heads: {keep: Best}",
+            "heads.keep: must be one of best, last (did you mean `best`?), got 'Best'",
+        ),
+        ("heads: {layers: [a]}", "heads.layers.0: must be a whole number, got 'a'"),
+        ("heads: {layers: 3}", "heads.layers: must be one of all, last or a list, got 3"),
+        ("heads: {layers: []}", "heads.layers: must be one of all, last or a list of 1 or more"),
+        ("heads:", "heads: must be a mapping of names to values, got null"),
+        ("heads: {2: 3}", "heads.2: a key must be text, got 2"),
+        ("heads: {tasks: {spm: {}}}", "heads.tasks.spm: no such label in prepare.labels; did you "),
+        # A task may be called what a key or a type is called.
+        (
+            "heads: {tasks: {type: {typ: binary}}}",
+            "heads.tasks.type.typ: unknown key; did you mean `type`?",
+        ),
+        (
+            "heads: {tasks: {int: {loss_weight: -1}}}",
+            "heads.tasks.int.loss_weight: must be >= 0, got -1",
+        ),
+        (
+            "heads: {tasks: {spam: {class_weights: {ham: 0, spam: 1}}}}",
+            "heads.tasks.spam.class_weights.ham: must be > 0, got 0",
+        ),
+        (
+            "heads: {tasks: {spam: {class_weights: {ham: 1}}}}",
+            "heads.tasks.spam.class_weights: must give a weight for each of ham, spam, got ham",
+        ),
+        ("embed: {max_tokens: 2}", "embed.max_tokens: must be >= 3, got 2"),
+        ("fetch: {backbones: []}", "fetch.backbones: must be a list of 1 or more, got []"),
+        ("fetch: {dataset: ''}", "fetch.dataset: must be text that is not empty, got ''"),
+        ("runtime: {device: gpu}", "runtime.device: must be auto, cpu, cuda, cuda:N or mps, got "),
+        ("prepare: {split: {train: 1}}", "prepare.split.train: must be < 1, got 1"),
+        (
+            "prepare: {split: {train: 0.5, validation: 0.2, test: 0.2}}",
+            "prepare.split: train + validation + test must be 1, got 0.9",
+        ),
+        (
+            "prepare: {split: {stratify_by: [spm]}}",
+            "prepare.split.stratify_by: no such label in prepare.labels: 'spm'; did you mean `sp",
+        ),
+        ("prepare: {labels: {}}", "prepare.labels: must be a mapping of 1 or more, got {}"),
+        ("prepare: {labels: {s: }}", "prepare.labels.s: must be a mapping of names to values, got"),
+        ("prepare: {labels: {s: {}}}", "prepare.labels.s.column: is missing"),
+        (
+            "prepare: {labels: {s: {labeler: vadr, negative_at_most: 0}}}",
+            "prepare.labels.s.labeler: must be one of column, vader (did you mean `vader`?), got ",
+        ),
+        (
+            "prepare: {labels: {s: {labeler: vader, negative_at_most: 0.5}}}",
+            "prepare.labels.s: negative_at_most must be < positive_at_least, got 0.5 and 0.05",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, classes: [x, 1.5]}}}",
+            "prepare.labels.s.classes.1: must be text or a whole number or true or false, got 1.5",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, classes: [1, '1']}}}",
+            "prepare.labels.s.classes: must name each class once",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, classes: [x, y], mapping: {1: z}}}}",
+            "prepare.labels.s.mapping.1: must be one of the classes x, y, got 'z'",
+        ),
+        (
+            "prepare: {labels: {split: {column: a}}}",
+            "prepare.labels.split: is the name of another column of labels.parquet",
+        ),
+        ("prepare: {labels: {'a b': {column: a}}}", "prepare.labels.a b: must match "),
+    ],
+)
+def test_one_mistake_gets_one_line(text: str, line: str) -> None:
+    (found,) = complain(text)
+    assert found.startswith(f"params.yaml: {line}")
+
+
+def _list_models(model: type[BaseModel], place: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield place
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _list_models(inner, (*place, name))
+
+
+@pytest.mark.parametrize("place", list(_list_models(Settings, ())), ids=".".join)
+def test_a_misspelt_key_is_met_with_the_nearest_at_every_depth(place: tuple[str, ...]) -> None:
+    model: type[BaseModel] = Settings
+    for part in place:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    for name in model.model_fields:
+        content = f"{{{name}_: 1}}"
+        for part in reversed(place):
+            content = f"{{{part}: {content}}}"
+        assert complain(content) == [
+            f"params.yaml: {'.'.join((*place, name))}_: unknown key; did you mean `{name}`?"
+        ]
+
+
+def test_a_key_like_no_other_is_met_with_all() -> None:
+    assert complain("report: {qqq: 1}") == ["params.yaml: report.qqq: unknown key; known: title"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("heads:\n  seed: 1\n  seed: 2\n", 'line 3 is not valid YAML: found duplicate key "seed"'),
+        ("heads: [", "line 1 is not valid YAML: "),
+        ("heads:\n\tseed: 1", "line 2 is not valid YAML: "),
+        ("a: 1\nb: *c\n", "line 2 is not valid YAML: found undefined alias"),
+        ("# one\na: \x00\n", "line 2 is not valid YAML: unacceptable character"),
+        ("!!python/object/apply:os.system [ls]", "line 1 is not valid YAML: could not determine"),
+        ("--- {}\n--- {}\n", "line 2 is not valid YAML: "),
+        ("heads: {seed: 2020-99-99}", "holds a value that YAML cannot read: month must be"),
+        (f"heads: {{seed: {'9' * 5000}}}", "holds a value that YAML cannot read: "),
+        ("[" * 1000, "holds a value that YAML cannot read: "),
+        ("- a", "must hold sections such as `embed:`, got ['a']"),
+        ("words", "must hold sections such as `embed:`, got 'words'"),
+    ],
+)
+def test_what_is_not_settings_in_yaml_is_refused(text: str, problem: str) -> None:
+    (line,) = complain(text)
+    assert (
+        line.replace("params.yaml: line", "line").removeprefix("params.yaml: ").startswith(problem)
+    )
+
+
+def test_yaml_is_read_as_dvc_reads_it() -> None:
+    """YAML 1.2: an exponent needs no point, and ``no`` and ``on`` are words."""
+    settings = parse_settings(
+        "heads: {learning_rate: 1e-4}\n"
+        "prepare: {labels: {answer: {column: a, classes: [no, on]}}}\n",
+        "params.yaml",
+    )
+    assert settings.heads.learning_rate == 0.0001
+    assert settings.prepare.labels["answer"].model_dump()["classes"] == ("no", "on")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"\xef\xbb\xbfheads:\r\n  seed: 7\r\n")
+    assert load_settings(path).heads.seed == 7
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    with pytest.raises(SettingsError, match=r"params\.yaml: no such file") as caught:
+        load_settings(path)
+    assert "pipeline params default > params.yaml" in (caught.value.hint or "")
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        load_settings(tmp_path)
+    path.write_bytes(b"heads:\n  seed: 1\nreport:\n  title: caf\xe9\n")
+    with pytest.raises(SettingsError, match=r"params\.yaml: line 4: byte 0xe9 is not UTF-8"):
+        load_settings(path)
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.heads.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.heads = settings.heads
+
+
+def test_shares_may_miss_one_by_rounding_only() -> None:
+    assert SplitSettings(train=1 / 3, validation=1 / 3, test=1 / 3).test == 1 / 3
+    assert SplitSettings(train=0.6, validation=0.3, test=0.1).train == 0.6
+    with pytest.raises(ValidationError, match="must be 1"):
+        SplitSettings(train=0.7, validation=0.15, test=0.1501)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"),
+        ("True", "true"),
+        ("FALSE", "false"),
+        (1, "1"),
+        (1.0, "1"),
+        (-0.0, "0"),
+        (1.5, "1.5"),
+        ("1.0", "1.0"),
+        ("Ham ", "Ham "),
+        (1e300, str(int(1e300))),
+    ],
+)
+def test_a_label_value_is_the_same_text_from_every_format(value: object, text: str) -> None:
+    assert normalize_value(value) == text
+
+
+@pytest.mark.parametrize("stage", ["fetch", "prepare", "embed", "train-heads", "report"])
+def test_every_stage_takes_the_settings_file_by_name(cli: Cli, project: Path, stage: str) -> None:
+    (project / "mine.yaml").write_text("heads: {learning_rate: -0.1}\n")
+    result = cli(stage, "--params", "mine.yaml")
+    assert result.returncode == 1
+    assert result.stderr == "Error: mine.yaml: heads.learning_rate: must be > 0, got -0.1\n"
+    assert not (project / "cache").exists()

@@ -1,0 +1,44 @@
+"""Reading texts and labels: only those of one run go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import paths, prepare
+from pipeline.corpus import read_distinct_keys, read_labelled_rows
+from pipeline.errors import StageError
+from pipeline.labelers import Labels
+from pipeline.prepare import Corpus, hash_texts
+
+
+def write(texts: list[str]) -> None:
+    labels = Labels(("no", "yes"), np.arange(len(texts), dtype=np.int32) % 2)
+    corpus = Corpus(np.arange(len(texts)), texts, {"t": labels})
+    split = np.arange(len(texts)).astype(np.int8) % 3
+    prepare._write_corpus(corpus, hash_texts(texts), split)
+
+
+def test_labels_of_other_texts_are_refused(project: Path) -> None:
+    write(["a", "b", "c", "a"])
+    rows = read_labelled_rows()
+    assert rows.split.tolist() == ["train", "validation", "test", "train"]
+    assert rows.tasks["t"].indices.tolist() == [0, 1, 0, 1]
+    old = paths.LABELS.read_bytes()
+    write(["a", "b", "d", "a"])
+    read_labelled_rows()
+    paths.LABELS.write_bytes(old)  # as a kill between the two renames would leave them
+    with pytest.raises(StageError, match="are not of one run"):
+        read_labelled_rows()
+
+
+def test_distinct_keys_in_order_of_first_appearance(project: Path) -> None:
+    texts = ["b", "a", "b", "c", "a", "d", "c"]
+    write(texts)
+    keys, first_rows = read_distinct_keys()
+    assert keys.to_pylist() == hash_texts(["b", "a", "c", "d"])
+    assert first_rows.tolist() == [0, 1, 3, 5]
+    assert keys.type == pa.binary(16)

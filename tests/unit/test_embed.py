@@ -1,0 +1,253 @@
+"""Tokens, pooling, layers and the engine, against Hugging Face on a tiny random BERT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from pipeline.assets import Asset
+from pipeline.device import choose_device
+from pipeline.embed.backbone import Architecture, Backbone
+from pipeline.embed.fidelity import check_fidelity, measure_fidelity
+from pipeline.embed.pooling import mean_pool
+from pipeline.embed.run import Engine
+from pipeline.embed.tokens import load_tokenizer, tokenize
+from pipeline.errors import AssetError, DeviceError, SettingsError, StoreError
+from pipeline.layers import resolve_layers
+
+TEXTS = [
+    "a",
+    "hello, world!",
+    "free entry in 2 a wkly comp to win fa cup final tkts 21st may 2005",
+    "ünïcödé ☃ 🎉 \x00 \uffff",
+    "",
+    "x" * 5000,
+    " ".join(["spam"] * 600),
+    "a",
+]
+LAYERS = (0, 1, 2)
+
+
+def make_asset(folder: Path) -> Asset:
+    return Asset(id="tiny", source="test", files={}, path=str(folder))
+
+
+def make_engine(folder: Path, budget: int = 512, dtype: str = "float32") -> Engine:
+    backbone = Backbone(make_asset(folder), folder, torch.device("cpu"), "float32")
+    return Engine(backbone, LAYERS, np.dtype(dtype), budget)
+
+
+def embed_by_hugging_face(folder: Path, texts: list[str], max_tokens: int) -> np.ndarray:
+    """One text at a time, no padding, plain mean: the reference."""
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]"
+    )
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    vectors = []
+    for text in texts:
+        inputs = tokenizer(text, truncation=True, max_length=max_tokens, return_tensors="pt")
+        with torch.no_grad():
+            states = model(input_ids=inputs["input_ids"], output_hidden_states=True).hidden_states
+        vectors.append(np.stack([state[0].mean(dim=0).numpy() for state in states]))
+    return np.stack(vectors)
+
+
+def test_tokens_are_those_of_transformers(tiny_backbone: Path) -> None:
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tiny_backbone / "tokenizer.json")
+    )
+    tokens = tokenize(load_tokenizer(tiny_backbone, 64), TEXTS)
+    expected = reference(TEXTS, truncation=True, max_length=64)["input_ids"]
+    found = [tokens.ids[a:b].tolist() for a, b in pairwise(tokens.offsets)]
+    assert found == expected
+    assert tokens.lengths.tolist() == [len(ids) for ids in expected]
+
+
+def test_a_tokenizer_saved_with_padding_and_truncation_is_reset(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tiny_backbone / "tokenizer.json"))
+    tokenizer.enable_padding(length=32)
+    tokenizer.enable_truncation(max_length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokens = tokenize(load_tokenizer(tmp_path, 64), ["a b", "a b c d e f g h i j k l"])
+    assert tokens.lengths.tolist() == [4, 14]
+
+
+@pytest.mark.parametrize("max_tokens", [3, 16, 128, 512])
+@pytest.mark.parametrize("budget", [16, 512, 100_000])
+def test_every_layer_equals_hugging_face(tiny_backbone: Path, max_tokens: int, budget: int) -> None:
+    tokens = tokenize(load_tokenizer(tiny_backbone, max_tokens), TEXTS)
+    rows = make_engine(tiny_backbone, budget).embed(tokens, lambda amount: None)
+    expected = embed_by_hugging_face(tiny_backbone, TEXTS, max_tokens)
+    assert rows.vectors.shape == (len(TEXTS), 3, 32)
+    np.testing.assert_allclose(rows.vectors, expected, atol=1e-5)
+    assert rows.n_tokens.tolist() == tokens.lengths.tolist()
+
+
+def test_an_architecture_without_sdpa_equals_hugging_face(
+    tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """MPNet: relative positions, and attention of its own."""
+    folder = tmp_path / "mpnet"
+    folder.mkdir()
+    shutil.copy(tiny_backbone / "tokenizer.json", folder)
+    torch.manual_seed(0)
+    config = transformers.MPNetConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=514,
+    )
+    transformers.MPNetModel(config).eval().save_pretrained(folder)
+    tokens = tokenize(load_tokenizer(folder, 512), TEXTS)
+    rows = make_engine(folder).embed(tokens)
+    expected = embed_by_hugging_face(folder, TEXTS, 512)
+    np.testing.assert_allclose(rows.vectors, expected, atol=1e-5)
+
+
+def test_fidelity_is_measured_and_a_wrong_vector_stops_the_run(tiny_backbone: Path) -> None:
+    tokens = tokenize(load_tokenizer(tiny_backbone, 128), TEXTS)
+    engine = make_engine(tiny_backbone)
+    rows = engine.embed(tokens)
+    fidelity = measure_fidelity(engine.backbone, tokens, rows, LAYERS)
+    expected = embed_by_hugging_face(tiny_backbone, TEXTS, 128)
+    assert fidelity.texts == len(TEXTS)
+    assert fidelity.largest_error == pytest.approx(np.abs(rows.vectors - expected).max(), abs=1e-6)
+    assert fidelity.lowest_cosine > 0.999999
+    check_fidelity(fidelity, "float32")
+    rows.vectors[3, 1] = rows.vectors[4, 1]
+    off = measure_fidelity(engine.backbone, tokens, rows, LAYERS)
+    with pytest.raises(StoreError, match="not those of the backbone"):
+        check_fidelity(off, "bfloat16")
+
+
+def test_a_vector_does_not_depend_on_its_neighbours(tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(tiny_backbone, 128)
+    engine = make_engine(tiny_backbone)
+    together = engine.embed(tokenize(tokenizer, TEXTS), lambda amount: None).vectors
+    for number, text in enumerate(TEXTS):
+        alone = engine.embed(tokenize(tokenizer, [text]), lambda amount: None).vectors[0]
+        np.testing.assert_allclose(together[number], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_layers_asked_for(tiny_backbone: Path) -> None:
+    tokens = tokenize(load_tokenizer(tiny_backbone, 128), TEXTS)
+    engine = make_engine(tiny_backbone)
+    every = engine.embed(tokens, lambda amount: None).vectors
+    engine.layers = (2,)
+    np.testing.assert_array_equal(engine.embed(tokens, lambda amount: None).vectors, every[:, 2:])
+
+
+def test_mean_pool_ignores_what_is_masked() -> None:
+    states = torch.randn(3, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    states[~mask] = 1e30
+    pooled = mean_pool(states.clone(), mask)
+    for row, length in enumerate([5, 2, 1]):
+        torch.testing.assert_close(pooled[row], states[row, :length].mean(dim=0))
+    assert mean_pool(states.half().nan_to_num(posinf=0.0), mask).dtype == torch.float32
+
+
+def test_too_little_memory_halves_the_budget(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = make_engine(tiny_backbone, budget=4096)
+    tokens = tokenize(load_tokenizer(tiny_backbone, 64), TEXTS * 20)
+    expected = make_engine(tiny_backbone).embed(tokens, lambda amount: None).vectors
+    run = Backbone.encode
+
+    def encode(self: Backbone, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        if ids.numel() > 600:
+            raise torch.OutOfMemoryError
+        return run(self, ids, *rest)
+
+    monkeypatch.setattr(Backbone, "encode", encode)
+    done: list[int] = []
+    found = engine.embed(tokens, done.append).vectors
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert sum(done) == len(TEXTS) * 20
+    assert engine.token_budget == 512
+    assert "token budget halved to 512" in capsys.readouterr().out
+
+
+def test_one_text_too_large_for_the_device_is_said(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*anything: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Backbone, "encode", encode)
+    tokens = tokenize(load_tokenizer(tiny_backbone, 64), ["a"])
+    with pytest.raises(DeviceError, match="one text of 3 tokens"):
+        make_engine(tiny_backbone).embed(tokens, lambda amount: None)
+
+
+def test_weights_that_lack_a_tensor_are_refused(tiny_backbone: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "lacking"
+    shutil.copytree(tiny_backbone, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("layer.1.output.dense.weight"))
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AssetError, match="weights lack 1 tensors"):
+        Backbone(make_asset(folder), folder, torch.device("cpu"), "float32")
+    (folder / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(AssetError, match="cannot be loaded"):
+        Backbone(make_asset(folder), folder, torch.device("cpu"), "float32")
+
+
+def test_architecture_of_common_encoders(tmp_path: Path) -> None:
+    def read(**config: object) -> Architecture:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return Architecture.read(tmp_path)
+
+    bert = read(
+        model_type="bert", num_hidden_layers=12, hidden_size=768, max_position_embeddings=512,
+        pad_token_id=0,
+    )  # fmt: skip
+    assert bert == Architecture("bert", 12, 768, 512, 0)
+    roberta = read(
+        model_type="roberta", num_hidden_layers=12, hidden_size=768, max_position_embeddings=514,
+        pad_token_id=1,
+    )  # fmt: skip
+    assert roberta.max_tokens == 512
+    distilbert = read(
+        model_type="distilbert", n_layers=6, dim=768, max_position_embeddings=512, pad_token_id=0
+    )
+    assert (distilbert.layers, distilbert.width) == (6, 768)
+    with pytest.raises(SettingsError, match=r"max_tokens: must be <= 512 .* got 513"):
+        bert.check_max_tokens(513)
+    with pytest.raises(AssetError, match="not the configuration of a text encoder"):
+        read(model_type="clip")
+
+
+def test_resolve_layers() -> None:
+    available = tuple(range(7))
+    assert resolve_layers("all", available, "embed.layers") == available
+    assert resolve_layers("last", available, "embed.layers") == (6,)
+    assert resolve_layers((-1, 0, 6), available, "embed.layers") == (0, 6)
+    with pytest.raises(SettingsError, match=r"embed\.layers: no layer 7; there are 0, 1"):
+        resolve_layers((7,), available, "embed.layers")
+    with pytest.raises(SettingsError, match=r"heads\.layers: no layer 3; there are 0, 6"):
+        resolve_layers((3,), (0, 6), "heads.layers")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said() -> None:
+    with pytest.raises(DeviceError, match="0 GPUs"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"

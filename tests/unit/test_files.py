@@ -1,0 +1,185 @@
+"""Files written aside, and the lock: what a full disk, a kill or a second run leave behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import files
+from pipeline.errors import LockedError, StageError, WriteError
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "folder" / "content.json"
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    return path
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, number: int) -> None:
+    def raise_error(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(owner, name, raise_error)
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_old_content_stays(
+    call: str, number: int, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if call == "fsync":
+        fail(monkeypatch, os, "fsync", number)
+    else:
+        fail(monkeypatch, Path, "replace", number)
+    with pytest.raises(WriteError) as caught:
+        files.write_bytes(target, b"new")
+    assert str(target) in caught.value.message
+    assert os.strerror(number) in caught.value.message
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_old_content_stays_when_the_disk_is_full(target: Path) -> None:
+    """A limit on the size of files is a full disk that the superuser meets too."""
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from pipeline.errors import WriteError
+        from pipeline.files import write_bytes
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_bytes(Path(sys.argv[1]), bytes(5000))
+        except WriteError as error:
+            sys.exit(error.message)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(target)], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"cannot write {target}: {os.strerror(errno.EFBIG)}")
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_old_content_stays_when_the_writer_stops(target: Path, error: type[BaseException]) -> None:
+    def stop_half_way() -> None:
+        with files.write_aside(target) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        stop_half_way()
+    assert target.read_bytes() == b"old"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_new_content_has_the_usual_permissions(target: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        files.write_bytes(target, b"new")
+    finally:
+        os.umask(before)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(WriteError, match="cannot write"):
+        files.write_bytes(tmp_path / "file" / "content.json", b"new")
+
+
+def test_scratch_folder_goes_away_whatever_happens(tmp_path: Path) -> None:
+    def stop_half_way() -> None:
+        with files.stage_folder(tmp_path / "new") as scratch:
+            (scratch / "inner").mkdir()
+            (scratch / "inner" / "file").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_half_way()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"é": ["😀", None, 1.5], "nested": {"a": True}}
+    files.write_json(tmp_path / "value.json", value)
+    assert files.read_json(tmp_path / "value.json", stage="fetch") == value
+    (tmp_path / "value.json").write_bytes(b'{"half": ')
+    with pytest.raises(StageError, match="damaged, not JSON"):
+        files.read_json(tmp_path / "value.json", stage="fetch")
+    with pytest.raises(StageError, match="no such file") as caught:
+        files.read_json(tmp_path / "none.json", stage="fetch")
+    assert caught.value.hint == "run `pipeline fetch` first"
+
+
+def test_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 5000)
+    known = subprocess.run(["sha256sum", tmp_path / "file"], capture_output=True, text=True)
+    assert files.hash_file(tmp_path / "file") == known.stdout.split()[0]
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock ``cache/.lock`` until it is told to end."""
+    code = """
+        import sys
+        from pathlib import Path
+        from pipeline.files import hold_lock
+
+        with hold_lock(Path(sys.argv[1]), what="cache/"):
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "cache/.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_lock_names_the_process_that_has_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    lock = tmp_path / "cache/.lock"
+    with pytest.raises(LockedError) as caught, files.hold_lock(lock, what="cache/"):
+        pass
+    assert caught.value.message == f"another run (process {holder.pid}) is writing cache/"
+    assert caught.value.hint
+    holder.communicate("")
+    assert holder.returncode == 0
+    with files.hold_lock(lock, what="cache/"):
+        pass
+
+
+def test_lock_dies_with_its_process(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with files.hold_lock(tmp_path / "cache/.lock", what="cache/"):
+        # The dead process left its number; what counts is the one that has the lock now.
+        assert [file.read_text() for file in tmp_path.rglob("*.pid")] == [f"{os.getpid()}\n"]
+
+
+def test_lock_that_is_refused_stays_with_its_owner(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    lock = tmp_path / "cache/.lock"
+    for _ in range(2):  # a refused run must not remove the owner's number on its way out
+        with pytest.raises(LockedError, match=str(holder.pid)), files.hold_lock(lock, what="x"):
+            pass

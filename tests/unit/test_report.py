@@ -1,0 +1,423 @@
+"""The stage `report` on a small project: real files in, metrics, plots and a page out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file, save_file
+from sklearn.metrics import classification_report
+
+from pipeline import paths
+from pipeline.config import Settings
+from pipeline.corpus import TEXTS_HASH
+from pipeline.errors import PipelineError, StageError
+from pipeline.keys import hash_keys
+from pipeline.report import run
+from pipeline.report.run import run_report, show_report
+from pipeline.store import Recipe, Rows, StoreUpdate, read_manifest, read_vectors
+
+HOSTILE = ["<b>bold</b>", 'a "quoted", class', "slash/and\nline", "$x^2$ & _y"]
+BACKBONE = {
+    "id": "acme/second",
+    "source": "a mirror",
+    "revision": None,
+    "wanted": "acme/first",
+    "files": {"model.safetensors": "ab" * 32},
+}
+LAYERS, WIDTH = (0, 2), 6
+D = len(LAYERS) * WIDTH
+ROWS = 120
+
+
+def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
+    """Write what the earlier stages write, in the working directory; two classes make a binary
+    task. Every tenth row repeats the text of row 0, which is in the training part."""
+    generator = np.random.default_rng(0)
+    texts = [f"text {0 if row % 10 == 0 else row}" for row in range(rows)]
+    keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    vectors = write_store(list(dict.fromkeys(keys)), generator)
+    paths.HEADS.mkdir(parents=True)
+    paths.ASSETS.write_text(
+        json.dumps({"dataset": {"id": "d", "source": "s", "sha256": "0"}, "backbone": BACKBONE})
+    )
+    split = [
+        "test" if r % 4 == 0 and r else "validation" if r % 4 == 1 else "train" for r in range(rows)
+    ]
+    fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
+    columns: list[object] = [list(range(rows)), split]
+    tensors, about, curves = {}, {}, ["epoch,task,train_loss,validation_loss"]
+    for name, classes in tasks.items():
+        K = 1 if len(classes) == 2 else len(classes)
+        weight = generator.standard_normal((K, D)).astype(np.float32)
+        tensors |= {f"{name}.weight": weight, f"{name}.bias": np.zeros(K, np.float32)}
+        logits = np.array([vectors[key] for key in keys]) @ weight.T
+        right = (logits[:, 0] > 0).astype(int) if K == 1 else logits.argmax(axis=1)
+        labels = np.where(
+            generator.random(rows) < 0.7, right, generator.integers(0, len(classes), rows)
+        )
+        metadata = {"classes": json.dumps(list(classes))}
+        fields.append(pa.field(name, pa.int32(), metadata=metadata))
+        columns.append(labels.tolist())
+        about[name] = {
+            "type": "binary" if K == 1 else "multiclass",
+            "classes": list(classes),
+            **({"threshold": 0.5} if K == 1 else {}),
+            "loss_weight": 1.0,
+            "class_weights": None,
+            "best_epoch": 2,
+            "validation_loss": 0.4,
+        }
+        curves += [f"{epoch},{name},{1 / epoch},{1.2 / epoch}" for epoch in (1, 2, 3)]
+    pq.write_table(
+        pa.table({"row": range(rows), "text": texts, "key": pa.array(keys, pa.binary(16))}),
+        paths.TEXTS,
+    )
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, fields, strict=True)]
+    tie = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
+    pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), paths.LABELS)
+    save_file(tensors, paths.HEADS / "heads.safetensors")
+    description = {
+        "format": 1,
+        "backbone": BACKBONE,
+        "fingerprint": read_manifest(paths.EMBEDDINGS).fingerprint,
+        "features": {"layers": list(LAYERS), "width": WIDTH, "standardized": True},
+        "tasks": about,
+        "training": {"learning_rate": 0.001, "patience": None, "keep": "best", "epochs_run": 3},
+    }
+    (paths.HEADS / "heads.json").write_text(json.dumps(description))
+    (paths.HEADS / "curves.csv").write_text("\n".join(curves) + "\n")
+
+
+def write_store(keys: list[bytes], generator: np.random.Generator) -> dict[bytes, np.ndarray]:
+    recipe = Recipe("acme/second", {"layers": [0, 1, 2]}, (0, 1, 2), WIDTH, "float32")
+    vectors = generator.standard_normal((len(keys), 3, WIDTH)).astype(np.float32)
+    update = StoreUpdate(paths.EMBEDDINGS, recipe, pa.array(keys, pa.binary(16)))
+    update.write_shard(0, Rows(np.ones(len(keys), np.int32), vectors))
+    update.commit()
+    return dict(zip(keys, vectors[:, LAYERS].reshape(len(keys), -1), strict=True))
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def read_report() -> dict[str, bytes]:
+    return {
+        str(path.relative_to(paths.REPORT)): path.read_bytes()
+        for path in sorted(paths.REPORT.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def two_tasks(project: Path) -> Path:
+    make_project({"spam": ["ham", "spam"], "kind": HOSTILE})
+    return project
+
+
+def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
+    details = run_report(Settings())
+    metrics = json.loads((paths.REPORT / "metrics.json").read_text())
+    labels, texts = pq.read_table(paths.LABELS), pq.read_table(paths.TEXTS)
+    split = np.array(labels["split"].to_pylist())
+    text = np.array(texts["text"].to_pylist())
+    seen = np.isin(text, text[split == "train"])
+    vectors = read_vectors(paths.EMBEDDINGS, texts["key"].combine_chunks(), LAYERS)
+    tensors = load_file(paths.HEADS / "heads.safetensors")
+    parts = {name: split == name for name in ("train", "validation", "test")}
+    parts["test_unseen"] = parts["test"] & ~seen
+    assert parts["test_unseen"].sum() < parts["test"].sum()
+    for name, classes in (("spam", ["ham", "spam"]), ("kind", HOSTILE)):
+        logits = vectors.reshape(ROWS, -1) @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+        predicted = (logits[:, 0] > 0).astype(int) if name == "spam" else logits.argmax(axis=1)
+        for part, chosen in parts.items():
+            found = metrics[part][name]
+            expected = classification_report(
+                labels[name].to_numpy()[chosen],
+                predicted[chosen],
+                labels=range(len(classes)),
+                target_names=classes,
+                output_dict=True,
+            )
+            assert found["rows"] == chosen.sum()
+            assert found["f1_macro"] == pytest.approx(expected["macro avg"]["f1-score"])
+            for class_name in classes:
+                assert found[f"f1_{class_name}"] == pytest.approx(expected[class_name]["f1-score"])
+    assert details["rows"] == ROWS
+    assert details["heads"] == 2
+
+
+def test_chunks_do_not_change_the_metrics(two_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_report(Settings())
+    whole = json.loads((paths.REPORT / "metrics.json").read_text())
+    monkeypatch.setattr(run, "_CHUNK_TEXTS", 7)
+    run_report(Settings())
+    assert json.loads((paths.REPORT / "metrics.json").read_text()) == whole
+
+
+def test_two_runs_write_the_same_bytes(two_tasks: Path) -> None:
+    run_report(Settings())
+    first = read_report()
+    run_report(Settings())
+    assert read_report() == first
+    assert {name.split("/")[1] for name in first if name.startswith("plots/")} == {
+        "training",
+        "confusion",
+        "roc",
+        "precision_recall",
+    }
+
+
+def test_plots_hold_what_dvc_draws(two_tasks: Path) -> None:
+    run_report(Settings())
+    metrics = json.loads((paths.REPORT / "metrics.json").read_text())["test"]["kind"]
+    plots = paths.REPORT / "plots"
+    with (plots / "confusion" / "kind.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == metrics["rows"]
+    assert sum(row["actual"] == row["predicted"] for row in rows) / len(rows) == pytest.approx(
+        metrics["accuracy"]
+    )
+    assert {row["actual"] for row in rows} == {n for n in HOSTILE if metrics[f"support_{n}"]}
+    with (plots / "roc" / "spam.csv").open(newline="") as file:
+        points = [
+            (float(p["false_positive_rate"]), float(p["true_positive_rate"]))
+            for p in csv.DictReader(file)
+        ]
+    assert points[0][0] == 0
+    assert points[-1] == (1, 1)
+    training = (plots / "training" / "spam.csv").read_text().splitlines()
+    assert training[0] == "epoch,train_loss,validation_loss"
+    assert training[2] == "2,0.5,0.6"
+
+
+def test_plots_of_tasks_that_are_no_more_are_removed(two_tasks: Path) -> None:
+    run_report(Settings())
+    plots = paths.REPORT / "plots"
+    (plots / "old_kind").mkdir()
+    (plots / "old_kind" / "spam.csv").write_text("a\n")
+    edit_json(paths.HEADS / "heads.json", lambda heads: heads["tasks"].pop("kind"))
+    run_report(Settings())
+    assert {path.name for path in plots.rglob("*.csv")} == {"spam.csv"}
+    assert not (plots / "old_kind").exists()
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read_page() -> Page:
+    return Page((paths.REPORT / "report.html").read_text("utf-8"))
+
+
+def test_the_page_escapes_what_it_did_not_write(two_tasks: Path) -> None:
+    title = '<script>alert("x")</script> & more'
+    run_report(Settings.model_validate({"report": {"title": title}}))
+    page = read_page()
+    assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
+    assert title in page.text
+    for name in HOSTILE:
+        assert name in page.text
+
+
+def test_the_page_needs_nothing_from_elsewhere(two_tasks: Path) -> None:
+    run_report(Settings())
+    page = read_page()
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "img", "iframe", "object", "image"), tag
+        assert "src" not in attributes
+        target = attributes.get("href")
+        if target and tag == "a":
+            assert (paths.REPORT / target).is_file()
+        elif target:
+            assert target.startswith("#")
+    html = (paths.REPORT / "report.html").read_text("utf-8")
+    assert not re.search(r"@import|url\(|https?://", html)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+
+
+def test_the_page_names_the_backbone_and_the_one_that_was_wanted(
+    two_tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_report(Settings())
+    text = " ".join(read_page().text)
+    assert text.index("acme/second") < text.index("Results")
+    assert "Not the backbone that was wanted" in text
+    printed = capsys.readouterr().out
+    assert "backbone: acme/second" in printed
+    assert "acme/first was wanted" in printed
+    edit_json(paths.ASSETS, lambda assets: assets["backbone"].update(wanted="acme/second"))
+    run_report(Settings())
+    assert "Not the backbone" not in " ".join(read_page().text)
+    assert "was wanted" not in capsys.readouterr().out
+
+
+def test_the_summary_can_be_shown_again(
+    two_tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StageError, match=r"metrics\.json: no such file"):
+        show_report()
+    run_report(Settings())
+    first = capsys.readouterr().out
+    show_report()
+    assert capsys.readouterr().out == first
+    assert re.search(r"test_unseen\s+kind\s+\d+ ", first)
+
+
+def test_timings_are_shown_where_there_are_any(two_tasks: Path) -> None:
+    run_report(Settings())
+    assert "What the stages took" not in " ".join(read_page().text)
+    paths.TIMINGS.mkdir()
+    record = {"stage": "embed", "wall_seconds": 25.1, "details": {"tokens": 128057}}
+    (paths.TIMINGS / "embed.json").write_text(json.dumps(record))
+    run_report(Settings())
+    text = " ".join(read_page().text)
+    assert "What the stages took" in text
+    assert "128,057" in text
+
+
+def test_many_classes_get_a_list_of_mistakes_instead_of_a_matrix(project: Path) -> None:
+    make_project({"intent": [f"class {index}" for index in range(40)]}, rows=400)
+    run_report(Settings())
+    text = " ".join(read_page().text)
+    assert "Most frequent mistakes" in text
+    assert "classes with the lowest F1" in text
+
+
+def test_a_part_of_one_class_has_no_auc_and_no_nan(project: Path) -> None:
+    make_project({"spam": ["ham", "spam"]})
+    table = pq.read_table(paths.LABELS)
+    none = pa.array(np.zeros(ROWS, np.int32))
+    pq.write_table(table.set_column(2, table.schema.field(2), none), paths.LABELS)
+    run_report(Settings())
+    text = (paths.REPORT / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert "roc_auc" not in metrics["test"]["spam"]
+    assert "nan" not in (paths.REPORT / "report.html").read_text("utf-8").lower().split()
+    assert not (paths.REPORT / "plots" / "roc").exists()
+
+
+def test_an_empty_part_is_reported_as_such(project: Path) -> None:
+    make_project({"spam": ["ham", "spam"], "kind": HOSTILE})
+    table = pq.read_table(paths.LABELS)
+    split = ["train" if part == "test" else part for part in table["split"].to_pylist()]
+    pq.write_table(table.set_column(1, "split", pa.array(split)), paths.LABELS)
+    run_report(Settings())
+    metrics = json.loads((paths.REPORT / "metrics.json").read_text())
+    assert metrics["test"] == {"spam": {"rows": 0}, "kind": {"rows": 0}}
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        (paths.ASSETS, "fetch"),
+        (paths.TEXTS, "prepare"),
+        (paths.LABELS, "prepare"),
+        (paths.EMBEDDINGS / "manifest.json", "embed"),
+        (paths.HEADS / "heads.json", "train-heads"),
+        (paths.HEADS / "heads.safetensors", "train-heads"),
+        (paths.HEADS / "curves.csv", "train-heads"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_file_that_cannot_be_read_is_named(
+    two_tasks: Path, path: Path, stage: str, damage: str
+) -> None:
+    run_report(Settings())
+    before = read_report()
+    path.unlink()
+    if damage == "damaged":
+        path.write_bytes(b"epoch,task\n1,spam\n")
+    with pytest.raises(PipelineError, match=re.escape(str(path))) as caught:
+        run_report(Settings())
+    assert f"pipeline {stage}" in (caught.value.hint or "")
+    assert read_report() == before
+
+
+def _drop_label(name: str) -> Callable[[], None]:
+    def change() -> None:
+        pq.write_table(pq.read_table(paths.LABELS).drop_columns([name]), paths.LABELS)
+
+    return change
+
+
+def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
+    return lambda: edit_json(paths.HEADS / "heads.json", change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_edit_heads(lambda h: h.update(fingerprint="f" * 64)), "trained on other vectors"),
+        (_edit_heads(lambda h: h.update(weights_sha256="0" * 64)), "is not the file that"),
+        (_edit_heads(lambda h: h["features"].update(layers=[2])), r"kind.weight|spam.weight"),
+        (_edit_heads(lambda h: h["tasks"]["spam"].update(classes=["spam", "ham"])), "classes"),
+        (_edit_heads(lambda h: h["tasks"].update(new=h["tasks"]["spam"])), "new.weight"),
+        (_edit_heads(lambda h: h["backbone"]["files"].update({"x": "1"})), "other files"),
+        (_edit_heads(lambda h: h.update(format=2)), "format 2"),
+        (_drop_label("kind"), "no labels 'kind'"),
+    ],
+)
+def test_files_of_different_runs_are_refused(
+    two_tasks: Path, change: Callable[[], None], message: str
+) -> None:
+    run_report(Settings())
+    before = read_report()
+    change()
+    with pytest.raises(StageError, match=message) as caught:
+        run_report(Settings())
+    assert "pipeline " in (caught.value.hint or "")
+    assert read_report() == before
+
+
+def test_a_failure_in_the_middle_changes_nothing(
+    two_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_report(Settings())
+    before = read_report()
+    edit_json(paths.HEADS / "heads.json", lambda heads: heads["tasks"].pop("kind"))
+    monkeypatch.setattr(run, "render_page", lambda content: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_report(Settings())
+    assert read_report() == before
+
+
+def test_the_stage_imports_no_framework(two_tasks: Path) -> None:
+    code = (
+        "import sys; from pipeline.config import Settings; from pipeline.report.run import "
+        "run_report; run_report(Settings()); print('loaded:', sorted({'torch', 'transformers', "
+        "'lightning', 'nltk', 'sklearn'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=two_tasks, capture_output=True, text=True, check=True
+    )
+    assert "loaded: []" in result.stdout

@@ -1,0 +1,157 @@
+"""Scores and curves: scikit-learn's own functions and counts by hand are the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    classification_report,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
+
+from pipeline.report.metrics import compute_probabilities, score_part
+from pipeline.report.plots import trace_precision_recall, trace_roc
+
+
+def make_rows(rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and logits that are right more often than not."""
+    generator = np.random.default_rng(seed)
+    actual = generator.integers(0, classes, rows)
+    if classes == 2:
+        logits = generator.normal(2 * actual - 1, 1.5)[:, None]
+    else:
+        logits = generator.normal(0, 1, (rows, classes))
+        logits[np.arange(rows), actual] += 1
+    return actual, logits.astype(np.float32)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_scores_are_those_of_scikit_learn(classes: int) -> None:
+    names = [f"class {index}" for index in range(classes)]
+    actual, logits = make_rows(300, classes)
+    binary = classes == 2
+    flat = score_part(actual, logits, names, 0.5 if binary else None).flatten()
+
+    predicted = (logits[:, 0] > 0).astype(int) if binary else logits.argmax(axis=1)
+    report = classification_report(actual, predicted, target_names=names, output_dict=True)
+    for name in names:
+        for metric in ("precision", "recall"):
+            assert flat[f"{metric}_{name}"] == pytest.approx(report[name][metric])
+        assert flat[f"f1_{name}"] == pytest.approx(report[name]["f1-score"])
+        assert flat[f"support_{name}"] == report[name]["support"]
+    assert flat["rows"] == 300
+    assert flat["accuracy"] == pytest.approx(accuracy_score(actual, predicted))
+    assert flat["precision_macro"] == pytest.approx(report["macro avg"]["precision"])
+    assert flat["recall_macro"] == pytest.approx(report["macro avg"]["recall"])
+    assert flat["f1_macro"] == pytest.approx(report["macro avg"]["f1-score"])
+    assert flat["f1_weighted"] == pytest.approx(report["weighted avg"]["f1-score"])
+    if binary:
+        assert flat["f1"] == pytest.approx(report[names[1]]["f1-score"])
+        assert flat["roc_auc"] == pytest.approx(roc_auc_score(actual, logits[:, 0]))
+        expected = average_precision_score(actual, logits[:, 0])
+    else:
+        assert not {"f1", "precision", "recall"} & set(flat)
+        odds = np.exp(logits.astype(float))
+        odds /= odds.sum(axis=1, keepdims=True)
+        assert flat["roc_auc"] == pytest.approx(roc_auc_score(actual, odds, multi_class="ovr"))
+        expected = average_precision_score(np.eye(classes)[actual], odds, average="macro")
+    assert flat["average_precision"] == pytest.approx(expected)
+
+
+def test_a_confusion_matrix_by_hand() -> None:
+    actual = np.array([0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 1, 0, 1, 0, 2])
+    scores = score_part(actual, np.eye(3)[predicted] * 9, ["a", "b", "c"], None)
+    assert scores.confusion.tolist() == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert scores.confusion.tolist() == confusion_matrix(actual, predicted).tolist()
+    assert scores.classes[0].precision == pytest.approx(2 / 3)
+    assert scores.classes[1].recall == pytest.approx(1 / 2)
+    assert scores.overall["accuracy"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.5, [0, 0, 1]), (0.9, [0, 0, 0])])
+def test_class_1_only_above_the_threshold(threshold: float, expected: list[int]) -> None:
+    logits = np.array([[-1.0], [0.0], [2.0]], np.float32)  # sigmoid 0.27, 0.5, 0.88
+    scores = score_part(np.array(expected), logits, ["no", "yes"], threshold)
+    assert scores.overall["accuracy"] == 1
+
+
+def test_no_predicted_positives_is_a_precision_of_zero() -> None:
+    actual = np.array([0, 0, 1])
+    flat = score_part(actual, np.full((3, 1), -5.0), ["ham", "spam"], 0.5).flatten()
+    assert flat["precision"] == flat["recall"] == flat["f1"] == flat["precision_spam"] == 0
+    assert flat["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_what_one_class_leaves_undefined_is_left_out() -> None:
+    flat = score_part(np.zeros(4, int), np.full((4, 1), -5.0), ["ham", "spam"], 0.5).flatten()
+    assert flat["accuracy"] == flat["f1_macro"] == flat["f1_ham"] == 1
+    assert flat["support_spam"] == 0
+    assert not {"f1", "f1_spam", "roc_auc", "average_precision"} & set(flat)
+    only_spam = score_part(np.ones(4, int), np.full((4, 1), 5.0), ["ham", "spam"], 0.5).flatten()
+    assert only_spam["average_precision"] == only_spam["f1"] == 1
+    assert "roc_auc" not in only_spam
+
+
+@pytest.mark.parametrize(("width", "threshold"), [(1, 0.5), (2, None)])
+def test_an_empty_part_has_no_scores(width: int, threshold: float | None) -> None:
+    empty = score_part(np.empty(0, int), np.empty((0, width), np.float32), ["a", "b"], threshold)
+    assert empty.flatten() == {"rows": 0}
+
+
+def test_a_class_named_like_an_average_does_not_hide_it() -> None:
+    actual = np.array([0, 0, 1, 1, 1])
+    flat = score_part(actual, np.eye(2)[[0, 1, 1, 1, 1]] * 9, ["macro", "weighted"], None).flatten()
+    first, second = flat["f1_class_macro"], flat["f1_class_weighted"]
+    assert first == pytest.approx(2 / 3)
+    assert flat["f1_macro"] == pytest.approx((first + second) / 2)
+
+
+def test_probabilities_of_extreme_logits_are_finite() -> None:
+    binary = compute_probabilities(np.array([[-2000.0], [0.0], [2000.0]]))
+    np.testing.assert_allclose(binary[:, 1], [0, 0.5, 1])
+    np.testing.assert_allclose(compute_probabilities(np.array([[3000.0, -3000, 0]])), [[1, 0, 0]])
+
+
+def test_the_area_under_a_traced_curve_is_the_score() -> None:
+    actual, logits = make_rows(5000, 2)
+    (roc,) = trace_roc(actual, logits)
+    assert len(roc.x) < 500  # thinned, and yet the same curve
+    assert np.trapezoid(roc.y, roc.x) == pytest.approx(roc_auc_score(actual, logits), abs=2e-3)
+    (curve,) = trace_precision_recall(actual, logits)
+    area = np.sum(np.diff(curve.x) * curve.y[1:])
+    assert area == pytest.approx(average_precision_score(actual, logits), abs=5e-3)
+    for traced in (roc, curve):
+        assert (np.diff(traced.x) >= 0).all()
+
+
+def test_a_class_without_rows_has_no_curve() -> None:
+    probabilities = np.full((4, 3), 1 / 3)
+    assert [c.index for c in trace_roc(np.array([0, 0, 2, 2]), probabilities)] == [0, 2]
+    assert trace_roc(np.zeros(4, int), probabilities) == []
+    assert [c.index for c in trace_precision_recall(np.zeros(4, int), probabilities)] == [0]
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_equal_scores_are_passed_together(decimals: int) -> None:
+    actual, logits = make_rows(400, 2, seed=decimals)
+    rounded = np.round(logits, decimals)
+    flat = score_part(actual, rounded, ["ham", "spam"], 0.5).flatten()
+    assert flat["roc_auc"] == pytest.approx(roc_auc_score(actual, rounded))
+    assert flat["average_precision"] == pytest.approx(average_precision_score(actual, rounded))
+
+
+def test_curves_are_those_of_scikit_learn() -> None:
+    actual, logits = make_rows(120, 2)
+    (roc,) = trace_roc(actual, logits)
+    x, y, _ = roc_curve(actual, logits, drop_intermediate=False)
+    assert set(zip(roc.x, roc.y, strict=True)) <= set(zip(x, y, strict=True))
+    assert np.trapezoid(roc.y, roc.x) == pytest.approx(roc_auc_score(actual, logits))
+    (curve,) = trace_precision_recall(actual, logits)
+    precision, recall, _ = precision_recall_curve(actual, logits, drop_intermediate=True)
+    np.testing.assert_allclose([curve.x, curve.y], [recall[::-1], precision[::-1]])
