@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 
 
 def _console() -> Console:

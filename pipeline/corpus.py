@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,16 +103,64 @@ def read_text_column() -> pa.Array:
     return _read_table(paths.TEXTS, ["text"])["text"].combine_chunks()
 
 
+class TextReader:
+    """The texts of ``cache/texts.parquet`` for rows that only rise, one row group in memory.
+
+    :raises StageError: if the file is missing or damaged.
+    """
+
+    def __init__(self) -> None:
+        self._file = _open_table(paths.TEXTS, ["text"])
+        about = self._file.metadata
+        sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        self._ends = np.cumsum(sizes)
+        self._held = -1
+        self._texts: pa.Array = None
+
+    def take(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Texts of some rows, in their order.
+
+        :param rows: ascending, [B], and none before those of the last call.
+        """
+        texts: list[str] = []
+        groups = np.searchsorted(self._ends, rows, side="right")
+        for group in np.unique(groups).tolist():
+            self._hold(group)
+            start = self._ends[group] - len(self._texts)
+            texts += self._texts.take(rows[groups == group] - start).to_pylist()
+        return texts
+
+    def _hold(self, group: int) -> None:
+        if group != self._held:
+            table = _read(paths.TEXTS, lambda: self._file.read_row_group(group, ["text"]))
+            self._texts = table["text"].combine_chunks()
+            self._held = group
+
+
 def _read_table(path: Path, columns: list[str] | None) -> Any:
+    with _open_table(path, columns or []) as file:
+        return _read(path, lambda: file.read(columns))
+
+
+def _open_table(path: Path, columns: list[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def open_table() -> Any:
+        file = pq.ParquetFile(path)  # `read_table` would import pandas
+        for column in columns:
+            if column not in file.schema_arrow.names:  # `read` would pass over it in silence
+                raise pa.ArrowInvalid(f"no column {column}")
+        return file
+
+    return _read(path, open_table)
+
+
+def _read(path: Path, read: Callable[[], Any]) -> Any:
+    import pyarrow as pa
+
     try:
-        with pq.ParquetFile(path) as file:  # `read_table` would import pandas
-            for column in columns or ():
-                if column not in file.schema_arrow.names:  # `read` would pass over it in silence
-                    raise pa.ArrowInvalid(f"no column {column}")
-            return file.read(columns)
+        return read()
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such file", hint="run `pipeline prepare` first") from error
     except (pa.ArrowInvalid, OSError, KeyError) as error:

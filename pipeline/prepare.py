@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _NAMED = 5  # how many bad rows an error names
+_GROUP_ROWS = 16_384  # so that a reader need not hold all texts at once
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,9 @@ def _write_corpus(corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.i
     import pyarrow.parquet as pq
 
     with write_aside(paths.TEXTS) as file:
-        pq.write_table(_make_texts_table(corpus, keys), file, compression="zstd")
+        pq.write_table(
+            _make_texts_table(corpus, keys), file, compression="zstd", row_group_size=_GROUP_ROWS
+        )
         # A full disk shows here, while neither has its name yet.
         file.flush()
         os.fsync(file.fileno())

@@ -6,7 +6,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.assets import Asset
 from pipeline.errors import AssetError, SettingsError
@@ -84,8 +87,33 @@ def _first(config: dict[str, Any], *names: str) -> int:
     raise KeyError(" or ".join(names))
 
 
+class Encoder(Protocol):
+    """A forward pass from tokens to pooled vectors.
+
+    :ivar is_packed: whether it takes texts of any lengths together without padding them.
+    """
+
+    architecture: Architecture
+    device: torch.device
+    is_packed: bool
+
+    def describe(self) -> str:
+        """For the log."""
+
+    def encode(
+        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Mean-pooled outputs of some layers.
+
+        :param ids: [T]: tokens of B texts, one after another.
+        :param lengths: [B]: tokens of each text, at least 1.
+        :param layers: numbers of L layers, ascending.
+        :returns: float32, [B, L, D], on the device.
+        """
+
+
 class Backbone:
-    """A frozen encoder in eval mode, by Hugging Face.
+    """A frozen encoder in eval mode, by Hugging Face, which pads the texts of a batch.
 
     Attention is torch's scaled-dot-product attention where the architecture has it in transformers,
     as BERT does; others, as MPNet, take their own.
@@ -97,6 +125,8 @@ class Backbone:
     :raises AssetError: if the weights cannot be loaded, or lack a tensor that the model needs.
     """
 
+    is_packed = False
+
     def __init__(
         self, asset: Asset, folder: Path, device: torch.device, precision: Precision
     ) -> None:
@@ -106,29 +136,53 @@ class Backbone:
         self.device = device
         self.model = _load_model(asset.id, folder).to(device, getattr(torch, precision))
 
-    def encode(
-        self, ids: torch.Tensor, mask: torch.Tensor, layers: tuple[int, ...]
-    ) -> torch.Tensor:
-        """Mean-pooled outputs of some layers.
+    def describe(self) -> str:
+        """For the log."""
+        return f"Hugging Face's forward pass for {self.architecture.model_type}, padded"
 
-        :param ids: int64, [B, T], padded.
-        :param mask: bool, [B, T], true on real tokens.
-        :param layers: numbers of L layers.
-        :returns: float32, [B, L, D], on the device.
-        """
+    def encode(
+        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Mean-pooled outputs of some layers, as ``Encoder`` has it."""
         import torch
 
         from pipeline.embed.pooling import mean_pool
+
+        padded, real = pad_texts(ids, lengths, self.architecture.pad_id)
+        mask = torch.from_numpy(real).to(self.device)
+        states = self.compute_states(torch.from_numpy(padded).to(self.device), mask)
+        return torch.stack([mean_pool(states[number], mask) for number in layers], dim=1)
+
+    def compute_states(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Every layer's output: [B, T, D] each.
+
+        :param ids: int64, [B, T].
+        :param mask: bool, [B, T], true on real tokens.
+        """
+        import torch
 
         with torch.inference_mode():
             output = self.model(
                 input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
             )
-            states = output.hidden_states
-            # Some architectures apply a last norm that only last_hidden_state has.
-            last = len(states) - 1
-            chosen = [output.last_hidden_state if n == last else states[n] for n in layers]
-            return torch.stack([mean_pool(state, mask) for state in chosen], dim=1)
+        # Some architectures apply a last norm that only last_hidden_state has.
+        return [*output.hidden_states[:-1], output.last_hidden_state]
+
+
+def pad_texts(
+    ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], pad_id: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """A rectangle of token ids.
+
+    :param ids: [T]: tokens of B texts, one after another.
+    :param lengths: [B].
+    :returns: ids, int64, [B, max(lengths)], padded on the right with ``pad_id``; mask, bool, of the
+        same shape, true on real tokens.
+    """
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    padded = np.full(mask.shape, pad_id, np.int64)
+    padded[mask] = ids
+    return padded, mask
 
 
 def _load_model(name: str, folder: Path) -> Any:

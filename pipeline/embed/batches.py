@@ -1,47 +1,35 @@
-"""Which texts go through the backbone together: by length, under a budget of padded tokens."""
+"""Which texts go through the backbone together: by length, under a budget of tokens."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embed.tokens import Tokens
 
-
-def plan_batches(lengths: npt.NDArray[np.int64], token_budget: int) -> list[npt.NDArray[np.int64]]:
-    """Group texts of like length so that little is padded.
+def plan_batches(
+    lengths: npt.NDArray[np.int64], token_budget: int, *, packed: bool = True
+) -> list[npt.NDArray[np.int64]]:
+    """Group texts of like length: little is padded, and attention runs over texts of equal length.
 
     Longest first: if a batch does not fit into memory, the first one shows it.
 
     :param lengths: tokens of each text, [B].
-    :param token_budget: a batch of b texts, the longest of t tokens, has b * t at most this; a text
-        longer than the budget is a batch of its own.
+    :param token_budget: the most tokens of a batch; a text longer than that is a batch of its own.
+    :param packed: whether a batch has just the tokens of its texts, or each text is padded to the
+        longest.
     :returns: batches of indices into ``lengths``; every text stands in exactly one.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []
+    ends = np.cumsum(lengths[order])
     start = 0
     while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        size = max(token_budget // longest, 1)
-        batches.append(order[start : start + size])
-        start += size
+        if packed:
+            before = ends[start] - lengths[order[start]]
+            stop = int(np.searchsorted(ends, before + token_budget, side="right"))
+        else:
+            stop = start + token_budget // max(int(lengths[order[start]]), 1)
+        stop = max(stop, start + 1)
+        batches.append(order[start:stop])
+        start = stop
     return batches
-
-
-def pad_batch(
-    tokens: Tokens, batch: npt.NDArray[np.int64], pad_id: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Token ids and mask of one batch.
-
-    :param batch: indices of b texts.
-    :returns: ids, int64, [b, t], padded on the right with ``pad_id``; mask, bool, [b, t], true on
-        real tokens.
-    """
-    lengths = tokens.lengths[batch]
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, np.int64)
-    ids[mask] = np.concatenate(
-        [tokens.ids[tokens.offsets[b] : tokens.offsets[b + 1]] for b in batch]
-    )
-    return ids, mask

@@ -6,7 +6,8 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,17 @@ from pipeline import paths
 from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import EmbedSettings, Settings
 from pipeline.console import Advance, count, format_bytes, say, show_progress
-from pipeline.corpus import read_distinct_keys, read_text_column
+from pipeline.corpus import TextReader, read_distinct_keys
 from pipeline.embed.backbone import Architecture
-from pipeline.embed.batches import pad_batch, plan_batches
 from pipeline.embed.fidelity import Fidelity, check_fidelity, measure_fidelity
-from pipeline.embed.tokens import Tokens, load_tokenizer, tokenize
-from pipeline.errors import DeviceError, StoreError
+from pipeline.embed.tokens import (
+    Tokens,
+    find_distinct,
+    load_tokenizer,
+    select_tokens,
+    tokenize,
+)
+from pipeline.errors import StoreError
 from pipeline.files import write_json
 from pipeline.layers import resolve_layers
 from pipeline.store import (
@@ -39,12 +45,14 @@ from pipeline.store import (
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
+    from tokenizers import Tokenizer
 
-    from pipeline.embed.backbone import Backbone, Precision
+    from pipeline.embed.backbone import Backbone, Encoder, Precision
+    from pipeline.embed.engine import Engine
 
 # A change of what the code computes, if ever, makes every store of an older version stale.
 _ALGORITHM = 1
-# Padded tokens in one batch. On a CPU the activations of a batch should stay in its caches.
+# Tokens in one batch. On a CPU the activations of a batch should stay in its caches.
 _TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 _LARGE_STORE_BYTES = 2_000_000_000
 # A kill costs at most this much work, and what one batch takes.
@@ -125,29 +133,40 @@ def _embed_missing(
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
     _say_size(recipe, len(keys))
-    texts = read_text_column()
-    tokenizer = load_tokenizer(folder, settings.embed.max_tokens)
+    source = _Source(update, load_tokenizer(folder, settings.embed.max_tokens), first_rows)
     engine: Engine | None = None
     fidelity: Fidelity | None = None
     started = time.perf_counter()
     embedded = n_tokens = 0
-    with show_progress("embedding", len(keys), "texts") as advance:
-        for start, stop in update.list_missing():
-            known, rows = update.find_known(start, stop)
+    # While this thread computes, one tokenizes the next shard and one writes the last.
+    with (
+        ThreadPoolExecutor(1, "read") as reading,
+        ThreadPoolExecutor(1, "write") as writing,
+        show_progress("embedding", len(keys), "texts") as advance,
+    ):
+        written: Future[None] | None = None
+        for shard in _run_ahead(reading, source.take, update.list_missing()):
+            rows = shard.kept
             advance(len(rows.n_tokens))
-            new = np.flatnonzero(~known)
-            if len(new):
+            if shard.tokens is not None:
                 if engine is None:  # a store that only has to be re-arranged needs no backbone
-                    engine = _load_engine(settings, asset, folder, device, precision, recipe)
-                tokens = tokenize(tokenizer, texts.take(first_rows[new + start]).to_pylist())
-                keep = _ProgressKeeper(update, new + start)
-                fresh = engine.embed(tokens, advance, keep)
+                    engine, reference = _load_engine(
+                        settings, asset, folder, device, precision, recipe
+                    )
+                fresh = _embed_shard(engine, update, shard, advance)
                 if fidelity is None:
-                    fidelity = _gauge_fidelity(engine, asset, folder, precision, tokens, fresh)
-                rows = _interleave(known, rows, fresh)
-                n_tokens += int(tokens.offsets[-1])
-            update.write_shard(start, rows)
-            embedded += len(new)
+                    fidelity = _gauge_fidelity(
+                        reference, precision, shard.tokens, fresh, engine.layers
+                    )
+                    del reference
+                rows = shard.join(fresh)
+                n_tokens += int(shard.tokens.offsets[-1])
+                embedded += len(shard.new)
+            if written is not None:
+                written.result()
+            written = writing.submit(update.write_shard, shard.start, rows)
+        if written is not None:
+            written.result()
     manifest = update.commit()
     seconds = time.perf_counter() - started
     _record_run(manifest.rows - embedded, embedded, fidelity)
@@ -165,6 +184,93 @@ def _embed_missing(
         "seconds": round(seconds, 2),
         "tokens_per_second": round(n_tokens / seconds, 1),
     }
+
+
+def _run_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[int, int], _Shard], ranges: list[tuple[int, int]]
+) -> Iterator[_Shard]:
+    """Results in order, the next one under way while the caller is busy with this one."""
+    under_way: Future[_Shard] | None = None
+    for start, stop in ranges:
+        following = pool.submit(work, start, stop)
+        if under_way is not None:
+            yield under_way.result()
+        under_way = following
+    if under_way is not None:
+        yield under_way.result()
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard's texts, known and new.
+
+    :param start: of its range among the keys.
+    :param known: bool, [S]: which texts have vectors already.
+    :param kept: their rows.
+    :param tokens: of the D new texts that differ as tokens; ``None`` if there are none.
+    :param first: int64, [D]: the first new text with these tokens.
+    :param places: int64: for each new text, where it stands among the D.
+    """
+
+    start: int
+    known: npt.NDArray[np.bool_]
+    kept: Rows
+    tokens: Tokens | None
+    first: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+
+    @property
+    def new(self) -> npt.NDArray[np.int64]:
+        """Where the new texts stand among the keys."""
+        return np.flatnonzero(~self.known) + self.start
+
+    def join(self, fresh: Rows) -> Rows:
+        """Rows of all its texts, in their order.
+
+        :param fresh: of the texts that differ as tokens.
+        """
+        size = len(self.known)
+        n_tokens = np.empty(size, np.int32)
+        vectors = np.empty((size, *fresh.vectors.shape[1:]), fresh.vectors.dtype)
+        n_tokens[self.known], vectors[self.known] = self.kept.n_tokens, self.kept.vectors
+        n_tokens[~self.known] = fresh.n_tokens[self.places]
+        vectors[~self.known] = fresh.vectors[self.places]
+        return Rows(n_tokens, vectors)
+
+
+class _Source:
+    """Takes what is known of a shard from the store, and tokenizes the rest.
+
+    :param first_rows: int64, [N]: the row of the corpus in which each key's text stands first.
+    """
+
+    def __init__(
+        self, update: StoreUpdate, tokenizer: Tokenizer, first_rows: npt.NDArray[np.int64]
+    ) -> None:
+        self._update = update
+        self._tokenizer = tokenizer
+        self._first_rows = first_rows
+        self._texts = TextReader()
+
+    def take(self, start: int, stop: int) -> _Shard:
+        known, kept = self._update.find_known(start, stop)
+        new = np.flatnonzero(~known) + start
+        if not len(new):
+            return _Shard(start, known, kept, None, new, new)
+        tokens = tokenize(self._tokenizer, self._texts.take(self._first_rows[new]))
+        first, places = find_distinct(tokens)
+        return _Shard(start, known, kept, select_tokens(tokens, first), first, places)
+
+
+def _embed_shard(engine: Engine, update: StoreUpdate, shard: _Shard, advance: Advance) -> Rows:
+    assert shard.tokens is not None
+    # The bar counts texts but moves with their tokens, which is what takes the time.
+    texts_per_token = len(shard.new) / int(shard.tokens.offsets[-1])
+    return engine.embed(
+        shard.tokens,
+        lambda tokens: advance(tokens * texts_per_token),
+        _ProgressKeeper(update, shard.new[shard.first]),
+    )
 
 
 def _choose_device(settings: Settings) -> tuple[torch.device, Precision]:
@@ -188,16 +294,22 @@ def _load_engine(
     device: torch.device,
     precision: Precision,
     recipe: Recipe,
-) -> Engine:
+) -> tuple[Engine, Backbone]:
+    """The engine, and the backbone in float32 by Hugging Face to gauge it by."""
     from pipeline.embed.backbone import Backbone
+    from pipeline.embed.engine import Engine
+    from pipeline.embed.packed import PackedBert, can_pack
 
     say(f"backbone  {asset.id}: loading")
-    return Engine(
-        backbone=Backbone(asset, folder, device, precision),
-        layers=recipe.layers,
-        dtype=np.dtype(recipe.dtype),
-        token_budget=settings.runtime.token_budget or _TOKEN_BUDGET[device.type],
-    )
+    reference = Backbone(asset, folder, device, "float32")
+    encoder: Encoder = reference
+    if can_pack(reference.model.config):
+        encoder = PackedBert(reference, precision)
+    elif precision != "float32":
+        encoder = Backbone(asset, folder, device, precision)
+    say(f"engine    {encoder.describe()}")
+    budget = settings.runtime.token_budget or _TOKEN_BUDGET[device.type]
+    return Engine(encoder, recipe.layers, np.dtype(recipe.dtype), budget), reference
 
 
 class _ProgressKeeper:
@@ -226,18 +338,13 @@ class _ProgressKeeper:
 
 
 def _gauge_fidelity(
-    engine: Engine, asset: Asset, folder: Path, precision: Precision, tokens: Tokens, rows: Rows
+    reference: Backbone, precision: Precision, tokens: Tokens, rows: Rows, layers: tuple[int, ...]
 ) -> Fidelity:
     """Compare a sample with Hugging Face in float32 before anything of this run is written.
 
     :raises StoreError: if it is further off than the precision explains.
     """
-    from pipeline.embed.backbone import Backbone
-
-    reference = engine.backbone
-    if precision != "float32":
-        reference = Backbone(asset, folder, engine.backbone.device, "float32")
-    fidelity = measure_fidelity(reference, tokens, rows, engine.layers)
+    fidelity = measure_fidelity(reference, tokens, rows, layers)
     try:
         check_fidelity(fidelity, precision)
     except StoreError:  # what was put aside meanwhile is as wrong
@@ -281,79 +388,3 @@ def _describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({count(torch.get_num_threads(), 'thread')})"
-
-
-def _interleave(known: npt.NDArray[np.bool_], old: Rows, new: Rows) -> Rows:
-    """Put rows that were known and rows just embedded into their order."""
-    if not known.any():
-        return new
-    n_tokens = np.empty(len(known), np.int32)
-    vectors = np.empty((len(known), *new.vectors.shape[1:]), new.vectors.dtype)
-    for chosen, rows in ((known, old), (~known, new)):
-        n_tokens[chosen], vectors[chosen] = rows.n_tokens, rows.vectors
-    return Rows(n_tokens=n_tokens, vectors=vectors)
-
-
-@dataclass
-class Engine:
-    """Runs batches through the backbone.
-
-    :param token_budget: padded tokens in one batch; halved for good when the device has not the
-        memory for it.
-    """
-
-    backbone: Backbone
-    layers: tuple[int, ...]
-    dtype: np.dtype[Any]
-    token_budget: int
-
-    def embed(
-        self,
-        tokens: Tokens,
-        advance: Advance = lambda amount: None,
-        keep: Callable[[npt.NDArray[np.int64], Rows], None] = lambda batch, rows: None,
-    ) -> Rows:
-        """Pooled vectors of B texts, in their order.
-
-        :param advance: called with the number of texts just finished.
-        :param keep: called with the indices of the texts just finished, and all rows.
-        :returns: int32, [B], and [B, L, D] in the store's dtype.
-        """
-        lengths = tokens.lengths
-        width = self.backbone.architecture.width
-        vectors = np.empty((len(lengths), len(self.layers), width), self.dtype)
-        rows = Rows(lengths.astype(np.int32), vectors)
-        waiting = plan_batches(lengths, self.token_budget)[::-1]
-        while waiting:
-            batch = waiting.pop()
-            try:
-                vectors[batch] = self._run_batch(tokens, batch)
-            except MemoryError as error:
-                if len(batch) == 1:
-                    raise DeviceError(
-                        f"not enough memory on {self.backbone.device} for one text of "
-                        f"{lengths[batch[0]]} tokens",
-                        hint="lower params.yaml: embed.max_tokens, or run on the CPU",
-                    ) from error
-                self.token_budget //= 2
-                say(f"not enough memory: token budget halved to {self.token_budget:,}")
-                rest = np.concatenate([batch, *waiting[::-1]])
-                waiting = [rest[b] for b in plan_batches(lengths[rest], self.token_budget)][::-1]
-                continue
-            advance(len(batch))
-            keep(batch, rows)
-        return rows
-
-    def _run_batch(self, tokens: Tokens, batch: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        import torch
-
-        ids, mask = pad_batch(tokens, batch, self.backbone.architecture.pad_id)
-        device = self.backbone.device
-        try:
-            pooled = self.backbone.encode(
-                torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), self.layers
-            )
-            return pooled.cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise MemoryError from error

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import paths, prepare
-from pipeline.corpus import read_distinct_keys, read_labelled_rows
+from pipeline.corpus import TextReader, read_distinct_keys, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.labelers import Labels
 from pipeline.prepare import Corpus, hash_texts
@@ -42,3 +43,25 @@ def test_distinct_keys_in_order_of_first_appearance(project: Path) -> None:
     assert keys.to_pylist() == hash_texts(["b", "a", "c", "d"])
     assert first_rows.tolist() == [0, 1, 3, 5]
     assert keys.type == pa.binary(16)
+
+
+def test_texts_are_read_by_row_group(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_GROUP_ROWS", 3)
+    texts = [f"text {n} ☃" for n in range(10)]
+    write(texts)
+    reader = TextReader()
+    for rows in ([0], [1, 2, 3, 7], [], [7, 8], [9]):
+        assert reader.take(np.array(rows, np.int64)) == [texts[row] for row in rows]
+    assert TextReader().take(np.arange(10)) == texts
+
+
+def test_a_damaged_row_group_is_said(project: Path) -> None:
+    write([f"a long text of words {n * 7919}" for n in range(2000)])
+    content = bytearray(paths.TEXTS.read_bytes())
+    column = pq.ParquetFile(paths.TEXTS).metadata.row_group(0).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 3000] = bytes(3000)
+    paths.TEXTS.write_bytes(content)
+    with pytest.raises(StageError, match=r"cache/texts\.parquet: damaged .*") as error:
+        TextReader().take(np.arange(2000))
+    assert "pipeline prepare" in str(error.value.hint)
