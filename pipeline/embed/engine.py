@@ -1,8 +1,10 @@
-"""Batches through the forward pass, one ahead of the results."""
+"""Batches through the forward pass, several at a time."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,9 @@ from pipeline.embed.batches import plan_batches
 from pipeline.embed.tokens import Tokens, select_tokens
 from pipeline.errors import DeviceError
 from pipeline.store import Rows
+
+# More would wait for each other in the interpreter.
+_MOST_LANES = 8
 
 Batch = npt.NDArray[np.int64]
 
@@ -52,46 +57,58 @@ class Engine:
         width = self.encoder.architecture.width
         vectors = np.empty((len(lengths), len(self.layers), width), self.dtype)
         rows = Rows(lengths.astype(np.int32), vectors)
-        under_way: tuple[Batch, _Result] | None = None
-
-        def finish() -> None:
-            nonlocal under_way
-            if under_way is not None:
-                batch, result = under_way
-                vectors[batch] = result.wait()
-                under_way = None
+        waiting = self._plan(np.arange(len(lengths)), lengths)
+        under_way: deque[tuple[Batch, Future[_Result]]] = deque()
+        threads = torch.get_num_threads()
+        lanes = self._count_lanes(threads)
+        pool = ThreadPoolExecutor(
+            lanes, "lane", initializer=torch.set_num_threads, initargs=(threads // lanes,)
+        )
+        try:
+            while waiting or under_way:
+                # One more than there are lanes, so that none has to wait for this thread.
+                while waiting and len(under_way) <= lanes:
+                    batch = waiting.popleft()
+                    under_way.append((batch, pool.submit(self._start, tokens, batch)))
+                batch, result = under_way.popleft()
+                try:
+                    vectors[batch] = result.result().wait()
+                except MemoryError as error:
+                    self._lower_budget(lengths[batch], error)
+                    waiting = self._plan(np.concatenate([batch, *waiting]), lengths)
+                    continue
                 advance(int(lengths[batch].sum()))
                 keep(batch, rows)
-
-        waiting = self._plan(np.arange(len(lengths)), lengths)
-        while waiting:
-            batch = waiting.pop(0)
-            try:
-                result = self._start(tokens, batch)
-            except MemoryError as error:
-                finish()
-                self._halve_budget(lengths[batch], error)
-                waiting = self._plan(np.concatenate([batch, *waiting]), lengths)
-                continue
-            # On a GPU the batch before is fetched while this one is computed.
-            finish()
-            under_way = batch, result
-        finish()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # what a lane sets is also what new threads start with
         return rows
 
-    def _plan(self, texts: Batch, lengths: npt.NDArray[np.int64]) -> list[Batch]:
-        plan = plan_batches(lengths[texts], self.token_budget, packed=self.encoder.is_packed)
-        return [texts[batch] for batch in plan]
+    def _count_lanes(self, threads: int) -> int:
+        """How many batches to compute at once.
 
-    def _halve_budget(self, lengths: npt.NDArray[np.int64], error: MemoryError) -> None:
+        On a CPU each has its share of the threads: threads that work on one product wait for each
+        other at its end, and on a busy machine for the slowest. A GPU takes one after another, and
+        so does Hugging Face's forward pass, which keeps hidden states by hooks in the model.
+        """
+        if self.encoder.is_packed and self.encoder.device.type == "cpu":
+            return min(threads, _MOST_LANES)
+        return 1
+
+    def _plan(self, texts: Batch, lengths: npt.NDArray[np.int64]) -> deque[Batch]:
+        plan = plan_batches(lengths[texts], self.token_budget, packed=self.encoder.is_packed)
+        return deque(texts[batch] for batch in plan)
+
+    def _lower_budget(self, lengths: npt.NDArray[np.int64], error: MemoryError) -> None:
         if len(lengths) == 1:
             raise DeviceError(
                 f"not enough memory on {self.encoder.device} for one text of {lengths[0]} tokens",
                 hint="lower params.yaml: embed.max_tokens, or run on the CPU",
             ) from error
-        # A batch that did not fill the budget shows that even less is too much.
-        self.token_budget = min(self.token_budget, int(lengths.sum())) // 2
-        say(f"not enough memory: token budget halved to {self.token_budget:,}")
+        tokens = int(lengths.sum())
+        if tokens <= self.token_budget:  # else another batch has lowered it already
+            self.token_budget = tokens // 2
+            say(f"not enough memory: token budget halved to {self.token_budget:,}")
 
     def _start(self, tokens: Tokens, batch: Batch) -> _Result:
         chosen = select_tokens(tokens, batch)
