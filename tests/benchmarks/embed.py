@@ -38,10 +38,11 @@ from pipeline import paths
 from pipeline.assets import read_assets
 from pipeline.config import parse_settings, read_preset
 from pipeline.embed.backbone import Architecture, Backbone
+from pipeline.embed.batches import plan_batches
 from pipeline.embed.engine import Engine
 from pipeline.embed.packed import PackedBert, can_pack
 from pipeline.embed.run import _TOKEN_BUDGET, run_embed
-from pipeline.embed.tokens import Tokens, load_tokenizer, tokenize
+from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens, tokenize
 from pipeline.prepare import hash_texts
 from pipeline.sources import read_source
 from pipeline.store import read_manifest, read_vectors
@@ -122,6 +123,7 @@ class Ours(Way):
     def load(self, case: Case) -> None:
         asset = read_assets()["backbone"]
         reference = Backbone(asset, case.folder, case.device, "float32")
+        self.reference = reference
         top = reference.architecture.layers
         layers = (top,) if self.layers == "last" else tuple(range(top + 1))
         packed = can_pack(reference.model.config)
@@ -131,6 +133,15 @@ class Ours(Way):
 
     def run_forward(self, case: Case) -> None:
         self.engine.embed(case.tokens)
+
+    def encode_in_batches(self, tokens: Tokens, order: np.ndarray) -> None:
+        """The engine's batches in this thread, for a profiler, which sees only its own."""
+        engine = self.engine
+        plan = plan_batches(tokens.lengths[order], engine.token_budget)
+        for batch in plan:
+            chosen = select_tokens(tokens, order[batch])
+            out = engine.encoder.encode(chosen.ids, chosen.lengths, engine.layers)
+        finish(engine.encoder.device, out)
 
     def run_whole(self, case: Case) -> np.ndarray:
         changed = {"layers": self.layers, "max_tokens": case.max_tokens}
