@@ -106,6 +106,7 @@ def read_text_column() -> pa.Array:
 class TextReader:
     """The texts of ``cache/texts.parquet`` for rows that only rise, one row group in memory.
 
+    :ivar rows: how many there are.
     :raises StageError: if the file is missing or damaged.
     """
 
@@ -114,6 +115,7 @@ class TextReader:
         about = self._file.metadata
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._ends = np.cumsum(sizes)
+        self.rows: int = about.num_rows
         self._held = -1
         self._texts: pa.Array = None
 

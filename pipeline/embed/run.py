@@ -133,7 +133,9 @@ def _embed_missing(
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
     _say_size(recipe, len(keys))
-    source = _Source(update, load_tokenizer(folder, settings.embed.max_tokens), first_rows)
+    texts = TextReader()
+    tokenizer = load_tokenizer(folder, settings.embed.max_tokens)
+    source = _Source(update, texts, tokenizer, first_rows)
     engine: Engine | None = None
     fidelity: Fidelity | None = None
     started = time.perf_counter()
@@ -171,9 +173,10 @@ def _embed_missing(
     seconds = time.perf_counter() - started
     _record_run(manifest.rows - embedded, embedded, fidelity)
     say(
-        f"{count(manifest.rows, 'distinct text')} in {paths.EMBEDDINGS}: {embedded:,} embedded, "
+        f"{count(texts.rows, 'text')}, {manifest.rows:,} distinct: {embedded:,} embedded, "
         f"{manifest.rows - embedded:,} kept; {n_tokens:,} tokens in {seconds:.1f} s, "
         f"{n_tokens / seconds:,.0f} tokens/s on {_describe_device(device)}, {precision}"
+        + (f", cosine to float32 {fidelity.lowest_cosine:.8f}" if fidelity else "")
     )
     return {
         "device": _describe_device(device),
@@ -183,6 +186,7 @@ def _embed_missing(
         "tokens": n_tokens,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(n_tokens / seconds, 1),
+        **({"fidelity_" + k: v for k, v in fidelity.to_record().items()} if fidelity else {}),
     }
 
 
@@ -245,12 +249,16 @@ class _Source:
     """
 
     def __init__(
-        self, update: StoreUpdate, tokenizer: Tokenizer, first_rows: npt.NDArray[np.int64]
+        self,
+        update: StoreUpdate,
+        texts: TextReader,
+        tokenizer: Tokenizer,
+        first_rows: npt.NDArray[np.int64],
     ) -> None:
         self._update = update
+        self._texts = texts
         self._tokenizer = tokenizer
         self._first_rows = first_rows
-        self._texts = TextReader()
 
     def take(self, start: int, stop: int) -> _Shard:
         known, kept = self._update.find_known(start, stop)
