@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, Protocol
 
 import torch
@@ -54,6 +55,9 @@ class OneDnnLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        # oneDNN keeps the code made for each number of rows, by default for 1,024 of them: hundreds
+        # of megabytes for a corpus whose batches all differ a little. It is made in no time.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.bias = bias
 
