@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _hear_ctrl_c() -> None:
-    """A runner in the background of a shell ignores SIGINT, and so would every process it starts.
+    """Programs started by a test must hear Ctrl-C as they do from a terminal.
 
-    Programs started by the tests must hear it as they do from a terminal.
+    A runner in the background of a shell ignores SIGINT, as does the command line once it is done,
+    and so would every process started from there.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
