@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import signal
@@ -12,25 +14,24 @@ from pathlib import Path
 
 import pytest
 
+# Tests run side by side, a process for each core, so each has one thread; torch and the tokenizers
+# read this when they are imported, which is after this file.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
 ROOT = Path(__file__).parent.parent
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _hear_ctrl_c() -> None:
-    """A runner in the background of a shell ignores SIGINT, and so would every process it starts.
+    """Programs started by a test must hear Ctrl-C as they do from a terminal.
 
-    Programs started by the tests must hear it as they do from a terminal.
+    A runner in the background of a shell ignores SIGINT, as does the command line once it is done,
+    and so would every process started from there.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    """Two threads everywhere, so that a large machine gives the figures of a small one."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 
 @pytest.fixture
@@ -75,8 +76,36 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cli(project: Path) -> Cli:
-    """Run the command line as a user would, in a process of its own, in the project's folder."""
+def cli(project: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the command line in the project's folder, in this process, which starts but once."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        from pipeline.cli import main
+
+        out, err = io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with (
+            monkeypatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(sys, "argv", ["pipeline", *arguments])
+            patch.chdir(project)
+            try:
+                main()
+            except SystemExit as exit_:
+                status = int(exit_.code or 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def process(project: Path) -> Cli:
+    """The same in a process of its own, for what shows only there: its start, its environment, its
+    signals and limits."""
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.errors import StoreError
 from pipeline.store.manifest import REPAIR, Manifest, Rows, Shard, name_layer, read_manifest
+from pipeline.store.shard import list_value_bytes, locate_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,37 +43,30 @@ class Block:
 def plan_blocks(folder: Path, manifest: Manifest, columns: Sequence[str]) -> list[Block]:
     """Where the values of some columns stand in the shards, from the shards' footers.
 
-    The values of a required column on an uncompressed page in plain encoding are the last bytes of
-    its chunk. Source: Apache Parquet format, "Data Pages" and "Plain encoding".
-
-    :raises StoreError: if a shard is missing or damaged, or is not of that form.
+    :raises StoreError: if a shard is missing or damaged.
     """
-    sizes = {"key": 16, "n_tokens": 4}
-    value = manifest.width * np.dtype(manifest.dtype).itemsize
+    value_bytes = {
+        name: size for name, size in list_value_bytes(manifest).items() if name in columns
+    }
     blocks = []
     first = 0
     for shard in manifest.shards:
         path = folder / shard.file
         footer = _read_footer(path, shard)
-        start = first
-        for group_number in range(footer.num_row_groups):
-            group = footer.row_group(group_number)
-            chunks = {
-                group.column(c).path_in_schema.split(".")[0]: c for c in range(group.num_columns)
-            }
-            for column in columns:
-                size = group.num_rows * sizes.get(column, value)
-                checks = (shard.checks or {}).get(column, ())
-                if column not in chunks or group_number >= len(checks):
-                    raise _damaged(path, f"no column {column} in row group {group_number}")
-                chunk = group.column(chunks[column])
-                end = chunk.data_page_offset + chunk.total_compressed_size
-                check = checks[group_number]
-                blocks.append(Block(path, column, start, group.num_rows, end - size, size, check))
-            start += group.num_rows
-        if start - first != shard.rows:
-            raise _damaged(path, f"{start - first:,} rows, the manifest says {shard.rows:,}")
-        first = start
+        held = dict.fromkeys(value_bytes, 0)
+        for at in locate_values(footer, value_bytes):
+            checks = (shard.checks or {}).get(at.column, ())
+            if at.group >= len(checks):
+                raise _damaged(path, f"no hash of {at.column} in row group {at.group}")
+            check = checks[at.group]
+            blocks.append(
+                Block(path, at.column, first + at.first, at.rows, at.offset, at.size, check)
+            )
+            held[at.column] += at.rows
+        for column, rows in held.items():
+            if rows != shard.rows:
+                raise _damaged(path, f"{rows:,} rows of {column}, should be {shard.rows:,}")
+        first += shard.rows
     return blocks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,19 +15,18 @@ import numpy.typing as npt
 from pipeline.console import show_progress
 from pipeline.errors import StoreError
 from pipeline.files import describe_os_error, hash_file, write_aside
+from pipeline.keys import hash_keys
 from pipeline.store.manifest import (
     MANIFEST,
     Manifest,
     Recipe,
-    Rows,
     Shard,
     name_layer,
-    plan_shards,
     read_manifest,
     write_manifest,
 )
 from pipeline.store.reader import read_keys, read_rows, read_vectors
-from pipeline.store.writer import StoreUpdate, finish_commit, hash_blocks, staging_folder
+from pipeline.store.writer import StoreUpdate, finish_commit, staging_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,8 +111,8 @@ def repair_store(folder: Path, damages: Sequence[Damage]) -> None:
 def rebuild_manifest(folder: Path) -> Manifest | None:
     """Make a damaged or lost manifest anew from shards that are whole.
 
-    Each shard states its recipe, and its pages carry checksums of their own, so no damage slips in.
-    Shards of another recipe than the first whole one's, or that are damaged, are left out.
+    Each shard states its recipe and the hashes of its values, so no damage slips in. Shards of
+    another recipe than the first whole one's, or that are damaged, are left out.
 
     :returns: what was written, or ``None`` if no shard is whole.
     """
@@ -120,20 +120,9 @@ def rebuild_manifest(folder: Path) -> Manifest | None:
     recipe: Recipe | None = None
     for path in sorted(folder.glob("part-*.parquet")):
         found = _read_whole_shard(path)
-        if found is None or (recipe is not None and found[0] != recipe):
-            continue
-        recipe, keys, rows = found
-        (planned,) = plan_shards(keys)
-        shards.append(
-            Shard(
-                file=path.name,
-                rows=len(keys),
-                keys=planned.keys,
-                bytes=path.stat().st_size,
-                sha256=hash_file(path),
-                checks=hash_blocks(recipe, keys, rows),
-            )
-        )
+        if found is not None and (recipe is None or found[0] == recipe):
+            recipe, shard = found
+            shards.append(shard)
     if recipe is None:
         return None
     manifest = recipe.describe(shards)
@@ -141,37 +130,39 @@ def rebuild_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
-def _read_whole_shard(path: Path) -> tuple[Recipe, Any, Rows] | None:
-    import json
-
+def _read_whole_shard(path: Path) -> tuple[Recipe, Shard] | None:
+    """What a shard says of itself, if all its values are as it says."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-        about = table.schema.metadata
+        footer = pq.read_metadata(path)
+        about = footer.metadata
+        vector = footer.schema.to_arrow_schema().field(-1).type
         contents = json.loads(about[b"recipe"])
-        layers = tuple(contents["layers"])
-        keys = table["key"].combine_chunks()
-        stacked = np.stack(
-            [
-                table[name_layer(layer)]
-                .combine_chunks()
-                .flatten()
-                .to_numpy()
-                .reshape(len(keys), -1)
-                for layer in layers
-            ],
-            axis=1,
+        recipe = Recipe(
+            backbone=about[b"backbone"].decode(),
+            contents=contents,
+            layers=tuple(contents["layers"]),
+            width=vector.list_size,
+            dtype=str(np.dtype(vector.value_type.to_pandas_dtype())),
         )
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError):
+        shard = Shard(
+            file=path.name,
+            rows=footer.num_rows,
+            keys="",
+            bytes=path.stat().st_size,
+            sha256=hash_file(path),
+            checks=json.loads(about[b"checks"]),
+        )
+        alone = recipe.describe([shard])
+        keys = read_keys(path.parent, alone)
+        read_rows(path.parent, alone, keys)
+    except (pa.ArrowException, OSError, StoreError, KeyError, ValueError, TypeError):
         return None
-    recipe = Recipe(
-        about[b"backbone"].decode(), contents, layers, stacked.shape[-1], str(stacked.dtype)
-    )
     if recipe.fingerprint != about[b"fingerprint"].decode():
         return None
-    return recipe, keys, Rows(table["n_tokens"].to_numpy(), stacked)
+    return recipe, replace(shard, keys=hash_keys(keys))
 
 
 def prune_store(folder: Path, keys: pa.Array) -> int:

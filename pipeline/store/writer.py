@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from pipeline.errors import StoreError
 from pipeline.files import describe_os_error, hash_file, sync_folder, write_aside
-from pipeline.keys import view_keys
 from pipeline.store import manifest as layout
 from pipeline.store.manifest import (
     MANIFEST,
@@ -30,6 +29,7 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.reader import read_keys, read_rows
+from pipeline.store.shard import Skeleton, hash_pieces, make_skeleton
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,6 +67,7 @@ class StoreUpdate:
         }
         self._leftovers = self._take_up()
         self._moves: dict[str, Path] = {}
+        self._skeleton: Skeleton | None = None
         self._known = _KnownRows(self.folder, self._old, self._leftovers, recipe)
 
     @property
@@ -128,10 +129,9 @@ class StoreUpdate:
         """Keep what is finished of a shard, for a run that takes over after a kill.
 
         :param places: int64, [B]: where the rows stand among the keys.
+        :raises StoreError: as ``write_shard``.
         """
-        import pyarrow as pa
-
-        self._stage(f"rows-{places[0]:09}", self.keys.take(pa.array(places)), rows)
+        self._stage(f"rows-{places[0]:09}", places, rows)
 
     def write_shard(self, start: int, rows: Rows) -> None:
         """Write one shard whole.
@@ -140,29 +140,38 @@ class StoreUpdate:
         :raises StoreError: if a vector is zero or not finite, naming the first such text.
         """
         shard = self._planned[start // layout.SHARD_ROWS]
-        check_vectors(rows.vectors, start)
         stem = shard.file.removesuffix(".parquet")
-        path, sha256 = self._stage(stem, self.keys.slice(start, shard.rows), rows)
+        path, about = self._stage(stem, np.arange(start, start + shard.rows), rows)
         self._moves[shard.file] = path
-        self._done[shard.file] = replace(
-            shard,
-            bytes=path.stat().st_size,
-            sha256=sha256,
-            checks=hash_blocks(self.recipe, self.keys.slice(start, shard.rows), rows),
-        )
+        self._done[shard.file] = replace(shard, **about)
 
-    def _stage(self, stem: str, keys: pa.Array, rows: Rows) -> tuple[Path, str]:
+    def _stage(
+        self, stem: str, places: npt.NDArray[np.int64], rows: Rows
+    ) -> tuple[Path, dict[str, Any]]:
+        """Write rows to a file whose name carries its hash.
+
+        :returns: its path, and what a ``Shard`` says of its bytes.
+        """
+        import pyarrow as pa
+
+        check_vectors(rows.vectors, places)
+        if self._skeleton is None or self._skeleton.rows != len(places):
+            self._skeleton = make_skeleton(self.recipe, len(places))
+        pieces, checks = self._skeleton.fill(self.keys.take(pa.array(places)), rows)
         unnamed = self.staged / f"{stem}.parquet"
-        with write_aside(unnamed) as file:
-            _write_parquet(file, self.recipe, keys, rows)
-        sha256 = hash_file(unnamed)
+        with ThreadPoolExecutor(1) as beside:
+            hashed = beside.submit(hash_pieces, pieces)
+            with write_aside(unnamed) as file:
+                file.writelines(pieces)
+            sha256 = hashed.result()
         path = unnamed.with_name(f"{stem}-{sha256[:32]}.parquet")
         try:
             unnamed.replace(path)
             sync_folder(self.staged)
         except OSError as error:
             raise describe_os_error(error, path) from error
-        return path, sha256
+        size = sum(len(piece) for piece in pieces)
+        return path, {"bytes": size, "sha256": sha256, "checks": checks}
 
     def commit(self) -> Manifest:
         """Move the finished shards over the old ones and write the manifest."""
@@ -268,74 +277,22 @@ class _KnownRows:
         return Rows(table["n_tokens"].to_numpy()[places], stacked)
 
 
-def check_vectors(vectors: Vectors, start: int) -> None:
+def check_vectors(vectors: Vectors, places: npt.NDArray[np.int64]) -> None:
     """A vector that is zero or not finite is a fault of the backbone, never data.
 
+    :param vectors: [B, L, D].
+    :param places: int64, [B]: the numbers of the texts, for the message.
     :raises StoreError: naming the first such text.
     """
-    # On the bits, as NumPy has no fast path for float16: all ones in the exponent are infinity or
-    # not a number, all zeros but the sign are zero.
-    exponent, sign = (0x7C00, 0x8000) if vectors.dtype == np.float16 else (0x7F800000, 0x80000000)
+    # On the bits, as NumPy has no fast path for float16: without the sign they order like the
+    # numbers, and all from infinity on are not finite.
+    infinity, sign = (0x7C00, 0x8000) if vectors.dtype == np.float16 else (0x7F800000, 0x80000000)
     bits = vectors.view(f"u{vectors.itemsize}").reshape(len(vectors), -1)
-    not_finite = ((bits & exponent) == exponent).any(axis=1)
-    not_zero = (bits & (sign - 1)).any(axis=1)
-    bad = np.flatnonzero(not_finite | ~not_zero)
+    largest = np.bitwise_and(bits, sign - 1).max(axis=1)
+    bad = places[(largest >= infinity) | (largest == 0)]
     if len(bad):
         raise StoreError(
             f"{len(bad):,} of {len(vectors):,} texts have vectors that are zero or not finite, the "
-            f"first is distinct text {start + int(bad[0]):,}; nothing was written for them",
+            f"first is distinct text {bad[0]:,}; nothing was written for them",
             hint="try params.yaml: embed.precision float32 and embed.dtype float32",
         )
-
-
-def _write_parquet(file: Any, recipe: Recipe, keys: pa.Array, rows: Rows) -> None:
-    """Uncompressed, without dictionaries, a page for each column of a row group.
-
-    So vectors stand in the file as they stand in memory, and the reader need not decode them.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    element = pa.field("element", pa.from_numpy_dtype(recipe.dtype), nullable=False)
-    vector = pa.list_(element, recipe.width)
-    fields = [
-        pa.field("key", pa.binary(16), nullable=False),
-        pa.field("n_tokens", pa.int32(), nullable=False),
-        *(pa.field(name_layer(layer), vector, nullable=False) for layer in recipe.layers),
-    ]
-    columns = [keys, pa.array(rows.n_tokens)]
-    for number in range(len(recipe.layers)):
-        flat = np.ascontiguousarray(rows.vectors[:, number]).reshape(-1)
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector))
-    about = {
-        "backbone": recipe.backbone,
-        "fingerprint": recipe.fingerprint,
-        "recipe": json.dumps(recipe.contents),
-    }
-    table = pa.table(columns, schema=pa.schema(fields, metadata=about))
-    pq.write_table(
-        table,
-        file,
-        row_group_size=layout.GROUP_ROWS,
-        data_page_size=1 << 30,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=False,
-        write_page_checksum=True,
-    )
-
-
-def hash_blocks(recipe: Recipe, keys: pa.Array, rows: Rows) -> dict[str, list[str]]:
-    """XXH3-64 over the values of each column of each row group of a shard."""
-    from xxhash import xxh3_64_hexdigest
-
-    columns: dict[str, npt.NDArray[Any]] = {"key": view_keys(keys), "n_tokens": rows.n_tokens}
-    for number, layer in enumerate(recipe.layers):
-        columns[name_layer(layer)] = rows.vectors[:, number]
-    return {
-        name: [
-            xxh3_64_hexdigest(np.ascontiguousarray(values[start : start + layout.GROUP_ROWS]).data)
-            for start in range(0, len(values), layout.GROUP_ROWS)
-        ]
-        for name, values in columns.items()
-    }

@@ -342,10 +342,12 @@ def make_work_for(stage: str, own: Path, cli: Cli) -> None:
         ("report", 300),
     ],
 )
-def test_no_room_for_a_file(own: Path, cli: Cli, stage: str, limit_bytes: int) -> None:
+def test_no_room_for_a_file(
+    own: Path, cli: Cli, process: Cli, stage: str, limit_bytes: int
+) -> None:
     make_work_for(stage, own, cli)
     before = read_all(own)
-    result = cli(stage, **limit_file_size(limit_bytes))
+    result = process(stage, **limit_file_size(limit_bytes))
     assert_refused(result, "cannot write", "File too large", hint="the file is larger than")
     after = read_all(own)
     assert {name: after.get(name) for name in before} == before

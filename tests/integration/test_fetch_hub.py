@@ -173,9 +173,9 @@ def fill_hub_cache(hub: Hub, repo: str, **options: str) -> None:
 
 
 def test_from_the_hub(
-    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], cli: Cli
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], process: Cli
 ) -> None:
-    result = cli("fetch")
+    result = process("fetch")
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", "progress bars belong on a terminal only"
     record = read_record()
@@ -189,17 +189,17 @@ def test_from_the_hub(
     assert not any(file.is_symlink() for file in folder.iterdir())
     assert not any("pytorch_model" in line or "modeling" in line for line in hub.asked)
     asked = len(hub.asked)
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     assert len(hub.asked) == asked, "a second fetch must not ask again"
 
 
 def test_folder_loads_as_a_plain_model(
-    hub: Hub, hub_project: Path, private_cache: Path, tiny_backbone: Path, cli: Cli
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_backbone: Path, process: Cli
 ) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     folder = private_cache / str(read_record()["folder"])
     tokens = AutoTokenizer.from_pretrained(folder)("see you at noon", return_tensors="pt")
     with torch.inference_mode():
@@ -210,18 +210,20 @@ def test_folder_loads_as_a_plain_model(
     assert torch.equal(found, expected)
 
 
-def test_revision_of_the_user(hub: Hub, hub_project: Path, cli: Cli) -> None:
+def test_revision_of_the_user(hub: Hub, hub_project: Path, process: Cli) -> None:
     edit_params({"fetch.backbones": [f"acme/tiny@{REVISION}"]})
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     assert f"GET /api/models/acme/tiny/revision/{REVISION}" in hub.asked
     assert read_record()["id"] == f"acme/tiny@{REVISION}"
 
 
-def test_dataset_from_the_hub(hub: Hub, hub_project: Path, private_cache: Path, cli: Cli) -> None:
+def test_dataset_from_the_hub(
+    hub: Hub, hub_project: Path, private_cache: Path, process: Cli
+) -> None:
     content = b"label,message\nham,hi\n"
     hub.repos["datasets/acme/sms"] = {"data/train.csv": content, "data/test.csv": b"x"}
     edit_params({"fetch.dataset": "hf://datasets/acme/sms/data/train.csv"})
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     record = read_record("dataset")
     assert record["files"] == {"data/train.csv": hashlib.sha256(content).hexdigest()}
     assert (private_cache / str(record["folder"]) / "data/train.csv").read_bytes() == content
@@ -238,11 +240,11 @@ def test_dataset_from_the_hub(hub: Hub, hub_project: Path, private_cache: Path, 
     ],
 )
 def test_dataset_that_the_hub_lacks(
-    url: str, message: str, hub: Hub, hub_project: Path, private_cache: Path, cli: Cli
+    url: str, message: str, hub: Hub, hub_project: Path, private_cache: Path, process: Cli
 ) -> None:
     hub.repos["datasets/acme/sms"] = {"data/a.csv": b"x", "data/b.csv": b"x"}
     edit_params({"fetch.dataset": url})
-    assert_refused(cli("fetch"), message)
+    assert_refused(process("fetch"), message)
     assert_nothing_kept(private_cache)
 
 
@@ -265,7 +267,7 @@ def test_refused(
     hub_project: Path,
     private_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
-    cli: Cli,
+    process: Cli,
 ) -> None:
     files = hub.repos["acme/tiny"]
     if case == "pickled":
@@ -279,17 +281,17 @@ def test_refused(
     names = {"missing": "acme/none", "revision": "acme/tiny@v9", "odd name": "acme/ti ny"}
     edit_params({"fetch.backbones": [names.get(case, "acme/tiny")]})
     places = ["local folder: none of that name", "hub cache: not there", "package index: not known"]
-    assert_refused(cli("fetch"), *messages, *places, "next: ")
+    assert_refused(process("fetch"), *messages, *places, "next: ")
     assert_nothing_kept(private_cache)
 
 
 def test_connection_that_always_breaks(
-    hub: Hub, hub_project: Path, private_cache: Path, cli: Cli
+    hub: Hub, hub_project: Path, private_cache: Path, process: Cli
 ) -> None:
     """The client asks again for the rest a few times, then gives up."""
     hub.breaks_at = 1_000
     started = time.monotonic()
-    result = cli("fetch")
+    result = process("fetch")
     assert time.monotonic() - started < 30
     assert_refused(result, "hub: peer closed connection without sending complete message body")
     assert "cannot write" not in result.stderr, "the network is to blame, not the disk"
@@ -297,12 +299,12 @@ def test_connection_that_always_breaks(
 
 
 def test_from_the_hub_cache(
-    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], cli: Cli
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], process: Cli
 ) -> None:
     fill_hub_cache(hub, "acme/tiny")
     hub.shutdown()
     hub.server_close()
-    result = cli("fetch")
+    result = process("fetch")
     assert result.returncode == 0, result.stderr
     record = read_record()
     assert record["revision"] == REVISION
@@ -313,12 +315,12 @@ def test_from_the_hub_cache(
     assert not (folder / "pytorch_model.bin").exists()
 
 
-def test_dataset_from_the_hub_cache(hub: Hub, hub_project: Path, cli: Cli) -> None:
+def test_dataset_from_the_hub_cache(hub: Hub, hub_project: Path, process: Cli) -> None:
     hub.repos["datasets/acme/sms"] = {"a.csv": b"label,message\nham,hi\n"}
     fill_hub_cache(hub, "acme/sms", repo_type="dataset")
     hub.repos.clear()
     edit_params({"fetch.dataset": "hf://datasets/acme/sms/a.csv", "fetch.backbones": ["acme/tiny"]})
-    result = cli("fetch")
+    result = process("fetch")
     assert result.returncode == 1, "the backbone is in no place any more"
     assert "dataset" not in result.stderr
     assert "fetched   hf://datasets/acme/sms/a.csv: 1 file" in result.stdout
@@ -326,7 +328,7 @@ def test_dataset_from_the_hub_cache(hub: Hub, hub_project: Path, cli: Cli) -> No
 
 @pytest.mark.parametrize("damage", ["no blobs", "no weights"])
 def test_damaged_hub_cache_leads_to_the_hub(
-    damage: str, hub: Hub, hub_project: Path, private_cache: Path, tmp_path: Path, cli: Cli
+    damage: str, hub: Hub, hub_project: Path, private_cache: Path, tmp_path: Path, process: Cli
 ) -> None:
     fill_hub_cache(hub, "acme/tiny")
     folder = tmp_path / "hf-home/hub" / REPOSITORY
@@ -336,30 +338,30 @@ def test_damaged_hub_cache_leads_to_the_hub(
     else:
         (folder / "snapshots" / REVISION / "model.safetensors").unlink()
     asked = len(hub.asked)
-    result = cli("fetch")
+    result = process("fetch")
     assert result.returncode == 0, result.stderr
     assert len(hub.asked) > asked
     assert (private_cache / str(read_record()["folder"]) / "model.safetensors").is_file()
 
 
-def test_refresh_asks_the_hub_before_its_cache(hub: Hub, hub_project: Path, cli: Cli) -> None:
+def test_refresh_asks_the_hub_before_its_cache(hub: Hub, hub_project: Path, process: Cli) -> None:
     fill_hub_cache(hub, "acme/tiny")
     asked = len(hub.asked)
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     assert len(hub.asked) == asked
-    assert cli("fetch", "--refresh").returncode == 0
+    assert process("fetch", "--refresh").returncode == 0
     assert len(hub.asked) > asked
 
 
 def test_refresh_without_the_hub_keeps_the_first_choice(
-    hub: Hub, hub_project: Path, tiny_backbone: Path, cli: Cli
+    hub: Hub, hub_project: Path, tiny_backbone: Path, process: Cli
 ) -> None:
     edit_params({"fetch.backbones": ["acme/tiny", str(tiny_backbone)]})
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     record = read_record()
     hub.shutdown()
     hub.server_close()
-    result = cli("fetch", "--refresh")
+    result = process("fetch", "--refresh")
     assert result.returncode == 0, result.stderr
     assert "backbone acme/tiny cannot be fetched again; what is here already stays" in result.stdout
     assert read_record() == record
@@ -389,12 +391,12 @@ def test_hub_away_second_choice(
     hub_project: Path,
     tiny_backbone: Path,
     request: pytest.FixtureRequest,
-    cli: Cli,
+    process: Cli,
 ) -> None:
     hub_away = request.getfixturevalue(hub_fixture)
     edit_params({"fetch.backbones": ["acme/tiny", "acme/small", str(tiny_backbone)]})
     started = time.monotonic()
-    result = cli("fetch")
+    result = process("fetch")
     assert time.monotonic() - started < 12
     assert result.returncode == 0, result.stderr
     assert f"warning: backbone acme/tiny cannot be had; using {tiny_backbone} instead" in (
@@ -408,10 +410,10 @@ def test_hub_away_second_choice(
 
 
 def test_hub_away_single_choice(
-    hub_away: str, hub_project: Path, private_cache: Path, cli: Cli
+    hub_away: str, hub_project: Path, private_cache: Path, process: Cli
 ) -> None:
     started = time.monotonic()
-    result = cli("fetch")
+    result = process("fetch")
     assert time.monotonic() - started < 12
     assert_refused(
         result,
@@ -425,10 +427,10 @@ def test_hub_away_single_choice(
     assert_nothing_kept(private_cache)
 
 
-def test_none_of_several(hub_away: str, hub_project: Path, cli: Cli) -> None:
+def test_none_of_several(hub_away: str, hub_project: Path, process: Cli) -> None:
     edit_params({"fetch.backbones": ["acme/tiny", "./no-such-folder"]})
     assert_refused(
-        cli("fetch"),
+        process("fetch"),
         "none of the backbones can be had",
         "backbone acme/tiny cannot be had:",
         "backbone ./no-such-folder: no such folder",

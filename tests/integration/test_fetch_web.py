@@ -28,6 +28,7 @@ from pipeline.assets import UrlPlace
 from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
 from tests.conftest import Cli, edit_params
+from tests.disk import Disk
 
 CSV = b"label,message\nham,see you at noon\nspam,win a prize\n"
 NEWER = b"label,message\nham,see you at one\nspam,win a boat\nham,ok\n"
@@ -498,63 +499,21 @@ def test_killed_download(web_project: Path, private_cache: Path, site: Site, cli
     assert (young / "download").read_bytes() == b"half"
 
 
-def test_full_disk(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
+def test_full_disk(web_project: Path, private_cache: Path, site: Site, process: Cli) -> None:
     """A file-size limit is a full disk that root meets too."""
-    assert cli("fetch").returncode == 0
+    assert process("fetch").returncode == 0
     before = read_tree(private_cache, paths.CACHE)
     site.answer = lambda handler: handler.send(NEWER * 10_000)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    result = cli("fetch", "--refresh", preexec_fn=limit)
+    result = process("fetch", "--refresh", preexec_fn=limit)
     assert_one_message(result)
     assert f"cannot write {private_cache}" in result.stderr
     assert "File too large; nothing that was there before has changed" in result.stderr
     assert read_tree(private_cache, paths.CACHE) == before
     assert not find_scratch(private_cache)
-
-
-class Disk:
-    """Makes one of the writing calls below some folders fail."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
-        self.folders = [str(folder.absolute()) for folder in folders]
-        self.calls = 0
-        self.fails_at = sys.maxsize
-        self.errno = 0
-        for module, name in (
-            (os, "mkdir"),
-            (os, "rename"),
-            (os, "replace"),
-            (os, "chmod"),
-            (os, "open"),
-        ):
-            monkeypatch.setattr(module, name, self._wrap(getattr(os, name)))
-        monkeypatch.setattr(Path, "open", self._wrap_open(Path.open))
-
-    def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(path: object, *arguments: object, **options: object) -> object:
-            writes = call.__name__ != "open" or int(str(arguments[0])) & (os.O_WRONLY | os.O_RDWR)
-            if writes and isinstance(path, str | os.PathLike):
-                self._count(path)
-            return call(path, *arguments, **options)
-
-        return wrapped
-
-    def _wrap_open(self, call: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
-            if "w" in mode:
-                self._count(path)
-            return call(path, mode, *arguments, **options)
-
-        return wrapped
-
-    def _count(self, path: object) -> None:
-        if os.path.abspath(str(path)).startswith(tuple(self.folders)):  # noqa: PTH100
-            self.calls += 1
-            if self.calls == self.fails_at:
-                raise OSError(self.errno, os.strerror(self.errno), str(path))
 
 
 @pytest.mark.parametrize("reason", ["ENOSPC", "EROFS"])

@@ -20,11 +20,11 @@ HEAVY = {
 }  # fmt: skip
 
 
-def test_help_starts_in_less_than_0_3_seconds(cli: Cli) -> None:
+def test_help_starts_in_less_than_0_3_seconds(process: Cli) -> None:
     seconds = []
     for _ in range(7):
         started = time.perf_counter()
-        assert cli("--help").returncode == 0
+        assert process("--help").returncode == 0
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3
 
@@ -48,17 +48,17 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert not loaded & HEAVY - allowed
 
 
-def test_help_lists_the_commands_in_the_order_of_the_flow(cli: Cli) -> None:
-    printed = cli("--help").stdout
+def test_help_lists_the_commands_in_the_order_of_the_flow(process: Cli) -> None:
+    printed = process("--help").stdout
     places = [printed.index(f"\n  {stage} ") for stage in STAGES]
     assert places == sorted(places)
-    assert cli("-h").stdout == printed
-    assert cli("--version").stdout.strip() == f"pipeline, version {__version__}"
+    assert process("-h").stdout == printed
+    assert process("--version").stdout.strip() == f"pipeline, version {__version__}"
 
 
 @pytest.mark.parametrize("command", [*STAGES, "params"])
-def test_each_command_has_its_help(cli: Cli, command: str) -> None:
-    result = cli(command, "--help")
+def test_each_command_has_its_help(process: Cli, command: str) -> None:
+    result = process(command, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"Usage: python -m pipeline {command} ") or (
         result.stdout.startswith(f"Usage: pipeline {command} ")
@@ -79,8 +79,8 @@ def test_each_command_has_its_help(cli: Cli, command: str) -> None:
         (["params"], "Missing argument"),
     ],
 )
-def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str], message: str) -> None:
-    result = cli(*arguments)
+def test_wrong_usage_exits_with_2(process: Cli, arguments: list[str], message: str) -> None:
+    result = process(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -88,8 +88,8 @@ def test_wrong_usage_exits_with_2(cli: Cli, arguments: list[str], message: str) 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_params_prints_a_preset(cli: Cli, project: Path, preset: str) -> None:
-    result = cli("params", preset)
+def test_params_prints_a_preset(process: Cli, project: Path, preset: str) -> None:
+    result = process("params", preset)
     assert result.returncode == 0
     assert result.stdout == read_preset(preset)
 
@@ -104,17 +104,17 @@ def test_the_console_script_is_the_same_program(project: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_error(project: Path) -> None:
     """``pipeline params default | head -1``, with a reader that closes before anything is said."""
-    process = subprocess.Popen(
+    run = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "params", "default"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout
-    assert process.stderr
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait() in {0, 1}
+    assert run.stdout
+    assert run.stderr
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    run.stderr.close()
+    assert run.wait() in {0, 1}
 
 
 def test_a_reader_that_takes_one_line(project: Path) -> None:

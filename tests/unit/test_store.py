@@ -27,6 +27,7 @@ from pipeline.store import (
     stream_vectors,
 )
 from pipeline.store import manifest as layout
+from pipeline.store.upkeep import rebuild_manifest
 
 WIDTH = 5
 
@@ -129,6 +130,52 @@ def test_files_are_plain_parquet_of_the_documented_form(tmp_path: Path) -> None:
     assert not vector.value_field.nullable
     assert table.schema.metadata[b"fingerprint"].decode() == recipe.fingerprint
     assert table["key"].to_pylist() == [make_key(8), make_key(9)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_a_shard_is_byte_for_byte_what_arrow_would_write(
+    tmp_path: Path, dtype: str, count: int
+) -> None:
+    recipe = make_recipe(dtype)
+    update(tmp_path / "s", recipe, range(count))
+    shard = tmp_path / "s" / "part-00000.parquet"
+    rows = make_rows(range(count), recipe)
+    schema = pq.read_schema(shard)
+    columns = [make_keys(range(count)), pa.array(rows.n_tokens)]
+    for number, field in enumerate(list(schema)[2:]):
+        flat = pa.array(np.ascontiguousarray(rows.vectors[:, number]).reshape(-1))
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+    with pq.ParquetWriter(
+        tmp_path / "arrow.parquet",
+        schema,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+    ) as writer:
+        writer.write_table(pa.table(columns, schema=schema), row_group_size=layout.GROUP_ROWS)
+        writer.add_key_value_metadata({"checks": pq.read_metadata(shard).metadata[b"checks"]})
+    assert shard.read_bytes() == (tmp_path / "arrow.parquet").read_bytes()
+
+
+def test_a_lost_manifest_is_made_anew_from_whole_shards_only(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    update(folder, make_recipe(), range(20))
+    manifest = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").unlink()
+    rebuild_manifest(folder)
+    assert (folder / "manifest.json").read_bytes() == manifest
+    part = folder / "part-00001.parquet"
+    whole = part.read_bytes()
+    values = make_rows([9], make_recipe()).vectors[0, 1].tobytes()
+    place = whole.index(values)
+    part.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    (folder / "manifest.json").write_text("{")
+    rebuild_manifest(folder)
+    assert [s.file for s in read_manifest(folder).shards] == [
+        "part-00000.parquet", "part-00002.parquet",
+    ]  # fmt: skip
+    assert update(folder, make_recipe(), range(20)) == 8
 
 
 def test_pandas_sees_vectors(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""A disk that fails at the n-th write."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Disk:
+    """Makes one of the calls that write below some folders fail, in this process.
+
+    :param calls: how many there were.
+    :param fails_at: the number of the one that fails; the first is 1.
+    :param errno: what it fails with.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+        self.folders = [str(folder.absolute()) for folder in folders]
+        self.calls = 0
+        self.fails_at = sys.maxsize
+        self.errno = 0
+        for name in ("mkdir", "rename", "replace", "chmod", "open", "fsync"):
+            monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
+        monkeypatch.setattr(Path, "open", self._wrap_open(Path.open))
+        monkeypatch.setattr(os, "fdopen", self._open_handle)
+
+    def _wrap(self, call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(path: object, *arguments: object, **options: object) -> object:
+            writes = call.__name__ != "open" or int(str(arguments[0])) & (os.O_WRONLY | os.O_RDWR)
+            if writes:
+                self.count(path)
+            return call(path, *arguments, **options)
+
+        return wrapped
+
+    def _wrap_open(self, call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
+            if "w" in mode:
+                self.count(path)
+            return call(path, mode, *arguments, **options)
+
+        return wrapped
+
+    def _open_handle(self, handle: int, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if mode == "wb":
+            return io.BufferedWriter(_File(self, handle))
+        return io.open(handle, mode, *arguments, **options)  # noqa: UP020
+
+    def count(self, place: object) -> None:
+        """Count a write to a path or an open file, and fail if it is its turn."""
+        path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else str(place)  # noqa: PTH115
+        if os.path.abspath(path).startswith(tuple(self.folders)):  # noqa: PTH100
+            self.calls += 1
+            if self.calls == self.fails_at:
+                raise OSError(self.errno, os.strerror(self.errno), path)
+
+
+class _File(io.FileIO):
+    """An open file on that disk."""
+
+    def __init__(self, disk: Disk, handle: int) -> None:
+        super().__init__(handle, "wb")
+        self._disk = disk
+
+    def write(self, content: Any) -> int:
+        self._disk.count(self.fileno())
+        return super().write(content)
