@@ -44,9 +44,10 @@ def show_info() -> None:
         total = max(hits["kept"] + hits["embedded"], 1)
         share = f"{hits['kept']:,} of {total:,} texts ({hits['kept'] / total:.1%})"
         rows.append(("served in the last run", share))
-        if hits.get("fidelity"):
-            cosine, error = (hits["fidelity"][k] for k in ("lowest_cosine", "largest_error"))
-            rows.append(("fidelity to float32", f"cosine ≥ {cosine:.8f}, error ≤ {error:.1e}"))
+    if manifest.fidelity is not None:
+        cosine, error = (manifest.fidelity[k] for k in ("lowest_cosine", "largest_error"))
+        found = f"cosine {cosine:.8f}, error {error:.1e}, {manifest.fidelity['texts']} texts"
+        rows.append(("worst fidelity to float32", found))
     show_table(("store", str(paths.EMBEDDINGS)), rows)
     if staging_folder(paths.EMBEDDINGS).exists():
         say("an interrupted run has left work to take up: run `pipeline embed`")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +70,7 @@ def run_embed(settings: Settings) -> dict[str, object] | None:
     for precision in _possible_precisions(settings):
         if _is_complete(make_recipe(asset, architecture, settings.embed, precision), keys):
             say(f"{paths.EMBEDDINGS}: holds all {len(keys):,} distinct texts of {asset.id}")
-            _record_run(len(keys), 0, None)
+            _record_run(len(keys), 0)
             return None
     return _embed_missing(settings, asset, architecture, keys, first_rows)
 
@@ -169,9 +167,9 @@ def _embed_missing(
             written = writing.submit(update.write_shard, shard.start, rows)
         if written is not None:
             written.result()
-    manifest = update.commit()
+    manifest = update.commit(fidelity.to_record() if fidelity else None)
     seconds = time.perf_counter() - started
-    _record_run(manifest.rows - embedded, embedded, fidelity)
+    _record_run(manifest.rows - embedded, embedded)
     say(
         f"{count(texts.rows, 'text')}, {manifest.rows:,} distinct: {embedded:,} embedded, "
         f"{manifest.rows - embedded:,} kept; {n_tokens:,} tokens in {seconds:.1f} s, "
@@ -365,14 +363,9 @@ def _gauge_fidelity(
     return fidelity
 
 
-def _record_run(kept: int, embedded: int, fidelity: Fidelity | None) -> None:
-    """Note what the run found in the store, for `pipeline cache info`; a run that embeds nothing
-    leaves the last fidelity as it is."""
-    last: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        last = json.loads(paths.LAST_EMBED.read_bytes())
-    record = fidelity.to_record() if fidelity is not None else last.get("fidelity")
-    write_json(paths.LAST_EMBED, {"kept": kept, "embedded": embedded, "fidelity": record})
+def _record_run(kept: int, embedded: int) -> None:
+    """Note what the run found in the store, for `pipeline cache info`."""
+    write_json(paths.LAST_EMBED, {"kept": kept, "embedded": embedded})
 
 
 def _say_size(recipe: Recipe, texts: int) -> None:

@@ -96,6 +96,8 @@ class Manifest:
 
     :param fingerprint: of the recipe that all its vectors share.
     :param recipe: that recipe's readable contents.
+    :param fidelity: how far its vectors are from the backbone's in float32, the worst of all runs
+        that added to it: ``texts`` compared, ``lowest_cosine``, ``largest_error``.
     """
 
     backbone: str
@@ -105,6 +107,7 @@ class Manifest:
     width: int
     dtype: str
     shards: tuple[Shard, ...]
+    fidelity: Mapping[str, Any] | None = None
     format: int = FORMAT
 
     @property

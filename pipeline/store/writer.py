@@ -173,8 +173,11 @@ class StoreUpdate:
         size = sum(len(piece) for piece in pieces)
         return path, {"bytes": size, "sha256": sha256, "checks": checks}
 
-    def commit(self) -> Manifest:
-        """Move the finished shards over the old ones and write the manifest."""
+    def commit(self, fidelity: Mapping[str, Any] | None = None) -> Manifest:
+        """Move the finished shards over the old ones and write the manifest.
+
+        :param fidelity: of the vectors that this run added, as the manifest has it.
+        """
         shards = [self._done[shard.file] for shard in self._planned]
         try:
             self.staged.mkdir(parents=True, exist_ok=True)
@@ -183,9 +186,23 @@ class StoreUpdate:
             sync_folder(self.staged)
         except OSError as error:
             raise describe_os_error(error, self.staged) from error
-        write_manifest(self.staged / _DECISION, self.recipe.describe(shards))
+        before = self._old.fidelity if self._old is not None else None
+        decision = replace(self.recipe.describe(shards), fidelity=_join_fidelity(before, fidelity))
+        write_manifest(self.staged / _DECISION, decision)
         finish_commit(self.folder)
         return read_manifest(self.folder)
+
+
+def _join_fidelity(
+    before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    if before is None or now is None:
+        return before or now
+    return {
+        "texts": before["texts"] + now["texts"],
+        "lowest_cosine": min(before["lowest_cosine"], now["lowest_cosine"]),
+        "largest_error": max(before["largest_error"], now["largest_error"]),
+    }
 
 
 def staging_folder(folder: Path) -> Path:

@@ -453,3 +453,19 @@ def test_polars_and_duckdb_see_vectors(tmp_path: Path) -> None:
         )
         rows = duckdb.sql(query).fetchall()
         np.testing.assert_array_equal(np.array([row[0] for row in rows], np.float32), expected)
+
+
+def test_the_manifest_keeps_the_worst_fidelity(tmp_path: Path) -> None:
+    folder = tmp_path / "embeddings"
+    found = []
+    for count, cosine in ((3, 0.99), (4, 0.98), (5, 0.995), (2, None)):
+        change = StoreUpdate(folder, make_recipe(), make_keys(range(count)))
+        for start, stop in change.list_missing():
+            change.write_shard(start, make_rows(range(start, stop), make_recipe()))
+        fidelity = {"texts": 16, "lowest_cosine": cosine, "largest_error": 1 - (cosine or 0)}
+        change.commit(fidelity if cosine else None)
+        found.append(read_manifest(folder).fidelity)
+    assert [(f["texts"], f["lowest_cosine"]) for f in found] == [
+        (16, 0.99), (32, 0.98), (48, 0.98), (48, 0.98),
+    ]  # fmt: skip
+    assert found[-1]["largest_error"] == pytest.approx(0.02)
