@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,17 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Name = Annotated[str, Field(min_length=1, strict=True)]
+Optimizer = Literal["sgd", "adamw", "lbfgs"]
+Metric = Literal[
+    "accuracy", "f1", "f1_macro", "f1_micro", "roc_auc", "loss",
+    "mean_absolute_error", "root_mean_squared_error", "r2",
+]  # fmt: skip
+_Value = TypeVar("_Value")
+Values = Annotated[tuple[_Value, ...], Field(min_length=1)]
+LabelKind = Literal["class", "tags", "number"]
+TaskType = Literal["binary", "multiclass", "multilabel", "ordinal", "regression"]
+Loss = Literal["cross_entropy", "focal", "mse", "huber"]
+Layers = Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 # Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", strict=True)]
 
@@ -73,12 +84,18 @@ class FetchSettings(Section):
 class ColumnLabel(Section):
     """A label read from a column of the source.
 
+    ``kind``: a row has one ``class``, any number of ``tags``, or a ``number``.
     ``classes`` in the order of their index; without it, the distinct values in sorted order.
     ``mapping``: value in the column → class, for values that are not themselves class names.
+    ``separator``: between the tags of a text; a list needs none.
+    ``optional``: a row without this label is kept, and counts only for the other tasks.
     """
 
     labeler: Literal["column", "vader"] = "column"
     column: Name
+    kind: LabelKind = "class"
+    separator: Name = ","
+    optional: StrictBool = False
     classes: (
         Annotated[tuple[StrictStr | StrictInt | StrictBool, ...], Field(min_length=2)] | None
     ) = None
@@ -92,6 +109,14 @@ class ColumnLabel(Section):
         if classes is not None and len({normalize_value(c) for c in classes}) < len(classes):
             raise ValueError("must name each class once")
         return classes
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> ColumnLabel:
+        if self.kind == "number" and self.classes:
+            raise PlacedError(("classes",), "a number has none; set kind to class or tags")
+        if self.kind != "class" and self.mapping:
+            raise PlacedError(("mapping",), f"is for classes, not for {self.kind}")
+        return self
 
     @model_validator(mode="after")
     def _mapping_leads_to_classes(self) -> ColumnLabel:
@@ -217,6 +242,11 @@ class PrepareSettings(Section):
                     ("split", "stratify_by"),
                     f"no such label in prepare.labels: {name!r}{suggest(name, self.labels)}",
                 )
+            label = self.labels[name]
+            if isinstance(label, ColumnLabel) and label.kind != "class":
+                raise PlacedError(
+                    ("split", "stratify_by"), f"{name} holds {label.kind}, it must be a class"
+                )
         return self
 
 
@@ -230,48 +260,136 @@ class EmbedSettings(Section):
     """
 
     max_tokens: Annotated[int, Field(ge=3, strict=True)] = 128
-    layers: Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)] = "all"
+    layers: Layers = "all"
     dtype: Literal["float16", "float32"] = "float16"
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+
+
+Floor = Annotated[float, Field(gt=0, le=1, strict=True)]
+
+
+class ThresholdAim(Section):
+    """What a threshold is chosen for, on held-out rows.
+
+    ``precision``: the highest recall whose precision is at least this. ``recall``: the highest
+    precision whose recall is at least this. ``false_positive`` and ``false_negative``: what a
+    false alarm and a miss cost; the lowest total.
+    """
+
+    precision: Floor | None = None
+    recall: Floor | None = None
+    false_positive: Positive | None = None
+    false_negative: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> ThresholdAim:
+        given = set(self.model_dump(exclude_none=True))
+        if given not in ({"precision"}, {"recall"}, {"false_positive", "false_negative"}):
+            raise ValueError("must give precision, or recall, or false_positive and false_negative")
+        return self
+
+
+Threshold = Share | Literal["f1"] | ThresholdAim
+ClassWeights = (
+    Literal["none", "balanced", "effective_number", "pos_weight"]
+    | dict[StrictStr | StrictInt | StrictBool, Positive]
+)
+Smoothing = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
 class TaskSettings(Section):
     """One head. Its classes are those of the label of the same name.
 
-    ``type``: ``binary`` (one logit) or ``multiclass``; by the number of classes if left out.
-    ``class_weights``: ``none``, ``balanced`` (n / (C * n_c) over the training rows), or a weight
-    for each class by name.
+    ``type``: by the label if left out: ``binary`` of two classes (one logit), ``multiclass`` of
+    more, ``multilabel`` of tags, ``regression`` of a number; ``ordinal`` if the order of the
+    classes means something.
+    ``metric``: what configurations are chosen by; by the type if left out.
+    ``loss``: ``cross_entropy`` or ``focal``; of a regression ``mse`` or ``huber``, whose
+    ``huber_delta`` is in deviations of the training labels.
+    ``class_weights``: ``none``, ``balanced`` (n / (C * n_c) over the training rows),
+    ``effective_number`` (by ``effective_number_beta``), ``pos_weight`` (negatives / positives), or
+    a weight for each class by name.
+    ``logit_adjustment``: times the log of the classes' shares is added to the logits in training.
+    ``threshold``: of a binary or multilabel head, in probability; a number, or what to choose it
+    for on held-out rows: ``f1``, ``{precision: 0.99}``, ``{recall: 0.95}``,
+    ``{false_positive: 5, false_negative: 1}``.
     """
 
-    type: Literal["binary", "multiclass"] | None = None
+    type: TaskType | None = None
     loss_weight: NotNegative = 1.0
-    class_weights: (
-        Literal["none", "balanced"] | dict[StrictStr | StrictInt | StrictBool, Positive]
-    ) = "none"
+    metric: Metric | None = None
+    loss: Loss | None = None
+    class_weights: ClassWeights = "none"
+    effective_number_beta: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.999
+    label_smoothing: Smoothing = 0.0
+    focal_gamma: NotNegative = 2.0
+    logit_adjustment: NotNegative = 0.0
+    huber_delta: Positive = 1.0
+    threshold: Threshold = 0.5
+
+
+class SearchSettings(Section):
+    """A grid of configurations: every combination of the values that its lists give.
+
+    A key that is left out keeps what ``heads``, or the task, says. ``seeds`` are no choice: their
+    scores are averaged, and the head of the first one is kept.
+    """
+
+    layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = None
+    combine: Values[Literal["join", "mix"]] | None = None
+    head: Values[Literal["linear", "hidden"]] | None = None
+    hidden_size: Values[Count] | None = None
+    dropout: Values[Smoothing] | None = None
+    optimizer: Values[Optimizer] | None = None
+    learning_rate: Values[Positive] | None = None
+    weight_decay: Values[NotNegative] | None = None
+    loss: Values[Loss] | None = None
+    class_weights: Annotated[tuple[ClassWeights, ...], Field(min_length=1)] | None = None
+    label_smoothing: Values[Smoothing] | None = None
+    focal_gamma: Values[NotNegative] | None = None
+    logit_adjustment: Values[NotNegative] | None = None
+    seeds: Values[Seed] | None = None
 
 
 class HeadsSettings(Section):
     """How the heads train.
 
     ``tasks``: one entry per head, named after its label; every label if left out.
-    ``layers``: which of the cached layers are joined into the features: ``all``, ``last``, numbers.
+    ``layers``: which of the cached layers make the features: ``all``, ``last``, numbers.
+    ``combine``: ``join`` them side by side, or ``mix`` them by weights that each head learns.
+    ``head``: ``linear``, or with one ``hidden`` layer of ``hidden_size``.
+    ``dropout``: share of the inputs of each linear layer that a step leaves out.
     ``standardize``: scale each feature by the training rows' mean and deviation; folded into the
-    saved weights. ``optimizer``: ``sgd`` (with Nesterov momentum) or ``adamw``. ``patience``: stop
-    after so many epochs without a lower validation loss; null to train them all. ``keep``: each
-    task's ``best`` epoch by validation loss, or the ``last``.
+    saved weights. ``optimizer``: ``sgd`` (with Nesterov momentum), ``adamw``, or ``lbfgs``: all
+    rows at once to the optimum, for linear heads on joined layers; ``weight_decay`` is then the
+    factor of half the squared weights in the mean loss, 1 / (C n) of scikit-learn.
+    ``max_epochs``: of ``lbfgs``, its steps. ``patience``: stop after so many epochs without a lower
+    validation loss; null to train them all. ``keep``: each task's ``best`` epoch by validation
+    loss, or the ``last``. ``lbfgs`` looks at neither, nor at ``learning_rate`` and ``batch_size``.
+    ``folds``: configurations are judged by validation rows and, in as many folds, by training rows
+    that the head of a fold has not seen; null for validation rows alone.
+    ``calibrate``: fit a temperature to the held-out rows.
+    ``search``: grids of configurations to choose among, for each task its own.
     """
 
     tasks: Annotated[dict[TaskName, TaskSettings], Field(min_length=1)] | None = None
-    layers: Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)] = "all"
+    layers: Layers = "all"
+    combine: Literal["join", "mix"] = "join"
+    head: Literal["linear", "hidden"] = "linear"
+    hidden_size: Count = 64
+    dropout: Smoothing = 0.0
     standardize: StrictBool = True
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Positive = 5e-3
-    weight_decay: NotNegative = 2e-2
+    optimizer: Optimizer = "lbfgs"
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 3e-2
     batch_size: Count = 256
-    max_epochs: Count = 40
+    max_epochs: Count = 100
     patience: Count | None = 10
     keep: Literal["best", "last"] = "best"
+    folds: Annotated[int, Field(ge=2, le=20, strict=True)] | None = 5
+    calibrate: StrictBool = True
     seed: Seed = 0
+    search: tuple[SearchSettings, ...] = ()
 
 
 class ReportSettings(Section):
@@ -285,11 +403,16 @@ class RuntimeSettings(Section):
 
     ``device``: ``auto`` is the first GPU, else the CPU. ``threads``: of the CPU; null for all
     cores. ``token_budget``: padded tokens in one batch; null for what suits the device.
+    ``max_memory``: GB that the vectors of ``train-heads`` may take; beyond that they are streamed
+    from the store; null for half of what the machine has. ``logger``: where training also logs to,
+    ``tensorboard`` or ``dvclive``, in ``cache/logs``; the curves are always in ``curves.csv``.
     """
 
     device: Name = "auto"
     threads: Count | None = None
     token_budget: Annotated[int, Field(ge=16, strict=True)] | None = None
+    max_memory: Positive | None = None
+    logger: Literal["csv", "tensorboard", "dvclive"] = "csv"
 
     @field_validator("device")
     @classmethod
@@ -319,6 +442,13 @@ class Settings(Section):
                     f"no such label in prepare.labels{suggest(name, labels)}",
                 )
             classes = label_classes(labels[name])
+            kind = label_kind(labels[name])
+            if task.type is not None and task.type not in _TYPES_OF[kind]:
+                raise PlacedError(
+                    ("heads", "tasks", name, "type"),
+                    f"must be one of {', '.join(_TYPES_OF[kind])} for a label that holds "
+                    f"{kind}, got '{task.type}'",
+                )
             if classes is not None and isinstance(task.class_weights, dict):
                 given = {normalize_value(c) for c in task.class_weights}
                 if given != set(classes):
@@ -328,6 +458,18 @@ class Settings(Section):
                         f"{', '.join(sorted(given))}",
                     )
         return self
+
+
+def label_kind(label: Label) -> LabelKind:
+    """What a value of a label is."""
+    return label.kind if isinstance(label, ColumnLabel) else "class"
+
+
+_TYPES_OF: dict[LabelKind, tuple[TaskType, ...]] = {
+    "class": ("binary", "multiclass", "ordinal"),
+    "tags": ("multilabel",),
+    "number": ("regression",),
+}
 
 
 def label_classes(label: Label) -> tuple[str, ...] | None:

@@ -65,7 +65,12 @@ def _collect(
             continue
         what = str(cause) if isinstance(cause, PlacedError) else _describe(details, where, model)
         below = cause.where if isinstance(cause, PlacedError) else ()
-        found.setdefault((*prefix, *where, *below), []).append(what)
+        place = (*prefix, *where, *below)
+        if details["type"] == "value_error" and place in found:
+            # It has the form of this member of the union; that it fits no other is no news.
+            found[place] = [what]
+            continue
+        found.setdefault(place, []).append(what)
     return found
 
 
@@ -177,6 +182,8 @@ def _step_into(annotation: Any, key: str) -> Any:
             return member.model_fields[key].annotation
         if get_origin(member) is dict:
             return get_args(member)[1]
+        if get_origin(member) is tuple and key.isdigit():
+            return get_args(member)[0]
     return None
 
 

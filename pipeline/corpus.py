@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline import paths
+from pipeline.config import LabelKind
 from pipeline.errors import StageError
 from pipeline.keys import hash_keys, view_keys
 
@@ -26,12 +27,55 @@ TEXTS_HASH = "texts_sha256"  # in the metadata of labels.parquet: which texts it
 class TaskLabels:
     """One task's column of ``labels.parquet``.
 
-    :param classes: class names in the order of their index.
-    :param indices: int64, [B].
+    :param classes: class or tag names in the order of their index; none of a number.
+    :param values: ``class``: int64, [B]; ``tags``: int8, [B, C], 0 or 1; both are -1 where a row
+        has no label. ``number``: float64, [B], NaN where a row has none.
+    :param kind: what a value is.
     """
 
     classes: tuple[str, ...]
-    indices: npt.NDArray[np.int64]
+    values: npt.NDArray[Any]
+    kind: LabelKind = "class"
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a label: [B]."""
+        given = np.isfinite(self.values) if self.kind == "number" else np.greater(self.values, -1)
+        return np.asarray(np.reshape(given, (len(self.values), -1)).all(axis=1), np.bool_)
+
+
+def encode_labels(values: npt.NDArray[Any], kind: LabelKind) -> pa.Array:
+    """Labels as a column that any Parquet reader understands, null where a row has none.
+
+    :returns: int32 class indices, lists of booleans, or float64 numbers.
+    """
+    import pyarrow as pa
+
+    if kind == "number":
+        return pa.array(values, pa.float64(), mask=np.isnan(values))
+    if kind == "class":
+        return pa.array(values.astype(np.int32), mask=values < 0)
+    absent = values[:, 0] < 0
+    rows = [None if gone else row for row, gone in zip(values > 0, absent, strict=True)]
+    return pa.array(rows, pa.list_(pa.bool_()))
+
+
+def decode_labels(column: pa.Array, kind: LabelKind, classes: int) -> npt.NDArray[Any]:
+    """The reverse of ``encode_labels``.
+
+    :param classes: C, how many tags there are.
+    """
+    if kind == "number":
+        numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        return numbers
+    if kind == "class":
+        indices: npt.NDArray[Any] = column.fill_null(-1).to_numpy(zero_copy_only=False)
+        return indices.astype(np.int64)
+    held = np.full((len(column), classes), -1, np.int8)
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    held[present] = flat.reshape(-1, classes)
+    return held
 
 
 @dataclass(frozen=True)
@@ -69,11 +113,14 @@ def read_labelled_rows() -> LabelledRows:
         )
     tasks = {
         field.name: TaskLabels(
-            classes=tuple(json.loads(field.metadata[b"classes"])),
-            indices=labels[field.name].to_numpy().astype(np.int64),
+            classes=tuple(classes),
+            values=decode_labels(labels[field.name].combine_chunks(), kind, len(classes)),
+            kind=kind,
         )
         for field in labels.schema
         if field.metadata and b"classes" in field.metadata
+        for classes in [json.loads(field.metadata[b"classes"])]
+        for kind in [cast(LabelKind, field.metadata.get(b"kind", b"class").decode())]
     }
     return LabelledRows(
         keys=keys,

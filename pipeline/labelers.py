@@ -1,21 +1,28 @@
 """Where labels come from: a column of the source, or the text itself by VADER.
 
-A labeler gives class indices, ``-1`` where a row cannot be labelled, and whatever raw scores they
-come from.
+A labeler gives class indices, ``-1`` where a row has no label, and whatever raw scores they come
+from. A column may also hold numbers, or several tags a row.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ColumnLabel, Label, VaderLabel, label_classes, normalize_value
+from pipeline.config import (
+    ColumnLabel,
+    Label,
+    LabelKind,
+    VaderLabel,
+    label_classes,
+    normalize_value,
+)
 from pipeline.console import show_progress
 from pipeline.errors import AssetError, DataError
 
@@ -31,16 +38,20 @@ _SHOWN = 60  # characters of a value in a message
 class Labels:
     """One task's labels for a table of texts.
 
-    :param classes: class names in the order of their index, C of them.
-    :param indices: int32, [B], 0 to C - 1, or ``UNKNOWN``.
+    :param classes: class or tag names in the order of their index, C of them; none of a number.
+    :param values: what each row has. ``class``: int32, [B], 0 to C - 1, or ``UNKNOWN``. ``tags``:
+        int8, [B, C], 1 for a tag that the row has, else 0; ``UNKNOWN`` in a row without a label.
+        ``number``: float64, [B]; NaN in a row without one.
     :param scores: raw scores to keep beside the label: name → float64, [B].
-    :param found: for rows with an unknown label, what stands there instead.
+    :param found: for rows whose label cannot be used, what stands there instead.
+    :param kind: what a value is.
     """
 
     classes: tuple[str, ...]
-    indices: npt.NDArray[np.int32]
+    values: npt.NDArray[Any]
     scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     found: Mapping[int, str] = field(default_factory=dict)
+    kind: LabelKind = "class"
 
 
 def label_rows(
@@ -66,7 +77,17 @@ def label_rows(
 
 
 def label_by_column(label: ColumnLabel, values: Sequence[Any]) -> Labels:
-    """Class indices from the values of a column, through the label's mapping if it has one."""
+    """Labels from the values of a column, of the kind that the settings tell."""
+    read = {"class": _read_classes, "tags": _read_tags, "number": _read_numbers}[label.kind]
+    labels = read(label, values)
+    if not label.optional:
+        return labels
+    found = {row: what for row, what in labels.found.items() if not _is_missing(values[row])}
+    return replace(labels, found=found)
+
+
+def _read_classes(label: ColumnLabel, values: Sequence[Any]) -> Labels:
+    """Class indices, through the label's mapping if it has one."""
     mapping = {normalize_value(k): normalize_value(v) for k, v in (label.mapping or {}).items()}
     named = [normalize_value(v) if _is_usable(v) else None for v in values]
     named = [mapping.get(v, v) if v is not None else None for v in named]
@@ -79,7 +100,54 @@ def label_by_column(label: ColumnLabel, values: Sequence[Any]) -> Labels:
         row: "no value" if _is_missing(values[row]) else _shorten(repr(values[row]))
         for row in np.flatnonzero(indices == UNKNOWN).tolist()
     }
-    return Labels(classes=classes, indices=indices, found=found)
+    return Labels(classes=classes, values=indices, found=found)
+
+
+def _read_tags(label: ColumnLabel, values: Sequence[Any]) -> Labels:
+    """Which of the tags each row has: from a list, or from text with a separator.
+
+    An empty list or text is a row that has none of them; a null is a row without a label.
+    """
+    named: list[list[str] | None] = []
+    found: dict[int, str] = {}
+    for row, value in enumerate(values):
+        if isinstance(value, str):
+            parts: list[Any] = [part.strip() for part in value.split(label.separator)]
+        elif _is_missing(value):
+            found[row] = "no value"
+            named.append(None)
+            continue
+        else:
+            parts = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+        named.append([normalize_value(part) for part in parts if not _is_missing(part)])
+    tags = {tag for row in named for tag in row or ()}
+    classes = label_classes(label) or tuple(sorted(tags))
+    index = {name: number for number, name in enumerate(classes)}
+    held = np.zeros((len(values), len(classes)), np.int8)
+    for row, parts_of_row in enumerate(named):
+        unknown = [tag for tag in parts_of_row or () if tag not in index]
+        if unknown:
+            found[row] = _shorten(repr(unknown[0]))
+        if parts_of_row is None or unknown:
+            held[row] = UNKNOWN
+        else:
+            held[row, [index[tag] for tag in parts_of_row]] = 1
+    return Labels(classes=classes, values=held, found=found, kind="tags")
+
+
+def _read_numbers(label: ColumnLabel, values: Sequence[Any]) -> Labels:
+    numbers = np.full(len(values), np.nan)
+    found: dict[int, str] = {}
+    for row, value in enumerate(values):
+        try:
+            numbers[row] = float("nan" if _is_missing(value) else value)
+        except (TypeError, ValueError):
+            found[row] = f"not a number: {_shorten(repr(value))}"
+            continue
+        if not np.isfinite(numbers[row]):
+            numbers[row] = np.nan
+            found[row] = "no value" if _is_missing(value) else f"not finite: {value!r}"
+    return Labels(classes=(), values=numbers, found=found, kind="number")
 
 
 def _is_missing(value: Any) -> bool:
@@ -104,7 +172,7 @@ def _label_by_vader(name: str, label: VaderLabel, texts: Sequence[str], lexicon:
     compound = score_by_vader(texts, lexicon)
     return Labels(
         classes=label_classes(label) or (),
-        indices=classify_compound(compound, label.negative_at_most, label.positive_at_least),
+        values=classify_compound(compound, label.negative_at_most, label.positive_at_least),
         scores={f"{name}_compound": compound},
     )
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from pipeline import paths
 from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import PrepareSettings, Settings, SplitSettings, VaderLabel
 from pipeline.console import count, say, show_table, warn
-from pipeline.corpus import PARTS, TEXTS_HASH
+from pipeline.corpus import PARTS, TEXTS_HASH, encode_labels
 from pipeline.errors import DataError
 from pipeline.files import write_aside
 from pipeline.keys import hash_keys
-from pipeline.labelers import UNKNOWN, Labels, label_rows
+from pipeline.labelers import Labels, label_rows
 from pipeline.sources import read_source
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _NAMED = 5  # how many bad rows an error names
 _GROUP_ROWS = 16_384  # so that a reader need not hold all texts at once
+_COUNTED = 30  # how many classes of a label the summary counts
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,10 @@ def select_rows(
         raise DataError(f"none of the {len(values):,} rows can be used; {_list_rows(reasons)}")
     dropped = Counter(why.partition(":")[0] for why in reasons.values())
     kept = {
-        name: Labels(
-            classes=task.classes,
-            indices=task.indices[usable],
+        name: replace(
+            task,
+            values=task.values[usable],
+            found={},
             scores={key: scores[usable] for key, scores in task.scores.items()},
         )
         for name, task in labels.items()
@@ -236,8 +238,9 @@ def _describe_small_corpus(
     _, first_unit, sizes = np.unique(strata, return_index=True, return_counts=True)
     row = first_row[first_unit[sizes.argmin()]]
     rarest = ", ".join(
-        f"{name} = {labels[name].classes[labels[name].indices[row]]}"
+        f"{name} = {labels[name].classes[value] if value >= 0 else 'none'}"
         for name in settings.stratify_by
+        for value in [labels[name].values[row]]
     )
     return DataError(
         f"too few rows to split by {', '.join(settings.stratify_by)}: {rarest} has only "
@@ -248,7 +251,7 @@ def _describe_small_corpus(
 
 def _join_labels(labels: Mapping[str, Labels], names: Sequence[str]) -> npt.NDArray[np.int64]:
     """One number for each combination of the named labels."""
-    stacked = np.stack([labels[name].indices for name in names])
+    stacked = np.stack([labels[name].values for name in names])
     return np.unique(stacked, axis=1, return_inverse=True)[1].reshape(-1)
 
 
@@ -288,14 +291,15 @@ def _make_labels_table(
     columns = [pa.array(corpus.rows), pa.array([PARTS[part] for part in split])]
     for name, task in corpus.labels.items():
         classes = json.dumps(task.classes, ensure_ascii=False)
-        fields.append(pa.field(name, pa.int32(), metadata={"classes": classes}))
-        columns.append(pa.array(task.indices))
+        about = {"classes": classes} | ({"kind": task.kind} if task.kind != "class" else {})
+        columns.append(encode_labels(task.values, task.kind))
+        fields.append(pa.field(name, columns[-1].type, metadata=about))
         for score, values in task.scores.items():
             fields.append(pa.field(score, pa.float64()))
             columns.append(pa.array(values))
     # Ties the two files together: a kill between their renames must not pair old with new.
-    about = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
-    return pa.table(columns, schema=pa.schema(fields, metadata=about))
+    tie = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
+    return pa.table(columns, schema=pa.schema(fields, metadata=tie))
 
 
 def _show_summary(
@@ -318,13 +322,30 @@ def _show_summary(
     seen = np.array([key in in_training for key in keys]) & (split > 0)
     rows.append(("text also in train", None, *_count_parts(seen, split)[1:]))
     for name, task in corpus.labels.items():
-        for index, class_name in enumerate(task.classes):
-            rows.append((f"{name} = {class_name}", *_count_parts(task.indices == index, split)))
+        rows += [(what, *_count_parts(chosen, split)) for what, chosen in _list_counts(name, task)]
     show_table(("", *PARTS), rows)
     for name, task in corpus.labels.items():
-        absent = set(range(len(task.classes))) - set(task.indices[split == 0].tolist()) - {UNKNOWN}
-        for index in sorted(absent):
+        if task.kind == "number":
+            continue
+        train = task.values[split == 0]
+        present = train if task.kind == "class" else np.nonzero(train == 1)[1]
+        for index in sorted(set(range(len(task.classes))) - set(present.tolist())):
             warn(f"{name}: no training row is {task.classes[index]!r}")
+
+
+def _list_counts(name: str, task: Labels) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """What is worth counting of a label: the rows of each of its first classes, those without."""
+    if task.kind == "number":
+        absent = np.isnan(task.values)
+        yield f"{name} given", ~absent
+    else:
+        held = task.values if task.kind == "tags" else task.values[:, None]
+        absent = held[:, 0] < 0
+        for index, class_name in list(enumerate(task.classes))[:_COUNTED]:
+            of_class = held[:, index] == 1 if task.kind == "tags" else task.values == index
+            yield f"{name} = {class_name}", of_class
+    if absent.any():
+        yield f"{name} not given", absent
 
 
 def _count_parts(chosen: npt.NDArray[np.bool_], split: npt.NDArray[np.int8]) -> list[int]:

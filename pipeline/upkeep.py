@@ -8,7 +8,12 @@ from typing import Any
 
 from pipeline import paths
 from pipeline.console import count, format_bytes, say, show_table, warn
-from pipeline.corpus import read_distinct_keys, read_labelled_rows, read_text_column
+from pipeline.corpus import (
+    encode_labels,
+    read_distinct_keys,
+    read_labelled_rows,
+    read_text_column,
+)
 from pipeline.errors import StoreError
 from pipeline.layers import resolve_layers
 from pipeline.store import read_manifest, staging_folder
@@ -111,7 +116,7 @@ def export(target: Path, layers: str) -> None:
         import pyarrow as pa
 
         extra = {"text": read_text_column(), "split": pa.array(rows.split)}
-        extra |= {name: pa.array(task.indices) for name, task in rows.tasks.items()}
+        extra |= {name: encode_labels(task.values, task.kind) for name, task in rows.tasks.items()}
     shape = export_vectors(paths.EMBEDDINGS, rows.keys, chosen, target, extra)
     size = format_bytes(target.stat().st_size)
     say(f"{target}: {shape[0]:,} rows × {shape[1]} layers × {shape[2]}, {manifest.dtype}, {size}")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float32]
+Rows = slice | torch.Tensor
+Batch = tuple[torch.Tensor, torch.Tensor]
+Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,7 @@ class Scaling:
         """
         mean = features.mean(axis=0, dtype=np.float64)
         deviation = features.std(axis=0, dtype=np.float64)
-        # Rounding leaves a constant feature a deviation near, not at, zero.
-        constant = deviation <= 1e-7 * np.maximum(np.abs(mean), 1e-12)
-        return cls(mean, np.where(constant, 1.0, deviation))
+        return cls(mean, np.where(_is_constant(mean, deviation), 1.0, deviation))
 
     def apply(self, features: Floats) -> Floats:
         """Scaled features: float32, [B, D]."""
@@ -46,9 +51,97 @@ class Scaling:
     def fold(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
         """The head that gives for raw features what this one gives for scaled ones.
 
-        :param weight: float32, [C, D].
+        :param weight: float32, [C, D], or [1, D] that all C outputs share.
         :param bias: float32, [C].
         """
         folded = weight.astype(np.float64) / self.deviation
         shifted = bias.astype(np.float64) - folded @ self.mean
         return folded.astype(np.float32), shifted.astype(np.float32)
+
+
+class MemoryFeatures:
+    """Features that lie in memory, scaled: training rows first, then validation rows.
+
+    :param features: float32, [N, D].
+    :param train_rows: how many of them are for training.
+    """
+
+    def __init__(self, features: torch.Tensor, train_rows: int) -> None:
+        self.features = features
+        self.train_rows = train_rows
+        self.rows, self.width = features.shape
+
+    def blocks(self) -> Iterator[tuple[Rows, torch.Tensor]]:
+        """All rows, in as few pieces as there must be."""
+        yield slice(None), self.features
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Training rows in an order drawn anew: which, int64 [B], and their features, [B, D]."""
+        order = torch.randperm(self.train_rows, generator=generator)
+        for rows in torch.split(order, size):
+            yield rows, self.features[rows.to(self.features.device)]
+
+    def sample(self) -> torch.Tensor:
+        """Rows that show how the features vary."""
+        return self.features[: self.train_rows]
+
+
+class StreamedFeatures:
+    """Features that are read from the store whenever they are wanted, a window at a time.
+
+    :param read: gives unscaled vectors of the rows from 0 to a number: (rows wanted, batch size,
+        seed or ``None`` for the order of the store) → row numbers and features, in batches.
+    """
+
+    def __init__(
+        self, read: Reader, rows: int, train_rows: int, width: int, scaling: Scaling, device: str
+    ) -> None:
+        self._read = read
+        self.rows, self.train_rows, self.width = rows, train_rows, width
+        self._scaling = scaling
+        self._device = device
+
+    def blocks(self) -> Iterator[tuple[Rows, torch.Tensor]]:
+        """All rows, in the order of the store."""
+        for rows, features in self._read(self.rows, _BLOCK_ROWS, None):
+            yield torch.from_numpy(rows).to(self._device), self._scale(features)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Training rows, windows and the rows in them shuffled anew."""
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        for rows, features in self._read(self.train_rows, size, seed):
+            yield torch.from_numpy(rows), self._scale(features)
+
+    def sample(self) -> torch.Tensor:
+        """Rows that show how the features vary."""
+        _, features = next(iter(self._read(self.train_rows, _BLOCK_ROWS, 0)))
+        return self._scale(features)
+
+    def _scale(self, features: Floats) -> torch.Tensor:
+        return torch.from_numpy(self._scaling.apply(features)).to(self._device)
+
+
+def fit_scaling(read: Reader, train_rows: int, width: int) -> Scaling:
+    """``Scaling.fit`` of features that do not fit into memory, in one pass."""
+    total, squares = np.zeros(width), np.zeros(width)
+    shift: npt.NDArray[np.float64] | None = None
+    for _, features in read(train_rows, _BLOCK_ROWS, None):
+        wide = features.astype(np.float64)
+        # Squares of differences from some row near the mean, not of large numbers.
+        shift = wide.mean(axis=0) if shift is None else shift
+        wide -= shift
+        total += wide.sum(axis=0)
+        squares += np.square(wide).sum(axis=0)
+    assert shift is not None
+    offset = total / train_rows
+    mean = shift + offset
+    deviation = np.sqrt(np.maximum(squares / train_rows - offset**2, 0))
+    return Scaling(mean, np.where(_is_constant(mean, deviation), 1.0, deviation))
+
+
+def _is_constant(
+    mean: npt.NDArray[np.float64], deviation: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Rounding leaves a constant feature a deviation near, not at, zero."""
+    constant: npt.NDArray[np.bool_] = deviation <= 1e-7 * np.maximum(np.abs(mean), 1e-12)
+    return constant

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import paths
 from pipeline.assets import Asset, read_assets
@@ -16,40 +18,43 @@ from pipeline.config import Settings
 from pipeline.console import count, say, show_progress, show_table
 from pipeline.corpus import LabelledRows, read_labelled_rows
 from pipeline.device import choose_device
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.files import format_json, write_together
-from pipeline.heads.tasks import Task, make_tasks
-from pipeline.layers import resolve_layers
-from pipeline.store import Manifest, read_manifest, read_vectors
+from pipeline.heads.configurations import Configuration, list_configurations
+from pipeline.heads.tasks import Task, check_search, make_tasks
+from pipeline.store import Manifest, read_manifest, read_vectors, stream_vectors
 
 if TYPE_CHECKING:
-    from pipeline.heads.training import Fit, Part
+    from pipeline.heads.features import Scaling
+    from pipeline.heads.module import Features
+    from pipeline.heads.training import FeaturesOf, Fit, HeadWeights, TrainedHead
 
-FORMAT = 1
-_THRESHOLD = 0.5
+FORMAT = 2
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
+_SHOWN_SCORES = 5
 
 
 def run_train_heads(settings: Settings) -> dict[str, object]:
-    """Train a head for each task and save them with all that inference needs.
+    """Train heads for each task, choose among them, and save all that inference needs.
 
     :returns: details for the timing file.
     """
     rows = read_labelled_rows()
     tasks = make_tasks(settings.heads.tasks, rows)
+    check_search(tasks, settings.heads)
     manifest = read_manifest(paths.EMBEDDINGS)
     backbone = read_assets()["backbone"]
     _check_backbone(backbone, manifest)
-    layers = resolve_layers(settings.heads.layers, manifest.layers, "heads.layers")
-    train = _read_part(rows, "train", tasks, layers)
-    validation = _read_part(rows, "validation", tasks, layers)
-    fit = _fit(settings, train, validation, tasks)
-    _save(settings, fit, backbone, manifest, layers)
-    _show_summary(fit, train)
+    configurations = list_configurations(settings.heads, manifest.layers)
+    parts = [_select_part(rows, part) for part in ("train", "validation")]
+    fit = _fit(settings, rows, parts, tasks, configurations, manifest)
+    _save(settings, fit, backbone, manifest, configurations)
+    _show_summary(fit, configurations)
     return {
         "tasks": len(tasks),
-        "rows": len(train.features),
-        "features": train.features.shape[1],
+        "configurations": len(configurations),
+        "rows": len(parts[0]),
+        "features": max(len(c.layers) for c in configurations) * manifest.width,
         "epochs": fit.epochs,
         "fit_seconds": round(fit.fit_seconds, 2),
     }
@@ -65,56 +70,184 @@ def _check_backbone(backbone: Asset, manifest: Manifest) -> None:
         )
 
 
-def _read_part(
-    rows: LabelledRows, part: str, tasks: Sequence[Task], layers: tuple[int, ...]
-) -> Part:
-    from pipeline.heads.training import Part
-
+def _select_part(rows: LabelledRows, part: str) -> npt.NDArray[np.int64]:
     chosen = rows.select(part)
     if not len(chosen):
         raise DataError(f"no {part} rows", hint="change params.yaml: prepare.split")
-    vectors = read_vectors(paths.EMBEDDINGS, rows.keys.take(chosen), layers)
-    labels = np.stack([rows.tasks[task.name].indices[chosen] for task in tasks], axis=1)
-    return Part(features=vectors.reshape(len(chosen), -1), labels=labels)
+    return chosen
 
 
-def _fit(settings: Settings, train: Part, validation: Part, tasks: Sequence[Task]) -> Fit:
+def _fit(
+    settings: Settings,
+    rows: LabelledRows,
+    parts: Sequence[npt.NDArray[np.int64]],
+    tasks: Sequence[Task],
+    configurations: Sequence[Configuration],
+    manifest: Manifest,
+) -> Fit:
     import torch
 
-    from pipeline.heads.training import fit_heads
+    from pipeline.heads.training import draw_folds, fit_heads, make_targets
 
-    threads = settings.runtime.threads or _choose_threads(settings, train, tasks)
+    threads = settings.runtime.threads or _choose_threads(settings, configurations, tasks, manifest)
     if threads is not None:
         torch.set_num_threads(threads)
-    device = choose_device(settings.runtime.device)
-    with show_progress("training", settings.heads.max_epochs, "epochs") as advance:
+    device = str(choose_device(settings.runtime.device))
+    chosen = np.concatenate(parts)
+    keys = rows.keys.take(chosen)
+    folds = None
+    # Folds are for choosing; and a row in each fold and each part is the least that they need.
+    if settings.heads.folds is not None and len(parts[0]) >= 2 * settings.heads.folds:
+        texts = keys.dictionary_encode().indices.to_numpy()[: len(parts[0])].astype(np.int64)
+        folds = draw_folds(texts, settings.heads.folds, settings.heads.seed)
+    labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
+    targets = make_targets(labels, len(parts[0]), folds, device)
+    features_of = _make_features_of(settings, keys, len(parts[0]), configurations, manifest, device)
+    total = settings.heads.max_epochs * len({c.shape for c in configurations})
+    with show_progress("training", total, "epochs") as advance:
         return fit_heads(
-            train, validation, tasks, settings.heads, device=str(device), advance=advance
+            features_of,
+            targets,
+            tasks,
+            configurations,
+            settings.heads,
+            device=device,
+            advance=advance,
+            logger=_make_logger(settings),
         )
 
 
-def _choose_threads(settings: Settings, train: Part, tasks: Sequence[Task]) -> int | None:
+def _make_features_of(
+    settings: Settings,
+    keys: Any,
+    train_rows: int,
+    configurations: Sequence[Configuration],
+    manifest: Manifest,
+    device: str,
+) -> FeaturesOf:
+    """How to come by the features of some layers: from memory, or streamed if they do not fit.
+
+    :param keys: of the training rows, then of the validation rows.
+    """
+    import torch
+
+    from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures, fit_scaling
+
+    wanted = tuple(sorted({layer for c in configurations for layer in c.layers}))
+    # Twice: as they are read, and scaled.
+    needed = 2 * 4 * len(keys) * len(wanted) * manifest.width
+    memory = _limit_memory(settings)
+    standardize = settings.heads.standardize
+    cached: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
+    if needed <= memory:
+        vectors = read_vectors(paths.EMBEDDINGS, keys, wanted)
+
+    def read_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
+        chosen = (
+            vectors[:, [wanted.index(layer) for layer in layers]] if layers != wanted else vectors
+        )
+        flat = chosen.reshape(len(keys), -1)
+        scaling = Scaling.fit(flat[:train_rows]) if standardize else Scaling.identity(flat.shape[1])
+        scaled = torch.from_numpy(scaling.apply(flat)).to(device)
+        return MemoryFeatures(scaled, train_rows), scaling
+
+    def stream_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
+        width = len(layers) * manifest.width
+        window = max(1024, int(memory / (16 * width)))
+
+        def read(rows: int, batch: int, seed: int | None) -> Iterator[tuple[Any, Any]]:
+            for numbers, block in stream_vectors(
+                paths.EMBEDDINGS, keys[:rows], layers, batch, window_rows=window, seed=seed
+            ):
+                yield numbers, block.reshape(len(block), -1)
+
+        scaling = fit_scaling(read, train_rows, width) if standardize else Scaling.identity(width)
+        return StreamedFeatures(read, len(keys), train_rows, width, scaling, device), scaling
+
+    def features_of(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
+        if layers not in cached:
+            cached.clear()  # one set of features at a time
+            cached[layers] = (read_features if needed <= memory else stream_features)(layers)
+        return cached[layers]
+
+    if needed > memory:
+        say(
+            f"the vectors would take {needed / 1e9:.1f} GB of the {memory / 1e9:.1f} GB that they "
+            "may: reading them from the store as they are wanted"
+        )
+    return features_of
+
+
+def _limit_memory(settings: Settings) -> float:
+    """Bytes that the vectors may take."""
+    if settings.runtime.max_memory is not None:
+        return settings.runtime.max_memory * 1e9
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    except (ValueError, OSError, AttributeError):  # a system that does not tell
+        return 8e9
+
+
+def _make_logger(settings: Settings) -> Any:
+    """Lightning's logger of the user's choice; ``False`` for none beside ``curves.csv``."""
+    if settings.runtime.logger == "csv":
+        return False
+    try:
+        if settings.runtime.logger == "tensorboard":
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            return TensorBoardLogger(paths.CACHE / "logs", name="heads")
+        from dvclive.lightning import DVCLiveLogger  # type: ignore[import-not-found]
+
+        return DVCLiveLogger(dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False)
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"params.yaml: runtime.logger: {settings.runtime.logger} is not installed "
+            f"({error.name or error})",
+            hint=f"pip install {settings.runtime.logger}, or set it to csv",
+        ) from error
+
+
+def _choose_threads(
+    settings: Settings,
+    configurations: Sequence[Configuration],
+    tasks: Sequence[Task],
+    manifest: Manifest,
+) -> int | None:
     """One thread for steps so small that threads would mostly wait for each other.
 
     On a busy machine the waiting takes many times as long as the work.
 
     :returns: ``None`` for all cores.
     """
-    outputs = sum(task.outputs for task in tasks)
-    products = settings.heads.batch_size * train.features.shape[1] * outputs
-    return 1 if products < _SMALL_STEP else None
+    if any(c.optimizer == "lbfgs" for c in configurations):
+        return None
+    outputs = max(
+        sum(task.outputs for task in tasks) if c.head == "linear" else c.hidden_size * len(tasks)
+        for c in configurations
+    )
+    width = max(len(c.layers) for c in configurations) * manifest.width
+    models = len(configurations) * ((settings.heads.folds or 0) + 1)
+    return 1 if settings.heads.batch_size * width * outputs * models < _SMALL_STEP else None
 
 
 def _save(
-    settings: Settings, fit: Fit, backbone: Asset, manifest: Manifest, layers: tuple[int, ...]
+    settings: Settings,
+    fit: Fit,
+    backbone: Asset,
+    manifest: Manifest,
+    configurations: Sequence[Configuration],
 ) -> None:
     """Weights, curves, and last the description, whose hash of the weights ties them together."""
     from safetensors.numpy import save
 
-    tensors = {}
+    from pipeline.heads.choosing import list_scores
+
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
     for head in fit.heads:
-        tensors[f"{head.task.name}.weight"] = np.ascontiguousarray(head.weight)
-        tensors[f"{head.task.name}.bias"] = np.ascontiguousarray(head.bias)
+        tensors |= _name_tensors(head.task.name, head.found.head)
+        for seed, other in head.seeds.items():
+            tensors |= _name_tensors(f"{head.task.name}.seed_{seed}", other)
     weights = save(tensors)
     description = {
         "format": FORMAT,
@@ -123,56 +256,118 @@ def _save(
         "fingerprint": manifest.fingerprint,
         "recipe": manifest.recipe,
         "features": {
-            "layers": list(layers),
+            "layers": sorted({layer for head in fit.heads for layer in head.configuration.layers}),
             "width": manifest.width,
             "standardized": settings.heads.standardize,
         },
         "tasks": {head.task.name: _describe_head(head) for head in fit.heads},
+        "search": {head.task.name: list_scores(head.scores, configurations) for head in fit.heads},
         "training": {
-            **settings.heads.model_dump(mode="json", exclude={"tasks", "layers"}),
+            **settings.heads.model_dump(mode="json", exclude={"tasks", "layers", "search"}),
+            "configurations": fit.configurations,
+            "judged_rows": fit.judged_rows,
             "epochs_run": fit.epochs,
         },
     }
     write_together(
         {
             paths.HEADS / "heads.safetensors": weights,
-            paths.HEADS / "curves.csv": _format_curves(fit.curves),
+            paths.HEADS / "curves.csv": _format_curves(fit.heads),
             paths.HEADS / "heads.json": format_json(description),
         }
     )
 
 
-def _describe_head(head: Any) -> dict[str, Any]:
-    task: Task = head.task
-    weights = (
-        dict(zip(task.classes, task.class_weights, strict=True)) if task.class_weights else None
-    )
+def _name_tensors(prefix: str, head: HeadWeights) -> Mapping[str, npt.NDArray[np.float32]]:
+    named = {
+        "weight": head.weight,
+        "bias": head.bias,
+        "input_weight": head.input_weight,
+        "input_bias": head.input_bias,
+    }
     return {
-        "type": task.type,
-        "classes": list(task.classes),
-        **({"threshold": _THRESHOLD} if task.type == "binary" else {}),
-        "loss_weight": task.loss_weight,
-        "class_weights": weights,
-        "best_epoch": head.epoch,
-        "validation_loss": head.validation_loss,
+        f"{prefix}.{name}": np.ascontiguousarray(tensor)
+        for name, tensor in named.items()
+        if tensor is not None
     }
 
 
-def _format_curves(curves: Sequence[dict[str, Any]]) -> bytes:
+def _describe_head(head: TrainedHead) -> dict[str, Any]:
+    task, decision = head.task, head.decision
+    weights = _name_weights(head)
+    thresholds = decision.thresholds
+    found: dict[str, Any] = {"type": task.type, "classes": list(task.classes)}
+    if thresholds is not None:
+        found["threshold"] = thresholds[0] if task.type == "binary" else list(thresholds)
+    return {
+        **found,
+        "temperature": decision.temperature,
+        "layers": list(head.configuration.layers),
+        "loss_weight": task.loss_weight,
+        "class_weights": weights,
+        "best_epoch": head.found.epoch,
+        "validation_loss": head.found.validation_loss,
+        "metric": task.metric,
+        "held_out_score": head.scores[0].value,
+        "held_out_loss": {"before": decision.loss_before, "after": decision.loss_after},
+        "configuration": head.configuration.describe(),
+        "layer_mix": head.found.layer_mix,
+        "seeds": [head.configuration.seed, *head.seeds],
+    }
+
+
+def _name_weights(head: TrainedHead) -> dict[str, float] | None:
+    from pipeline.heads.tasks import resolve_loss
+
+    weights = resolve_loss(head.task, head.configuration.loss_changes).class_weights
+    return dict(zip(head.task.classes, weights, strict=True)) if weights else None
+
+
+def _format_curves(heads: Sequence[TrainedHead]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(curves[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(curves)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("epoch", "task", "train_loss", "validation_loss"))
+    for head in heads:
+        for epoch, (train, validation) in enumerate(head.found.curve.tolist(), start=1):
+            writer.writerow((epoch, head.task.name, train, validation))
     return text.getvalue().encode("utf-8")
 
 
-def _show_summary(fit: Fit, train: Part) -> None:
-    rows, width = train.features.shape
+def _show_summary(fit: Fit, configurations: Sequence[Configuration]) -> None:
+    from pipeline.heads.choosing import list_scores
+
+    if len(configurations) > 1:
+        for head in fit.heads:
+            _show_scores(head, list_scores(head.scores[:_SHOWN_SCORES], configurations))
     show_table(
-        ("head", "classes", "epoch kept", "validation loss"),
-        [(h.task.name, len(h.task.classes), h.epoch, h.validation_loss) for h in fit.heads],
+        ("head", "type", "metric", "held out", "epoch kept", "validation loss"),
+        [
+            (
+                h.task.name,
+                h.task.type,
+                h.task.metric,
+                h.scores[0].value,
+                h.found.epoch,
+                h.found.validation_loss,
+            )
+            for h in fit.heads
+        ],
     )
     say(
-        f"{count(len(fit.heads), 'head')} on {rows:,} × {width:,} features: "
-        f"{count(fit.epochs, 'epoch')} in {fit.fit_seconds:.2f} s → {paths.HEADS}"
+        f"{count(len(fit.heads), 'head')} of {count(len(configurations), 'configuration')}, judged "
+        f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
+        f"{fit.fit_seconds:.2f} s → {paths.HEADS}"
+    )
+
+
+def _show_scores(head: TrainedHead, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The first lines of the search table."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    show_table(
+        [key.replace("_", " ") for key in keys],
+        [
+            [str(v) if isinstance(v := row.get(key), list | dict) else v for key in keys]
+            for row in rows
+        ],
+        title=f"{head.task.name}: the first of {len(head.scores):,} by {head.task.metric}",
     )

@@ -1,16 +1,14 @@
-"""Fit the heads on features in memory."""
+"""Fit every configuration, judge it on rows that it has not seen, keep the best of each task."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import lightning
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,124 +16,212 @@ import torch
 from pipeline.config import HeadsSettings
 from pipeline.console import Advance
 from pipeline.errors import DataError
+from pipeline.heads.choosing import Decision, Score, choose_configuration, decide
+from pipeline.heads.configurations import Configuration, group_by_shape
 from pipeline.heads.features import Floats, Scaling
-from pipeline.heads.module import HeadsModule, KeepBest, TensorBatches
+from pipeline.heads.lightning import Callback, LightningModule, Trainer
+from pipeline.heads.module import (
+    Epochs,
+    Features,
+    FullBatchHeads,
+    GradientHeads,
+    StackedHead,
+    Targets,
+)
+from pipeline.heads.solver import find_basis
 from pipeline.heads.tasks import Task
+
+_STACK_NUMBERS = 24_000_000  # in the largest tensor of a stack: below 100 MB in float32
+
+# The features of some layers, scaled by the training rows, and the scaling.
+FeaturesOf = Callable[[tuple[int, ...]], tuple[Features, Scaling]]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows to train on or to validate with.
+class HeadWeights:
+    """One head for raw features: scaling, mix of layers and centering are folded in.
 
-    :param features: float32, [B, D].
-    :param labels: int64, [B, K]: one column a task, in their order.
+    :param weight: float32, [weight rows, D], or [weight rows, H] behind a hidden layer of H.
+    :param bias: float32, [outputs].
+    :param input_weight: of the hidden layer: float32, [H, D].
+    :param input_bias: of the hidden layer: float32, [H].
     """
 
-    features: Floats
-    labels: npt.NDArray[np.int64]
+    weight: Floats
+    bias: Floats
+    input_weight: Floats | None = None
+    input_bias: Floats | None = None
+
+    def compute_logits(self, features: Floats) -> Floats:
+        """Logits of raw features [B, D]: [B, outputs]."""
+        if self.input_weight is not None and self.input_bias is not None:
+            features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
+        logits: Floats = features @ self.weight.T + self.bias
+        return logits
+
+
+@dataclass
+class Candidate:
+    """What training found for one task under one configuration.
+
+    :param held_out: logits of the judged rows, float32, [judged rows, outputs].
+    :param layer_mix: of mixed layers: the share of each.
+    :param epoch: the one it is taken from, from 1; of L-BFGS, its steps.
+    :param curve: training and validation loss after each epoch, [epochs, 2].
+    """
+
+    head: HeadWeights
+    held_out: Floats
+    epoch: int
+    validation_loss: float
+    curve: npt.NDArray[np.float64]
+    layer_mix: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """One head, for raw features: the scaling is folded in.
+    """The head that was chosen for a task.
 
-    :param weight: float32, [1, D] for a binary task, [C, D] otherwise.
-    :param bias: float32, [1] or [C].
-    :param epoch: the one it is taken from, from 1.
-    :param validation_loss: at that epoch.
+    :param seeds: heads of the same configuration from other seeds, by seed.
+    :param scores: of every configuration, best first.
     """
 
     task: Task
-    weight: Floats
-    bias: Floats
-    epoch: int
-    validation_loss: float
+    configuration: Configuration
+    found: Candidate
+    decision: Decision
+    scores: tuple[Score, ...]
+    seeds: Mapping[int, HeadWeights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Fit:
     """A finished training run.
 
-    :param curves: one row per epoch and task: epoch, task, train_loss, validation_loss.
-    :param fit_seconds: of the training itself, without reading or imports.
+    :param judged_rows: rows that configurations were judged by.
+    :param fit_seconds: of training and choosing, without reading or imports.
     """
 
     heads: tuple[TrainedHead, ...]
-    curves: tuple[dict[str, Any], ...]
+    configurations: int
+    judged_rows: int
     epochs: int
     fit_seconds: float
 
 
-class _CountEpochs(lightning.Callback):
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
+def make_targets(
+    labels: Mapping[str, npt.NDArray[Any]],
+    train_rows: int,
+    folds: npt.NDArray[np.int64] | None,
+    device: str,
+) -> Targets:
+    """Labels as tensors, and the masks of the folds.
 
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        self.advance(1)
+    :param labels: by task, training rows first, then validation rows.
+    :param folds: of each training row, [train rows]; ``None`` for no folds.
+    """
+    rows = len(next(iter(labels.values())))
+    F = 1 if folds is None else int(folds.max()) + 2
+    masks = torch.zeros(rows, F)
+    masks[:train_rows] = 1
+    if folds is not None:
+        masks[torch.arange(train_rows), torch.from_numpy(folds)] = 0
+    return Targets(
+        {name: _to_labels(values).to(device) for name, values in labels.items()},
+        masks.to(device),
+        train_rows,
+    )
+
+
+def _to_labels(values: npt.NDArray[Any]) -> torch.Tensor:
+    if values.ndim == 2:
+        return torch.from_numpy(np.where(values < 0, np.nan, values).astype(np.float32))
+    if values.dtype.kind == "f":
+        return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def draw_folds(texts: npt.NDArray[np.int64], folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """A fold for each row; rows of one text are never in two.
+
+    :param texts: number of each row's text, [B].
+    :returns: 0 to folds - 1, [B].
+    """
+    _, codes = np.unique(texts, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
+    drawn: npt.NDArray[np.int64] = (order % folds)[codes]
+    return drawn
 
 
 def fit_heads(
-    train: Part,
-    validation: Part,
+    features_of: FeaturesOf,
+    targets: Targets,
     tasks: Sequence[Task],
+    configurations: Sequence[Configuration],
     settings: HeadsSettings,
     *,
     device: str = "cpu",
     advance: Advance = lambda amount: None,
+    logger: Any = False,
 ) -> Fit:
-    """Train all heads at once; the same seed gives the same heads.
+    """Train all configurations, stack by stack; the same seed gives the same heads.
 
-    :param tasks: K of them, in the order of the label columns.
     :param device: ``cpu``, ``cuda`` or ``cuda:N``.
     :param advance: called after each epoch.
-    :raises DataError: if the loss is not a number, as when the learning rate is too high.
+    :param logger: of Lightning.
+    :raises DataError: if a task has no configuration whose loss is a number.
     """
-    width = train.features.shape[1]
-    scaling = Scaling.fit(train.features) if settings.standardize else Scaling.identity(width)
-    torch.manual_seed(settings.seed)
-    module = HeadsModule(
-        width,
-        tasks,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    shuffle = torch.Generator().manual_seed(settings.seed)
-    features, labels = _to_tensors(train, scaling, device)
-    held_out, held_out_labels = _to_tensors(validation, scaling, device)
-    keep = KeepBest(settings.patience)
-    trainer = make_trainer(settings.max_epochs, device, [keep, _CountEpochs(advance)])
     started = time.perf_counter()
-    try:
-        trainer.fit(
-            module,
-            TensorBatches(features, labels, settings.batch_size, shuffle),
-            TensorBatches(held_out, held_out_labels, max(len(held_out), 1)),
+    judged = _list_judged(targets)
+    found: dict[int, dict[str, Candidate]] = {}
+    epochs = 0
+    for group in group_by_shape(configurations, _limit_stack(tasks, configurations, targets)):
+        numbers, stack = zip(*group, strict=True)
+        features, scaling = features_of(stack[0].layers)
+        train = _fit_full_batch if stack[0].optimizer == "lbfgs" else _fit_batches
+        candidates, ran = train(
+            features, scaling, targets, tasks, stack, settings, judged, device, advance, logger
         )
-    except SystemExit as error:  # Lightning's answer to Ctrl-C, with status 1 and no word
-        raise KeyboardInterrupt from error
-    fit_seconds = time.perf_counter() - started
-    epochs = keep.curves[-1]["epoch"]
-    _refuse_nonsense(keep)
-    heads = tuple(_take_head(task, module, keep, scaling, settings.keep, epochs) for task in tasks)
-    return Fit(heads, tuple(keep.curves), epochs, fit_seconds)
+        epochs += ran
+        found |= dict(zip(numbers, candidates, strict=True))
+    heads = tuple(
+        _choose(task, [found[n][task.name] for n in range(len(configurations))], configurations,
+                targets, judged, settings)
+        for task in tasks
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    return Fit(heads, len(configurations), len(judged), epochs, seconds)
+
+
+def _list_judged(targets: Targets) -> torch.Tensor:
+    """Rows that some model has not trained on: of validation, and with folds of training too."""
+    first = 0 if targets.models > 1 else targets.train_rows
+    return torch.arange(first, len(targets.masks), device=targets.masks.device)
+
+
+def _limit_stack(
+    tasks: Sequence[Task], configurations: Sequence[Configuration], targets: Targets
+) -> int:
+    """How many configurations fit into one stack."""
+    outputs = max(task.outputs for task in tasks)
+    hidden = max((c.hidden_size for c in configurations if c.head == "hidden"), default=0)
+    each = len(targets.masks) * targets.models * max(outputs, hidden * len(tasks) // 8)
+    return max(1, _STACK_NUMBERS // each)
 
 
 def make_trainer(
-    max_epochs: int, device: str, callbacks: list[lightning.Callback]
-) -> lightning.Trainer:
+    max_epochs: int, device: str, callbacks: list[Callback], logger: Any = False
+) -> Trainer:
     """A Trainer that keeps its own files, bars and advice to itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     kind, _, index = device.partition(":")
-    return lightning.Trainer(
+    return Trainer(
         accelerator="gpu" if kind == "cuda" else "cpu",
         devices=[int(index or 0)] if kind == "cuda" else 1,
         max_epochs=max_epochs,
         callbacks=callbacks,
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -143,31 +229,262 @@ def make_trainer(
     )
 
 
-def _to_tensors(part: Part, scaling: Scaling, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    features = torch.from_numpy(scaling.apply(part.features)).to(device)
-    return features, torch.from_numpy(part.labels).to(device)
+def _run(trainer: Trainer, module: LightningModule, batches: Any) -> None:
+    try:
+        trainer.fit(module, batches)
+    except SystemExit as error:  # Lightning's answer to Ctrl-C, with status 1 and no word
+        raise KeyboardInterrupt from error
 
 
-def _refuse_nonsense(keep: KeepBest) -> None:
-    for row in keep.curves:
-        if not math.isfinite(row["train_loss"] + row["validation_loss"]):
-            raise DataError(
-                f"task {row['task']}: the loss is not a number in epoch {row['epoch']}",
-                hint="lower params.yaml: heads.learning_rate",
+class KeepBest(Callback):
+    """Measures each epoch on validation rows, and keeps each model's best epoch for each task.
+
+    Heads share no weights, so each may be taken from an epoch of its own. A model whose tasks have
+    all not got better for some epochs is done, whatever the others of its stack do.
+
+    :param patience: epochs without a lower validation loss of any task; ``None`` never stops.
+    :param last: keep the last epoch instead.
+    """
+
+    def __init__(
+        self, features: Features, patience: int | None, last: bool, advance: Advance
+    ) -> None:
+        self.features = features
+        self.patience = patience
+        self.last = last
+        self.advance = advance
+        self.curves: list[torch.Tensor] = []  # [2, tasks, K] each
+        self.epoch = torch.empty(0)
+        self.loss = torch.empty(0)
+        self.state: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, GradientHeads)
+        epoch = trainer.current_epoch + 1
+        losses = self._measure(pl_module)
+        self.curves.append(torch.stack([pl_module.average_losses(), losses]).cpu())
+        if trainer.logger is not None:
+            names = [task.name for task in pl_module.tasks]
+            record = dict(zip((f"{n}/validation_loss" for n in names), losses[:, -1].tolist(),
+                              strict=True))  # fmt: skip
+            trainer.logger.log_metrics(record, step=epoch)
+        if epoch == 1:
+            self.loss = torch.full_like(losses, float("inf"))
+            self.epoch = torch.zeros_like(losses)
+        waited = epoch - 1 - self.epoch.amax(dim=0)
+        going = torch.ones_like(waited, dtype=torch.bool)
+        if self.patience is not None:
+            going = waited < self.patience
+        better = torch.ones_like(losses, dtype=torch.bool) if self.last else losses < self.loss
+        better = (better & going) | (epoch == 1)
+        self.loss = torch.where(better, losses, self.loss)
+        self.epoch = torch.where(better, float(epoch), self.epoch)
+        self._keep(pl_module, better)
+        latest = self.epoch.amax(dim=0)
+        if self.patience is not None and bool((epoch - latest >= self.patience).all()):
+            trainer.should_stop = True
+        self.advance(1)
+
+    @torch.no_grad()
+    def _measure(self, module: GradientHeads) -> torch.Tensor:
+        """Validation loss of each task and model: [tasks, K]."""
+        cut = module.targets.train_rows
+        logits = compute_stacked_logits(module, self.features, first=cut)
+        return module.compute_losses(logits, slice(cut, None), training=False)
+
+    @torch.no_grad()
+    def _keep(self, module: GradientHeads, better: torch.Tensor) -> None:
+        for number, (name, head) in enumerate(module.heads.items()):
+            for key, value in head.named_parameters():
+                mask = better[number].view(-1, *([1] * (value.dim() - 1)))
+                old = self.state.get(f"{name}.{key}", value)
+                self.state[f"{name}.{key}"] = torch.where(mask, value, old)
+
+
+@torch.no_grad()
+def compute_stacked_logits(
+    module: GradientHeads, features: Features, *, first: int = 0
+) -> dict[str, torch.Tensor]:
+    """Logits of the rows from ``first`` on: by task, [rows, K, outputs]."""
+    K, rows = len(module.configurations), features.rows
+    was, module.training = module.training, False
+    device = module.targets.masks.device
+    logits = {
+        task.name: torch.empty(rows - first, K, task.outputs, device=device)
+        for task in module.tasks
+    }
+    for chosen, block in features.blocks():
+        if isinstance(chosen, slice):
+            for name, values in module(block[first:]).items():
+                logits[name][:] = values
+        else:
+            inside = chosen >= first
+            for name, values in module(block[inside]).items():
+                logits[name][chosen[inside] - first] = values
+    module.training = was
+    return logits
+
+
+def _fit_batches(
+    features: Features,
+    scaling: Scaling,
+    targets: Targets,
+    tasks: Sequence[Task],
+    configurations: Sequence[Configuration],
+    settings: HeadsSettings,
+    judged: torch.Tensor,
+    device: str,
+    advance: Advance,
+    logger: Any,
+) -> tuple[list[dict[str, Candidate]], int]:
+    """Train a stack batch by batch."""
+    module = GradientHeads(features.width, tasks, configurations, targets).to(device)
+    keep = KeepBest(features, settings.patience, settings.keep == "last", advance)
+    batches = Epochs(features, settings.batch_size, configurations[0].seed)
+    _run(make_trainer(settings.max_epochs, device, [keep], logger), module, batches)
+    module.to(device)
+    module.heads.load_state_dict(keep.state)
+    curves = torch.stack(keep.curves).double().numpy()  # [epochs, 2, tasks, K]
+    F = targets.models
+    logits = compute_stacked_logits(module, features, first=int(judged[0]))
+    candidates: list[dict[str, Candidate]] = []
+    for number in range(len(configurations)):
+        k = number * F + F - 1  # the model that trains on all training rows
+        of_tasks = {}
+        for t, task in enumerate(tasks):
+            head = module.heads[task.name]
+            assert isinstance(head, StackedHead)
+            mix = torch.softmax(head.mix[k], dim=0).tolist() if head.mixed else None
+            of_tasks[task.name] = Candidate(
+                head=_take_head(head, k, task, scaling),
+                held_out=_take_held_out(logits[task.name], number, targets, judged),
+                epoch=int(keep.epoch[t, k]),
+                validation_loss=float(keep.loss[t, k]),
+                curve=curves[:, :, t, k],
+                layer_mix=tuple(mix) if mix else None,
             )
+        candidates.append(of_tasks)
+    return candidates, len(keep.curves)
 
 
-def _take_head(
-    task: Task, module: HeadsModule, keep: KeepBest, scaling: Scaling, which: str, epochs: int
+@torch.no_grad()
+def _take_head(head: StackedHead, k: int, task: Task, scaling: Scaling) -> HeadWeights:
+    first_weight, first_bias = (tensor[k].cpu().numpy() for tensor in head.first_layer())
+    if not head.hidden:
+        return _fold_linear(first_weight, first_bias, task, scaling)
+    weight, bias = scaling.fold(first_weight, first_bias)
+    last = head.weight[k].cpu().numpy() * task.spread
+    return HeadWeights(
+        last.astype(np.float32),
+        (head.bias[k].cpu().numpy() * task.spread + task.center).astype(np.float32),
+        weight,
+        bias,
+    )
+
+
+def _fold_linear(weight: Floats, bias: Floats, task: Task, scaling: Scaling) -> HeadWeights:
+    spread = np.float32(task.spread)
+    return HeadWeights(*scaling.fold(weight * spread, bias * spread + np.float32(task.center)))
+
+
+def _take_held_out(
+    logits: torch.Tensor, number: int, targets: Targets, judged: torch.Tensor
+) -> Floats:
+    """Logits of each judged row by the model of one configuration that has not trained on it.
+
+    :param logits: [judged rows, K, outputs].
+    """
+    F = targets.models
+    model = torch.full_like(judged, F - 1)
+    if F > 1:
+        cut = targets.train_rows
+        model[:cut] = targets.masks[:cut, : F - 1].argmin(dim=1)
+    rows = torch.arange(len(judged), device=judged.device)
+    taken: Floats = logits[rows, number * F + model].cpu().numpy()
+    return taken
+
+
+class _CountSteps(Callback):
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.advance(1)
+
+
+def _fit_full_batch(
+    features: Features,
+    scaling: Scaling,
+    targets: Targets,
+    tasks: Sequence[Task],
+    configurations: Sequence[Configuration],
+    settings: HeadsSettings,
+    judged: torch.Tensor,
+    device: str,
+    advance: Advance,
+    logger: Any,
+) -> tuple[list[dict[str, Candidate]], int]:
+    """Train a stack of linear heads to their optimum."""
+    basis = find_basis(features.sample())
+    module = FullBatchHeads(features, tasks, configurations, targets, basis)
+    steps = range(settings.max_epochs)
+    _run(make_trainer(1, device, [_CountSteps(advance)], logger), module, steps)
+    F = targets.models
+    candidates: list[dict[str, Candidate]] = [{} for _ in configurations]
+    for task in tasks:
+        solver = module.solvers[task.name]
+        weights, biases = (tensor.cpu().numpy() for tensor in solver.take_heads())
+        logits = solver.peek()[int(judged[0]) :]
+        curves = torch.stack([torch.stack(pair) for pair in module.curves[task.name]])
+        table = curves.double().cpu().numpy()  # [steps, 2, configurations]
+        for number in range(len(configurations)):
+            k = number * F + F - 1
+            ran = max(int(solver.steps[k]), 1)
+            candidates[number][task.name] = Candidate(
+                head=_fold_linear(weights[k], biases[k], task, scaling),
+                held_out=_take_held_out(logits, number, targets, judged),
+                epoch=ran,
+                validation_loss=float(table[-1, 1, number]),
+                curve=table[:ran, :, number],
+            )
+    return candidates, len(module.curves[tasks[0].name])
+
+
+def _choose(
+    task: Task,
+    candidates: Sequence[Candidate],
+    configurations: Sequence[Configuration],
+    targets: Targets,
+    judged: torch.Tensor,
+    settings: HeadsSettings,
 ) -> TrainedHead:
-    best = which == "best"
-    state = keep.best_state[task.name] if best else module.heads[task.name].state_dict()
-    weight, bias = scaling.fold(state["weight"].cpu().numpy(), state["bias"].cpu().numpy())
-    last_loss = next(r for r in reversed(keep.curves) if r["task"] == task.name)["validation_loss"]
+    labels = targets.labels[task.name][judged].cpu().numpy()
+    scaled = [_to_numbers(task, candidate.held_out) for candidate in candidates]
+    scores = choose_configuration(task, scaled, labels, configurations)
+    if not np.isfinite(scores[0].loss):
+        worst = candidates[0].curve
+        bad = np.flatnonzero(~np.isfinite(worst).all(axis=1))
+        epoch = int(bad[0]) + 1 if len(bad) else len(worst)
+        raise DataError(
+            f"task {task.name}: the loss is not a number in epoch {epoch}",
+            hint="lower params.yaml: heads.learning_rate",
+        )
+    best = scores[0].numbers[0]
+    decision = decide(task, scaled[best], labels, calibrate=settings.calibrate)
     return TrainedHead(
         task=task,
-        weight=weight,
-        bias=bias,
-        epoch=keep.best_epoch[task.name] if best else epochs,
-        validation_loss=keep.best_loss[task.name] if best else last_loss,
+        configuration=configurations[best],
+        found=candidates[best],
+        decision=decision,
+        scores=tuple(scores),
+        seeds={
+            configurations[number].seed: candidates[number].head for number in scores[0].numbers[1:]
+        },
     )
+
+
+def _to_numbers(task: Task, logits: Floats) -> Floats:
+    """A regression's outputs in the unit of its labels; other logits as they are."""
+    return logits * np.float32(task.spread) + np.float32(task.center)

@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from pipeline import paths
 from pipeline.corpus import PARTS as SPLITS
-from pipeline.corpus import LabelledRows, read_labelled_rows
+from pipeline.corpus import LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.files import hash_file, read_json
 
 PARTS = (*SPLITS, "test_unseen")
 STAGES = ("fetch", "prepare", "embed", "train-heads")
-_FORMAT = 1
+_FORMAT = 2
 _RETRAIN = "run `pipeline train-heads` again"
 
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -39,19 +39,53 @@ Ints = npt.NDArray[np.int64]
 class Task:
     """One trained head.
 
-    :param classes: C names in the order of their index.
-    :param threshold: of a binary head, in probability of class 1; ``None`` for a multiclass one.
-    :param weight: [K, D]: K is 1 for a binary head, C otherwise.
-    :param bias: [K].
+    :param type: ``binary``, ``multiclass``, ``ordinal``, ``multilabel`` or ``regression``.
+    :param classes: C names in the order of their index; none of a regression.
+    :param thresholds: of class 1 of a binary head, or of each tag, in probability.
+    :param temperature: what logits are divided by.
+    :param layers: whose vectors are joined into its features.
+    :param weights: its own, and those of the same head from other seeds.
     :param about: the head's entry in ``heads.json``.
+    :param search: the configurations that it was chosen from, best first.
     """
 
     name: str
+    type: str
     classes: tuple[str, ...]
-    threshold: float | None
+    thresholds: tuple[float, ...] | None
+    temperature: float
+    layers: tuple[int, ...]
+    weights: tuple[HeadWeights, ...]
+    about: Mapping[str, Any]
+    search: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def threshold(self) -> float | None:
+        """Of a binary head."""
+        return self.thresholds[0] if self.type == "binary" and self.thresholds else None
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """What a head multiplies raw features with.
+
+    :param weight: [R, D], or [R, H] behind a hidden layer; R is 1 or the number of logits.
+    :param bias: [K]: K logits.
+    :param input_weight: of a hidden layer, [H, D].
+    :param input_bias: of a hidden layer, [H].
+    """
+
     weight: Floats32
     bias: Floats32
-    about: Mapping[str, Any]
+    input_weight: Floats32 | None = None
+    input_bias: Floats32 | None = None
+
+    def compute_logits(self, features: Floats32) -> Floats32:
+        """Logits of raw features [B, D]: [B, K]."""
+        if self.input_weight is not None and self.input_bias is not None:
+            features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
+        logits: Floats32 = features @ self.weight.T + self.bias
+        return logits
 
 
 @dataclass(frozen=True)
@@ -81,13 +115,20 @@ class Corpus:
     :param codes: int64, [B]: which of the distinct texts each row has.
     :param parts: part → its rows, int64 each. ``test_unseen``: rows of the test part whose text
         stands in no training row.
-    :param labels: task → class index of each row, int64, [B].
+    :param labels: task → label of each row, as in ``TaskLabels``.
+    :param present: task → which rows have one, [B].
     """
 
     keys: Any
     codes: Ints
     parts: Mapping[str, Ints]
-    labels: Mapping[str, Ints]
+    labels: Mapping[str, npt.NDArray[Any]]
+    present: Mapping[str, npt.NDArray[np.bool_]]
+
+    def take_rows(self, part: str, task: str) -> Ints:
+        """The rows of a part that have a label of a task."""
+        rows = self.parts[part]
+        return rows[self.present[task][rows]]
 
     def count_texts(self, part: str) -> int:
         """How many distinct texts a part holds."""
@@ -155,7 +196,7 @@ def read_heads() -> Heads:
         layers = tuple(int(layer) for layer in record["features"]["layers"])
         width = int(record["features"]["width"])
         tasks = tuple(
-            _read_task(name, about, tensors, len(layers) * width)
+            _read_task(name, about, tensors, width, record.get("search") or {})
             for name, about in record["tasks"].items()
         )
         return Heads(
@@ -171,30 +212,60 @@ def read_heads() -> Heads:
 
 
 def _read_task(
-    name: str, about: Mapping[str, Any], tensors: Mapping[str, Any], features: int
+    name: str,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    width: int,
+    search: Mapping[str, Any],
 ) -> Task:
     classes = tuple(str(name) for name in about["classes"])
-    if len(classes) < 2 or about["type"] not in ("binary", "multiclass"):
-        raise ValueError(f"{name}: {about['type']} with {len(classes)} classes")
+    kind, C = about["type"], len(classes)
+    outputs = {"binary": 1, "multiclass": C, "multilabel": C, "ordinal": C - 1, "regression": 1}
+    fewest = {"regression": 0, "multilabel": 1}
+    if kind not in outputs or fewest.get(kind, 2) > C:
+        raise ValueError(f"{name}: {kind} with {C} classes")
     int(about["best_epoch"]), float(about["validation_loss"])  # the page tells them
-    binary = about["type"] == "binary"
-    K = 1 if binary else len(classes)
-    for tensor, wanted in ((f"{name}.weight", (K, features)), (f"{name}.bias", (K,))):
-        found = tensors[tensor].shape if tensor in tensors else "no such tensor"
-        if found != wanted:
-            raise StageError(
-                f"{paths.HEADS / 'heads.safetensors'}: {tensor}: {found}, heads.json tells of "
-                f"shape {wanted}",
-                hint=_RETRAIN,
-            )
+    layers = tuple(int(layer) for layer in about["layers"])
+    rows = 1 if kind == "ordinal" else outputs[kind]
+    prefixes = [name, *(f"{name}.seed_{seed}" for seed in about.get("seeds", [0])[1:])]
+    thresholds = None
+    if kind in ("binary", "multilabel"):
+        given = [about["threshold"]] if kind == "binary" else about["threshold"]
+        thresholds = tuple(float(threshold) for threshold in given)
     return Task(
         name=name,
+        type=kind,
         classes=classes,
-        threshold=float(about["threshold"]) if binary else None,
-        weight=tensors[f"{name}.weight"].astype(np.float32),
-        bias=tensors[f"{name}.bias"].astype(np.float32),
+        thresholds=thresholds,
+        temperature=float(about.get("temperature", 1.0)),
+        layers=layers,
+        weights=tuple(
+            _read_weights(prefix, tensors, rows, outputs[kind], len(layers) * width)
+            for prefix in prefixes
+        ),
         about=about,
+        search=tuple(dict(row) for row in search.get(name, ())),
     )
+
+
+def _read_weights(
+    prefix: str, tensors: Mapping[str, Any], rows: int, outputs: int, features: int
+) -> HeadWeights:
+    """The tensors of one head, each of the shape that ``heads.json`` tells."""
+    hidden = len(tensors.get(f"{prefix}.input_bias", ()))
+    wanted = {"weight": (rows, hidden or features), "bias": (outputs,)}
+    if hidden:
+        wanted |= {"input_weight": (hidden, features), "input_bias": (hidden,)}
+    for tensor, shape in wanted.items():
+        full = f"{prefix}.{tensor}"
+        found = tensors[full].shape if full in tensors else "no such tensor"
+        if found != shape:
+            raise StageError(
+                f"{paths.HEADS / 'heads.safetensors'}: {full}: {found}, heads.json tells of "
+                f"shape {shape}",
+                hint=_RETRAIN,
+            )
+    return HeadWeights(**{name: tensors[f"{prefix}.{name}"].astype(np.float32) for name in wanted})
 
 
 def read_corpus(heads: Heads) -> Corpus:
@@ -210,15 +281,17 @@ def read_corpus(heads: Heads) -> Corpus:
     in_training = np.zeros(len(coded.dictionary), bool)
     in_training[codes[parts["train"]]] = True
     parts["test_unseen"] = parts["test"][~in_training[codes[parts["test"]]]]
+    labels = {task.name: _take_labels(rows, task) for task in heads.tasks}
     return Corpus(
         keys=coded.dictionary,
         codes=codes,
         parts=parts,
-        labels={task.name: _take_labels(rows, task) for task in heads.tasks},
+        labels={name: found.values for name, found in labels.items()},
+        present={name: found.present for name, found in labels.items()},
     )
 
 
-def _take_labels(rows: LabelledRows, task: Task) -> Ints:
+def _take_labels(rows: LabelledRows, task: Task) -> TaskLabels:
     """One task's labels, if they are of the classes that its head was trained on."""
     hint = "run `pipeline prepare`, then `pipeline train-heads`"
     if task.name not in rows.tasks:
@@ -233,14 +306,15 @@ def _take_labels(rows: LabelledRows, task: Task) -> Ints:
             f"{paths.HEADS} was trained on {', '.join(task.classes)}",
             hint=hint,
         )
-    bad = np.flatnonzero((labels.indices < 0) | (labels.indices >= len(task.classes)))
-    if len(bad):
-        raise StageError(
-            f"{paths.LABELS}: {task.name} is {labels.indices[bad[0]]} at place {bad[0]:,}, not a "
-            f"class index from 0 to {len(task.classes) - 1}",
-            hint="run `pipeline prepare` again",
-        )
-    return labels.indices
+    if labels.kind == "class":
+        bad = np.flatnonzero((labels.values < -1) | (labels.values >= len(task.classes)))
+        if len(bad):
+            raise StageError(
+                f"{paths.LABELS}: {task.name} is {labels.values[bad[0]]} at place {bad[0]:,}, not "
+                f"a class index from 0 to {len(task.classes) - 1}",
+                hint="run `pipeline prepare` again",
+            )
+    return labels
 
 
 def check_backbone(assets: Mapping[str, Any], heads: Heads, fingerprint: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pipeline.report.inputs import Task
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -38,12 +42,16 @@ class PartScores:
 
     :param confusion: [C, C]: rows by actual (first axis) and predicted class.
     :param overall: metric → value; one that is undefined on this part is not there.
+    :param intervals: metric → ends of its 95 % interval.
+    :param seeds: metric → mean and deviation over the heads of several seeds.
     """
 
     rows: int
     confusion: Ints
     overall: dict[str, float]
     classes: tuple[ClassScores, ...]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seeds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def flatten(self) -> dict[str, float | int]:
         """All values under one flat name each, as in ``metrics.json``."""
@@ -56,6 +64,10 @@ class PartScores:
                     flat[f"{metric}_{name}"] = value
             if self.rows:
                 flat[f"support_{name}"] = scores.support
+        for metric, (low, high) in self.intervals.items():
+            flat |= {f"{metric}_low": low, f"{metric}_high": high}
+        for metric, (mean, deviation) in self.seeds.items():
+            flat |= {f"{metric}_seed_mean": mean, f"{metric}_seed_deviation": deviation}
         return flat
 
 
@@ -88,6 +100,99 @@ def predict_classes(probabilities: Floats, threshold: float | None) -> Ints:
     return predicted
 
 
+def predict_task(task: Task, logits: npt.NDArray[np.floating]) -> Ints:
+    """What a head answers: class index, [B]; of a multilabel head, 0 or 1 for each tag, [B, C].
+
+    :param logits: [B, K].
+    """
+    if task.type == "ordinal":
+        above: Ints = (logits > 0).sum(axis=1)
+        return above
+    if task.type == "multilabel":
+        tags: Ints = (_squash(logits / task.temperature) > np.array(task.thresholds)).astype(
+            np.int64
+        )
+        return tags
+    return predict_classes(compute_probabilities(logits / task.temperature), task.threshold)
+
+
+def score_task(
+    task: Task, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating]
+) -> PartScores:
+    """Score one head on rows that have a label.
+
+    :param actual: their labels, as in ``TaskLabels``.
+    :param logits: [B, K].
+    """
+    none = np.zeros((0, 0), np.int64)
+    if task.type == "regression":
+        return PartScores(len(actual), none, score_numbers(actual, logits[:, 0]), ())
+    if task.type == "multilabel":
+        predicted = predict_task(task, logits)
+        per_tag = tuple(
+            score_classes(_cross(actual[:, c], predicted[:, c], 2), ("", name))[1]
+            for c, name in enumerate(task.classes)
+        )
+        return PartScores(len(actual), none, _average_tags(actual, predicted, logits), per_tag)
+    if task.type == "ordinal":
+        predicted = predict_task(task, logits)
+        confusion = _cross(actual, predicted, len(task.classes))
+        per_class = score_classes(confusion, task.classes)
+        overall = average_classes(confusion, per_class)
+        if len(actual):
+            overall["mean_absolute_error"] = float(np.abs(actual - predicted).mean())
+        return PartScores(len(actual), confusion, overall, per_class)
+    return score_part(actual, logits / task.temperature, task.classes, task.threshold)
+
+
+def score_numbers(actual: Floats, predicted: npt.NDArray[np.floating]) -> dict[str, float]:
+    """Errors of a regression; empty if there are no rows.
+
+    :param actual: [B].
+    :param predicted: [B].
+    """
+    if not len(actual):
+        return {}
+    error = predicted.astype(np.float64) - actual
+    spread = float(np.var(actual))
+    found = {
+        "mean_absolute_error": float(np.abs(error).mean()),
+        "root_mean_squared_error": float(np.sqrt(np.square(error).mean())),
+    }
+    return found | ({"r2": 1 - float(np.square(error).mean()) / spread} if spread else {})
+
+
+def _average_tags(
+    actual: Ints, predicted: Ints, logits: npt.NDArray[np.floating]
+) -> dict[str, float]:
+    """Accuracy (all tags of a row right), and F1 over all tags (micro) and their mean (macro)."""
+    if not len(actual):
+        return {}
+    hits = ((actual == 1) & (predicted == 1)).sum(axis=0)
+    whole = (actual == 1).sum(axis=0) + (predicted == 1).sum(axis=0)
+    defined = whole > 0
+    overall = {"accuracy": float((actual == predicted).all(axis=1).mean())}
+    if defined.any():
+        overall["f1_micro"] = float(2 * hits.sum() / whole.sum())
+        overall["f1_macro"] = float((2 * hits[defined] / whole[defined]).mean())
+    ranked = [rank_scores(actual[:, c], logits[:, [c]]) for c in range(actual.shape[1])]
+    for metric in ("roc_auc", "average_precision"):
+        if all(metric in one for one in ranked):
+            overall[metric] = float(np.mean([one[metric] for one in ranked]))
+    return overall
+
+
+def _squash(logits: npt.NDArray[np.floating]) -> Floats:
+    return compute_probabilities(logits.reshape(-1, 1))[:, 1].reshape(logits.shape)
+
+
+def _cross(actual: Ints, predicted: Ints, classes: int) -> Ints:
+    """Rows by actual and predicted class: [C, C]."""
+    return np.bincount(actual * classes + predicted, minlength=classes * classes).reshape(
+        classes, classes
+    )
+
+
 def score_part(
     actual: Ints, logits: npt.NDArray[np.floating], classes: Sequence[str], threshold: float | None
 ) -> PartScores:
@@ -101,7 +206,7 @@ def score_part(
     C = len(classes)
     probabilities = compute_probabilities(logits)
     predicted = predict_classes(probabilities, threshold)
-    confusion = np.bincount(actual * C + predicted, minlength=C * C).reshape(C, C)
+    confusion = _cross(actual, predicted, C)
     per_class = score_classes(confusion, classes)
     overall = average_classes(confusion, per_class)
     if threshold is not None:

@@ -22,19 +22,13 @@ from pipeline.report.plots import (
 
 _MATRIX_CLASSES = 15  # a larger confusion matrix cannot be read
 _TOP_CONFUSIONS = 25
+_SHOWN_SEARCH = 20
 _HEADLINE = {
-    True: (
-        ("accuracy", "Accuracy"),
-        ("f1", "F1"),
-        ("f1_macro", "Macro F1"),
-        ("roc_auc", "ROC-AUC"),
-    ),
-    False: (
-        ("accuracy", "Accuracy"),
-        ("f1_macro", "Macro F1"),
-        ("f1_weighted", "Weighted F1"),
-        ("roc_auc", "ROC-AUC"),
-    ),
+    "binary": ("accuracy", "f1", "f1_macro", "roc_auc"),
+    "multiclass": ("accuracy", "f1_macro", "f1_weighted", "roc_auc"),
+    "ordinal": ("accuracy", "mean_absolute_error", "f1_macro"),
+    "multilabel": ("f1_macro", "f1_micro", "accuracy", "roc_auc"),
+    "regression": ("mean_absolute_error", "root_mean_squared_error", "r2"),
 }
 _COLUMNS = (
     ("accuracy", "Accuracy"),
@@ -44,9 +38,13 @@ _COLUMNS = (
     ("f1_macro", "Macro F1"),
     ("f1_weighted", "Weighted F1"),
     ("roc_auc", "ROC-AUC"),
+    ("f1_micro", "Micro F1"),
     ("average_precision", "Avg. precision"),
+    ("mean_absolute_error", "Mean abs. error"),
+    ("root_mean_squared_error", "Root mean sq. error"),
+    ("r2", "R²"),
 )
-_BINARY_ONLY = ("precision", "recall", "f1")
+_LABELS = dict(_COLUMNS)
 _PART_TITLES = {
     "train": "Train",
     "validation": "Validation",
@@ -145,9 +143,8 @@ def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
     history = content.history[task.name]
     kept = int(task.about["best_epoch"])
     binary = task.threshold is not None
-    columns = [
-        (metric, label) for metric, label in _COLUMNS if binary or metric not in _BINARY_ONLY
-    ]
+    given = {metric for of_part in scores.values() for metric in of_part.overall}
+    columns = [(metric, label) for metric, label in _COLUMNS if metric in given]
     return {
         "name": task.name,
         "about": task.about,
@@ -155,11 +152,13 @@ def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
         "classes": task.classes,
         "headline": [
             (
-                f"F1 of {task.classes[1]}" if metric == "f1" else label,
+                f"F1 of {task.classes[1]}" if metric == "f1" else _LABELS[metric],
                 scores["test"].overall.get(metric),
                 scores["test_unseen"].overall.get(metric),
+                scores["test"].intervals.get(metric),
+                scores["test"].seeds.get(metric),
             )
-            for metric, label in _HEADLINE[binary]
+            for metric in _HEADLINE[task.type]
         ],
         "columns": [label for _, label in columns],
         "parts": [
@@ -168,12 +167,28 @@ def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
         ],
         "scores": scores,
         "confusion": shade_confusion(scores["test"].confusion, task.classes)
-        if len(task.classes) <= _MATRIX_CLASSES
+        if 0 < len(scores["test"].confusion) <= _MATRIX_CLASSES
         else None,
         "confusions": list_confusions(scores["test"].confusion, task.classes),
+        "has_confusion": bool(len(scores["test"].confusion)),
+        "search": describe_search(task),
         "figures": draw_figures(content, task) if scores["test"].rows else [],
         "training": Markup(draw_history(history, kept)) if history.epochs else None,
         "kept_epoch": kept,
+    }
+
+
+def describe_search(task: Task) -> dict[str, Any] | None:
+    """The search table of one task, its first lines; ``None`` without a search."""
+    if len(task.search) < 2:
+        return None
+    shown = task.search[:_SHOWN_SEARCH]
+    columns = list(dict.fromkeys(key for row in shown for key in row))
+    return {
+        "columns": [column.replace("_", " ") for column in columns],
+        "rows": [[format_value(row[c]) if c in row else "–" for c in columns] for row in shown],
+        "left_out": len(task.search) - len(shown),
+        "total": len(task.search),
     }
 
 
@@ -212,7 +227,9 @@ def draw_figures(content: PageContent, task: Task) -> list[dict[str, Any]]:
     """ROC and precision-recall curves on the test part, with what their legends say."""
     curves = content.curves[task.name]
     test = content.scores["test"][task.name]
-    recall, false_positives, precision = _find_threshold(test)
+    recall, false_positives, precision = (
+        _find_threshold(test) if task.threshold is not None else (0.0, 0.0, 0.0)
+    )
     roc_labels = ("false positive rate", "true positive rate")
     kinds: list[tuple[str, list[Curve], tuple[str, str], tuple[float, float], bool]] = [
         ("ROC", curves.roc, roc_labels, (false_positives, recall), True),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from pipeline.console import say, show_progress, show_table, warn
 from pipeline.errors import StageError
 from pipeline.files import describe_os_error, format_json, read_json, write_together
 from pipeline.report import inputs
-from pipeline.report.inputs import PARTS, Corpus, Heads
-from pipeline.report.metrics import PartScores, compute_probabilities, score_part
+from pipeline.report.inputs import PARTS, Corpus, Heads, Task
+from pipeline.report.intervals import bootstrap_intervals
+from pipeline.report.metrics import PartScores, compute_probabilities, score_task
 from pipeline.report.page import PageContent, render_page
 from pipeline.report.plots import TaskCurves, list_files, trace_precision_recall, trace_roc
 from pipeline.store import read_manifest, read_vectors
@@ -24,7 +26,7 @@ _CHUNK_TEXTS = 16_384
 _METRICS = paths.REPORT / "metrics.json"
 _PLOTS = paths.REPORT / "plots"
 _PAGE = paths.REPORT / "report.html"
-_SHOWN = ("accuracy", "f1", "f1_macro", "roc_auc")
+_SHOWN = ("accuracy", "f1", "f1_macro", "roc_auc", "mean_absolute_error", "r2")
 
 Logits = npt.NDArray[np.float32]
 
@@ -83,15 +85,18 @@ def show_report() -> None:
     _show_summary(inputs.read_assets(), read_json(_METRICS, stage="report"))
 
 
-def compute_logits(heads: Heads, keys: Any) -> dict[str, Logits]:
+def compute_logits(heads: Heads, keys: Any) -> dict[str, list[Logits]]:
     """Run all heads over the vectors of some texts, a bounded number of them at a time.
 
     :param keys: pyarrow fixed-size binary, [U].
-    :returns: task → [U, K]: K is 1 for a binary head, the number of classes otherwise.
+    :returns: task → logits [U, K] of its head, and of the same head from each other seed.
     :raises StageError: if the vectors do not have the width that the heads were trained on, or a
         logit is not finite.
     """
-    logits = {task.name: np.empty((len(keys), len(task.bias)), np.float32) for task in heads.tasks}
+    logits = {
+        task.name: [np.empty((len(keys), len(head.bias)), np.float32) for head in task.weights]
+        for task in heads.tasks
+    }
     shape = (len(heads.layers), heads.width)
     with show_progress("scoring", len(keys), "texts") as advance:
         for start in range(0, len(keys), _CHUNK_TEXTS):
@@ -103,54 +108,83 @@ def compute_logits(heads: Heads, keys: Any) -> dict[str, Logits]:
                     f"{paths.HEADS} was trained on {shape}",
                     hint="run `pipeline train-heads`",
                 )
-            features = vectors.reshape(len(chunk), -1)
             for task in heads.tasks:
-                part = features @ task.weight.T + task.bias
-                if not np.isfinite(part).all():
-                    raise StageError(
-                        f"{paths.HEADS}: the head {task.name} gives values that are not finite",
-                        hint="run `pipeline train-heads` again, with a lower learning rate",
-                    )
-                logits[task.name][start : start + len(chunk)] = part
+                chosen = [heads.layers.index(layer) for layer in task.layers]
+                features = vectors[:, chosen].reshape(len(chunk), -1)
+                for head, found in zip(task.weights, logits[task.name], strict=True):
+                    part = head.compute_logits(features)
+                    if not np.isfinite(part).all():
+                        raise StageError(
+                            f"{paths.HEADS}: the head {task.name} gives values that are not finite",
+                            hint="run `pipeline train-heads` again, with a lower learning rate",
+                        )
+                    found[start : start + len(chunk)] = part
             advance(len(chunk))
     return logits
 
 
 def score_parts(
-    heads: Heads, corpus: Corpus, logits: Mapping[str, Logits]
+    heads: Heads, corpus: Corpus, logits: Mapping[str, Sequence[Logits]]
 ) -> dict[str, dict[str, PartScores]]:
-    """Score every head on every part.
+    """Score every head on every part; with intervals on the test rows.
 
-    :param logits: task → [U, K].
+    :param logits: task → [U, K] for each seed.
     :returns: part → task → scores.
     """
     return {
-        part: {
-            task.name: score_part(
-                corpus.labels[task.name][corpus.parts[part]],
-                logits[task.name][corpus.codes[corpus.parts[part]]],
-                task.classes,
-                task.threshold,
-            )
-            for task in heads.tasks
-        }
+        part: {task.name: _score(task, part, corpus, logits[task.name]) for task in heads.tasks}
         for part in PARTS
     }
 
 
-def trace_curves(
-    heads: Heads, corpus: Corpus, logits: Mapping[str, Logits]
-) -> dict[str, TaskCurves]:
-    """ROC and precision-recall curves of every head on the test part.
+def _score(task: Task, part: str, corpus: Corpus, logits: Sequence[Logits]) -> PartScores:
+    rows = corpus.take_rows(part, task.name)
+    actual = corpus.labels[task.name][rows]
+    of_seeds = [score_task(task, actual, found[corpus.codes[rows]]) for found in logits]
+    scores = of_seeds[0]
+    if part.startswith("test"):
+        own = logits[0][corpus.codes[rows]]
+        scores = replace(scores, intervals=bootstrap_intervals(task, actual, own))
+    if len(of_seeds) == 1:
+        return scores
+    values = {
+        metric: [one.overall[metric] for one in of_seeds]
+        for metric in scores.overall
+        if all(metric in one.overall for one in of_seeds)
+    }
+    spread = {m: (float(np.mean(v)), float(np.std(v, ddof=1))) for m, v in values.items()}
+    return replace(scores, seeds=spread)
 
-    :param logits: task → [U, K].
+
+def trace_curves(
+    heads: Heads, corpus: Corpus, logits: Mapping[str, Sequence[Logits]]
+) -> dict[str, TaskCurves]:
+    """ROC and precision-recall curves on the test part, of every head that ranks rows by class.
+
+    :param logits: task → [U, K] for each seed.
     """
-    rows = corpus.parts["test"]
     traced = {}
     for task in heads.tasks:
+        rows = corpus.take_rows("test", task.name)
         actual = corpus.labels[task.name][rows]
-        scores: npt.NDArray[Any] = logits[task.name][corpus.codes[rows]]
-        if task.threshold is None:
+        scores: npt.NDArray[Any] = logits[task.name][0][corpus.codes[rows]]
+        if task.type in ("regression", "ordinal"):
+            traced[task.name] = TaskCurves(roc=[], precision_recall=[])
+            continue
+        if task.type == "multilabel":
+            tags = [
+                (c, trace_roc(actual[:, c], scores[:, [c]]),
+                 trace_precision_recall(actual[:, c], scores[:, [c]]))
+                for c in range(len(task.classes))
+            ]  # fmt: skip
+            traced[task.name] = TaskCurves(
+                roc=[replace(curve, index=c) for c, curves, _ in tags for curve in curves],
+                precision_recall=[
+                    replace(curve, index=c) for c, _, curves in tags for curve in curves
+                ],
+            )
+            continue
+        if task.type == "multiclass":
             # One class against the rest: its probability, since logits of rows do not compare.
             scores = compute_probabilities(scores)
         traced[task.name] = TaskCurves(
@@ -176,10 +210,12 @@ def _remove_other_plots(files: Mapping[str, bytes]) -> None:
 
 def _show_summary(assets: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     """Print a line for each part and task, the backbone, and where the page is."""
+    given = {name for tasks in metrics.values() for values in tasks.values() for name in values}
+    shown = [name for name in _SHOWN if name in given]
     show_table(
-        ("part", "task", "rows", *(name.replace("_", " ") for name in _SHOWN)),
+        ("part", "task", "rows", *(name.replace("_", " ") for name in shown)),
         [
-            (part, task, values["rows"], *(values.get(name) for name in _SHOWN))
+            (part, task, values["rows"], *(values.get(name) for name in shown))
             for part, tasks in metrics.items()
             for task, values in tasks.items()
         ],

@@ -320,7 +320,7 @@ def limit_file_size(limit_bytes: int) -> dict[str, object]:
 def make_work_for(stage: str, own: Path, cli: Cli) -> None:
     """Change what comes before a stage, so that it has something new to write."""
     if stage == "train-heads":
-        edit_params({"heads.learning_rate": 0.1})
+        edit_params({"heads.weight_decay": 0.2, "heads.search": []})
         return
     if stage == "report":
         for plot in (own / paths.REPORT / "plots").rglob("*.csv"):
@@ -450,7 +450,14 @@ def set_up_for(stage: str, own: Path, cli: Cli) -> str:
         grow(own, 4500)
         run_stages(cli, "fetch", "prepare")
         return r"embedding .*?\b[1-9][\d,]*/4,\d\d\d texts"
-    edit_params({"heads.max_epochs": 1_000_000, "heads.patience": None})
+    edit_params(
+        {
+            "heads.optimizer": "sgd",
+            "heads.max_epochs": 1_000_000,
+            "heads.patience": None,
+            "heads.search": [],
+        }
+    )
     return r"training .*?\b[1-9][\d,]*/1,000,000 epochs"
 
 

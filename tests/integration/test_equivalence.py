@@ -14,9 +14,11 @@ from pipeline import paths
 from pipeline.assets import read_assets
 from pipeline.config import Settings, load_settings, parse_settings, read_preset
 from pipeline.corpus import read_labelled_rows
-from pipeline.heads.module import HeadsModule, TensorBatches
+from pipeline.heads.configurations import list_configurations
+from pipeline.heads.features import MemoryFeatures
+from pipeline.heads.module import Epochs, GradientHeads, Targets
 from pipeline.heads.tasks import Task, make_tasks
-from pipeline.heads.training import make_trainer
+from pipeline.heads.training import make_targets, make_trainer
 from pipeline.store import read_vectors
 from tests.conftest import Cli, edit_params, run_stages
 
@@ -30,23 +32,43 @@ def notebook_project(few_messages: Path, cli: Cli) -> Path:
     return few_messages
 
 
-def make_module(settings: Settings, width: int, tasks: list[Task]) -> HeadsModule:
-    torch.manual_seed(settings.heads.seed)
-    return HeadsModule(
-        width,
-        tasks,
-        optimizer=settings.heads.optimizer,
-        learning_rate=settings.heads.learning_rate,
-        weight_decay=settings.heads.weight_decay,
-    )
+def make_module(settings: Settings, width: int, tasks: list[Task], targets: Targets) -> Recording:
+    (configuration,) = list_configurations(settings.heads, (6,))
+    return Recording(width, tasks, [configuration], targets)
 
 
-def train_live(module: HeadsModule, texts: list[str], labels: torch.Tensor, order: torch.Tensor,
-               folder: Path, batch_size: int) -> list[float]:  # fmt: skip
+class Recording(GradientHeads):
+    """Notes the loss of each step."""
+
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        total = super().training_step(batch, batch_idx)
+        self.noted = [*getattr(self, "noted", []), total.item()]
+        return total
+
+
+def unstack(module: GradientHeads) -> torch.nn.ModuleDict:
+    """The heads as plain linear layers of the same weights."""
+    heads = torch.nn.ModuleDict()
+    for name, head in module.heads.items():
+        (weight,), (bias,) = head.weight.detach(), head.bias.detach()
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        heads[name] = linear
+    return heads
+
+
+def train_live(
+    heads: torch.nn.ModuleDict,
+    texts: list[str],
+    labels: torch.Tensor,
+    order: torch.Tensor,
+    folder: Path,
+    batch_size: int,
+) -> list[float]:
     """The notebook's way: backbone in the loop, everything padded to 128, a plain torch loop."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     backbone = transformers.AutoModel.from_pretrained(folder).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=module.learning_rate)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-4)
     losses = []
     for rows in torch.split(order, batch_size):
         inputs = tokenizer(
@@ -59,8 +81,8 @@ def train_live(module: HeadsModule, texts: list[str], labels: torch.Tensor, orde
         states = backbone(**inputs).last_hidden_state
         mask = inputs["attention_mask"][..., None]
         pooled = states.masked_fill(~mask.bool(), 0.0).sum(dim=1) / mask.sum(dim=1)
-        spam = module.heads["spam"](pooled).view(-1)
-        sentiment = module.heads["sentiment"](pooled)
+        spam = heads["spam"](pooled).view(-1)
+        sentiment = heads["sentiment"](pooled)
         loss = torch.nn.BCEWithLogitsLoss()(spam, labels[rows, 0].float())
         loss = loss + torch.nn.CrossEntropyLoss()(sentiment, labels[rows, 1])
         optimizer.zero_grad()
@@ -68,15 +90,6 @@ def train_live(module: HeadsModule, texts: list[str], labels: torch.Tensor, orde
         optimizer.step()
         losses.append(loss.item())
     return losses
-
-
-class Recording(HeadsModule):
-    """Notes the loss of each step."""
-
-    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
-        loss = super().training_step(batch, batch_idx)
-        self.losses = [*getattr(self, "losses", []), loss.item()]
-        return loss
 
 
 def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -> None:
@@ -87,22 +100,30 @@ def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -
     train = rows.select("train")
     assert len(train) == 420
     vectors = read_vectors(paths.EMBEDDINGS, rows.keys.take(train), (6,))[:, 0]
-    labels = torch.from_numpy(np.stack([rows.tasks[t.name].indices[train] for t in tasks], axis=1))
+    by_task = {task.name: rows.tasks[task.name].values[train] for task in tasks}
+    labels = torch.from_numpy(np.stack(list(by_task.values()), axis=1))
+    targets = make_targets(by_task, len(train), None, "cpu")
 
-    cached = make_module(settings, vectors.shape[1], tasks)
-    cached.__class__ = Recording
-    shuffle = torch.Generator().manual_seed(settings.heads.seed)
+    cached = make_module(settings, vectors.shape[1], tasks, targets)
+    start = unstack(cached)
     batch_size = settings.heads.batch_size
-    batches = TensorBatches(torch.from_numpy(vectors), labels, batch_size, shuffle)
-    make_trainer(1, "cpu", []).fit(cached, batches)
+    features = MemoryFeatures(torch.from_numpy(vectors), len(train))
+    make_trainer(1, "cpu", []).fit(cached, Epochs(features, batch_size, settings.heads.seed))
 
-    live = make_module(settings, vectors.shape[1], tasks)
+    # The notebook's own start: plain layers, made one after the other from the seed.
+    torch.manual_seed(settings.heads.seed)
+    live = torch.nn.ModuleDict(
+        {task.name: torch.nn.Linear(vectors.shape[1], task.outputs) for task in tasks}
+    )
+    for name, value in live.state_dict().items():
+        torch.testing.assert_close(start.state_dict()[name], value, rtol=0, atol=0)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.heads.seed))
     texts = pq.read_table(paths.TEXTS)["text"].take(train).to_pylist()
     folder = read_assets()["backbone"].locate()
     expected = train_live(live, texts, labels, order, folder, batch_size)
 
     assert len(expected) == 14
-    np.testing.assert_allclose(cached.losses, expected, rtol=1e-4)
-    for name, value in live.heads.state_dict().items():
-        torch.testing.assert_close(cached.heads.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(cached.noted, expected, rtol=1e-4)
+    trained = unstack(cached)
+    for name, value in live.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], value, rtol=1e-3, atol=1e-5)

@@ -12,6 +12,7 @@ from pipeline.config import (
     PRESETS,
     Settings,
     SplitSettings,
+    TaskSettings,
     load_settings,
     normalize_value,
     parse_settings,
@@ -49,10 +50,9 @@ def test_presets_leave_nothing_to_guess(name: str) -> None:
 def test_default_preset_is_what_an_empty_file_gives() -> None:
     written, empty = parse_settings(read_preset("default"), "a"), parse_settings("", "b")
     assert empty == Settings()
-    assert written.model_dump(exclude={"heads": {"tasks"}}) == empty.model_dump(
-        exclude={"heads": {"tasks"}}
-    )
-    # Tasks left out are one for each label; the file spells the same two out.
+    # The file spells out a task for each label, and a search of some strengths of decay.
+    left_out = {"heads": {"tasks", "search"}}
+    assert written.model_dump(exclude=left_out) == empty.model_dump(exclude=left_out)
     tasks = written.heads.tasks
     assert tasks is not None
     assert list(tasks) == list(empty.prepare.labels)
@@ -88,13 +88,19 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
         "precision": "float32",
     }
     heads = settings.heads.model_dump()
-    assert heads.pop("tasks") == {
-        "spam": {"type": "binary", "loss_weight": 1.0, "class_weights": "none"},
-        "sentiment": {"type": "multiclass", "loss_weight": 1.0, "class_weights": "none"},
+    tasks = settings.heads.tasks
+    assert tasks == {
+        "spam": TaskSettings(type="binary"),
+        "sentiment": TaskSettings(type="multiclass"),
     }
+    del heads["tasks"]
     del heads["seed"]  # the notebook has none
     assert heads == {
         "layers": "last",
+        "combine": "join",
+        "head": "linear",
+        "hidden_size": 64,  # of no head
+        "dropout": 0.0,
         "standardize": False,
         "optimizer": "adamw",
         "learning_rate": 1e-4,
@@ -103,6 +109,9 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
         "max_epochs": 5,
         "patience": None,
         "keep": "last",
+        "folds": None,
+        "calibrate": False,
+        "search": (),
     }
 
 
@@ -153,6 +162,23 @@ runtimes: {}
         ("heads: {layers: [a]}", "heads.layers.0: must be a whole number, got 'a'"),
         ("heads: {layers: 3}", "heads.layers: must be one of all, last or a list, got 3"),
         ("heads: {layers: []}", "heads.layers: must be one of all, last or a list of 1 or more"),
+        (
+            "heads: {search: [{layer: [all]}]}",
+            "heads.search.0.layer: unknown key; did you mean `layers`?",
+        ),
+        ("heads: {search: [{layers: []}]}", "heads.search.0.layers: must be a list of 1 or more"),
+        (
+            "heads: {tasks: {spam: {threshold: {precision: 0.9, recall: 0.9}}}}",
+            "heads.tasks.spam.threshold: must give precision, or recall, or false_positive and",
+        ),
+        (
+            "heads: {tasks: {spam: {type: regression}}}",
+            "heads.tasks.spam.type: must be one of binary, multiclass, ordinal for a label that",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, kind: number, classes: [a, b]}}}",
+            "prepare.labels.s.classes: a number has none; set kind to class or tags",
+        ),
         ("heads:", "heads: must be a mapping of names to values, got null"),
         ("heads: {2: 3}", "heads.2: a key must be text, got 2"),
         ("heads: {tasks: {spm: {}}}", "heads.tasks.spm: no such label in prepare.labels; did you "),

@@ -27,7 +27,7 @@ def test_labels_of_other_texts_are_refused(project: Path) -> None:
     write(["a", "b", "c", "a"])
     rows = read_labelled_rows()
     assert rows.split.tolist() == ["train", "validation", "test", "train"]
-    assert rows.tasks["t"].indices.tolist() == [0, 1, 0, 1]
+    assert rows.tasks["t"].values.tolist() == [0, 1, 0, 1]
     old = paths.LABELS.read_bytes()
     write(["a", "b", "d", "a"])
     read_labelled_rows()

@@ -1,45 +1,83 @@
-"""Losses, class weights, scaling and training, against scikit-learn and plain torch."""
+"""Heads: scaling, stacked training, the full-batch solver and choosing, against scikit-learn."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.datasets import make_classification
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score, log_loss, precision_recall_curve, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
-from pipeline.config import HeadsSettings, TaskSettings
+from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
 from pipeline.corpus import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
-from pipeline.heads.features import Scaling
-from pipeline.heads.module import HeadsModule, TensorBatches, compute_loss
-from pipeline.heads.tasks import Task, compute_class_weights, make_tasks
-from pipeline.heads.training import Fit, Part, fit_heads
+from pipeline.heads.choosing import choose_threshold, fit_temperature, score
+from pipeline.heads.configurations import Configuration, group_by_shape, list_configurations
+from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures, fit_scaling
+from pipeline.heads.tasks import LossOptions, Task, compute_class_weights, make_tasks
+from pipeline.heads.training import Fit, draw_folds, fit_heads, make_targets
 
-SPAM = Task("spam", "binary", ("ham", "spam"))
-MOOD = Task("mood", "multiclass", ("negative", "neutral", "positive"))
+SPAM = Task("spam", "binary", ("ham", "spam"), counts=(300, 100), rows=400)
+MOOD = Task("mood", "multiclass", ("a", "b", "c"), counts=(150, 130, 120), rows=400)
+WIDTH = 20
 
 
-def make_part(rows: int, seed: int, width: int = 20) -> Part:
+def make_data(rows: int = 600) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Features from which both tasks can be learned, about as well as real ones allow."""
     features, mood = make_classification(
-        rows, width, n_informative=8, n_classes=3, flip_y=0.1, class_sep=1.0, random_state=7
+        rows, WIDTH, n_informative=8, n_classes=3, flip_y=0.1, random_state=7
     )
-    order = np.random.default_rng(seed).permutation(rows)
     noise = np.random.default_rng(3).standard_normal(rows) * 2
     spam = (features[:, :3].sum(axis=1) + noise > 1.0).astype(int)
-    labels = np.stack([spam, mood], axis=1)[order]
-    return Part((features[order] * 3 + 5).astype(np.float32), labels.astype(np.int64))
+    return (features * 3 + 5).astype(np.float32), {"spam": spam, "mood": mood}
 
 
-def fit(tasks: tuple[Task, ...] = (SPAM, MOOD), **settings: object) -> Fit:
-    train = make_part(600, 0)
-    held_out = Part(train.features[400:], train.labels[400:])
-    train = Part(train.features[:400], train.labels[:400])
-    return fit_heads(train, held_out, tasks, HeadsSettings(**{"batch_size": 64, **settings}))
+BASE = {
+    "folds": None, "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 64, "max_epochs": 10,
+}  # fmt: skip
+
+
+def configure(**changes: object) -> list[Configuration]:
+    return list_configurations(HeadsSettings(**{**BASE, **changes}), (0,))
+
+
+def fit(
+    tasks: Sequence[Task] = (SPAM, MOOD),
+    *,
+    data: tuple[np.ndarray, dict[str, np.ndarray]] | None = None,
+    train_rows: int = 400,
+    layers: tuple[int, ...] = (0,),
+    **changes: object,
+) -> Fit:
+    features, labels = data or make_data()
+    settings = HeadsSettings(**{**BASE, **changes})
+    scaling = Scaling.fit(features[:train_rows])
+    scaled = torch.from_numpy(scaling.apply(features))
+    folds = draw_folds(np.arange(train_rows), settings.folds, 0) if settings.folds else None
+    targets = make_targets({t.name: labels[t.name] for t in tasks}, train_rows, folds, "cpu")
+    configurations = list_configurations(settings, layers)
+    return fit_heads(
+        lambda _: (MemoryFeatures(scaled, train_rows), scaling),
+        targets, tasks, configurations, settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Steps so small that threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- class weights and scaling -----------------------------------------------------------------
 
 
 def test_balanced_weights_are_scikit_learns_each_on_its_own_class() -> None:
@@ -63,31 +101,30 @@ def test_balanced_weight_of_an_absent_class_is_zero() -> None:
     np.testing.assert_allclose(found, [40 / 60, 0, 2.0])
 
 
-@pytest.mark.parametrize("weights", [None, (1.0, 6.0)])
-def test_binary_loss_is_scikit_learns(weights: tuple[float, float] | None) -> None:
-    logits, labels = torch.randn(50, 1), torch.randint(0, 2, (50,))
-    task = Task("t", "binary", ("no", "yes"), class_weights=weights)
-    sample = np.take(weights, labels) if weights else None
-    expected = log_loss(labels, torch.sigmoid(logits.double()).numpy(), sample_weight=sample)
-    assert compute_loss(task, logits, labels).item() == pytest.approx(expected, rel=1e-5)
+def test_effective_numbers_are_the_papers() -> None:
+    """Cui et al. (2019), equation 2: E_n = (1 - β**n) / (1 - β); weights add up to C."""
+    counts, beta = np.array([900, 90, 9]), 0.99
+    found = compute_class_weights("effective_number", ("a", "b", "c"), counts, "t", beta=beta)
+    effective = np.array([sum(beta**i for i in range(n)) for n in counts])
+    np.testing.assert_allclose(found, 3 / effective / (1 / effective).sum())
 
 
-@pytest.mark.parametrize("weights", [None, (1.0, 6.0, 0.5)])
-def test_multiclass_loss_is_torchs(weights: tuple[float, ...] | None) -> None:
-    logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
-    task = Task("t", "multiclass", ("a", "b", "c"), class_weights=weights)
-    reference = torch.nn.CrossEntropyLoss(torch.tensor(weights) if weights else None)
-    torch.testing.assert_close(compute_loss(task, logits, labels), reference(logits, labels))
+def test_pos_weight_is_negatives_by_positives() -> None:
+    assert compute_class_weights("pos_weight", ("ham", "spam"), np.array([90, 10]), "t") == (1, 9)
+    tags = compute_class_weights("pos_weight", ("x", "y"), np.array([20, 50]), "t", rows=100)
+    assert tags == (4, 1)
+    with pytest.raises(SettingsError, match="pos_weight needs two classes or tags"):
+        compute_class_weights("pos_weight", ("a", "b", "c"), np.array([1, 1, 1]), "t")
 
 
 def test_scaling_is_scikit_learns_and_folds_into_the_weights() -> None:
-    features = make_part(300, 1).features
+    features = make_data(300)[0]
     features[:, 4] = 3.25  # a constant feature
     scaling = Scaling.fit(features)
     expected = StandardScaler().fit_transform(features.astype(np.float64))
     np.testing.assert_allclose(scaling.apply(features), expected, atol=1e-4)
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((3, 20)).astype(np.float32)
+    weight = rng.standard_normal((3, WIDTH)).astype(np.float32)
     bias = rng.standard_normal(3).astype(np.float32)
     folded, shifted = scaling.fold(weight, bias)
     np.testing.assert_allclose(
@@ -95,81 +132,161 @@ def test_scaling_is_scikit_learns_and_folds_into_the_weights() -> None:
     )
 
 
-def test_batches_hold_every_row_once_and_differ_by_epoch() -> None:
-    features, labels = torch.arange(50.0)[:, None], torch.arange(50)[:, None]
-    batches = TensorBatches(features, labels, 16, torch.Generator().manual_seed(0))
-    epochs = [[y[:, 0] for _, y in batches] for _ in range(2)]
-    assert [len(batch) for batch in epochs[0]] == [16, 16, 16, 2] == [16] * 3 + [2]
-    assert len(batches) == 4
-    for epoch in epochs:
-        assert sorted(torch.cat(epoch).tolist()) == list(range(50))
-    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
-    in_order = torch.cat([y for _, y in TensorBatches(features, labels, 16)])
-    assert torch.equal(in_order, labels)
+# --- the full-batch solver ---------------------------------------------------------------------
 
 
-def test_long_training_reaches_scikit_learns_optimum() -> None:
-    """Without decay or early stopping the heads are plain logistic regressions."""
-    train = make_part(600, 0)
-    settings = HeadsSettings(
-        batch_size=600, weight_decay=0.0, learning_rate=0.5, max_epochs=800, patience=None,
-        keep="last",
-    )  # fmt: skip
-    found = fit_heads(train, train, (SPAM, MOOD), settings)
-    for column, head in enumerate(found.heads):
-        labels = train.labels[:, column]
-        reference = LogisticRegression(C=np.inf, max_iter=5000).fit(
-            StandardScaler().fit_transform(train.features), labels
+@pytest.mark.parametrize("decay", [0.3, 0.01, 1e-3])
+def test_the_solver_reaches_scikit_learns_optimum(decay: float) -> None:
+    features, labels = make_data()
+    found = fit(optimizer="lbfgs", weight_decay=decay, max_epochs=200)
+    scaler = StandardScaler().fit(features[:400].astype(np.float64))
+    scaled = scaler.transform(features[:400].astype(np.float64))
+    for head in found.heads:
+        wanted = labels[head.task.name][:400]
+        reference = LogisticRegression(C=1 / (400 * decay), max_iter=5000, tol=1e-8)
+        reference.fit(scaled, wanted)
+        logits = head.found.head.compute_logits(features[:400]).astype(np.float64)
+        full = np.hstack([np.zeros_like(logits), logits]) if logits.shape[1] == 1 else logits
+        ours = log_loss(wanted, np.exp(full) / np.exp(full).sum(axis=1, keepdims=True))
+        weight = head.found.head.weight * scaler.scale_
+        theirs = log_loss(wanted, reference.predict_proba(scaled))
+        total = ours + decay / 2 * np.square(weight).sum()
+        expected = theirs + decay / 2 * np.square(reference.coef_).sum()
+        assert total == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_solver_reaches_ridge_regression() -> None:
+    features, _ = make_data()
+    numbers = features[:, 0] * 7 + np.random.default_rng(0).standard_normal(600) + 100
+    task = Task("price", "regression", loss=LossOptions("mse"),
+                center=float(numbers[:400].mean()), spread=float(numbers[:400].std()),
+                metric="r2")  # fmt: skip
+    (head,) = fit([task], data=(features, {"price": numbers}), optimizer="lbfgs",
+                  weight_decay=0.1, max_epochs=100).heads  # fmt: skip
+    scaled = StandardScaler().fit(features[:400].astype(np.float64)).transform(features)
+    # The mean of squares plus λ / 2 of the squared weights is Ridge's with alpha = λ n / 2.
+    reference = Ridge(alpha=0.1 * 400 / 2).fit(scaled[:400], numbers[:400])
+    ours = head.found.head.compute_logits(features[400:])[:, 0]
+    np.testing.assert_allclose(ours, reference.predict(scaled[400:]), rtol=1e-3)
+
+
+# --- stacks ------------------------------------------------------------------------------------
+
+GRIDS: dict[str, dict[str, object]] = {
+    "sgd": {"search": ({"learning_rate": (0.003, 0.01, 0.03), "weight_decay": (0.0, 0.1)},)},
+    "adamw": {"optimizer": "adamw", "search": ({"learning_rate": (0.003, 0.01)},)},
+    "hidden": {"optimizer": "adamw", "head": "hidden", "hidden_size": 8, "dropout": 0.3,
+               "search": ({"weight_decay": (0.0, 0.3)},)},
+    "losses": {"search": ({"loss": ("focal", "cross_entropy"), "label_smoothing": (0.0, 0.1),
+                           "class_weights": ("none", "balanced")},)},
+    "lbfgs": {"optimizer": "lbfgs", "max_epochs": 100,
+              "search": ({"weight_decay": (1.0, 0.1, 0.01)},)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("folds", [None, 3])
+def test_a_stack_is_each_configuration_alone(name: str, folds: int | None) -> None:
+    stacked = fit(folds=folds, **GRIDS[name])
+    configurations = configure(**GRIDS[name])
+    assert stacked.configurations == len(configurations) > 1
+    for number, head in enumerate(stacked.heads):
+        alone = []
+        for configuration in configurations:
+            settings = {
+                key: value
+                for key, value in configuration.describe().items()
+                if key in HeadsSettings.model_fields and key != "layers"
+            }
+            changes = {
+                key: (value,)
+                for key, value in configuration.loss_changes.items()
+                if value is not None
+            }
+            search = {"search": (changes,)} if changes else {}
+            grid = {k: v for k, v in GRIDS[name].items() if k != "search"}
+            alone.append(fit(folds=folds, **{**grid, **settings, **search}).heads[number])
+        best = head.scores[0].numbers[0]
+        tolerance = 2e-3 if name == "lbfgs" else 1e-5
+        for table in head.scores:
+            (place,) = table.numbers
+            assert alone[place].scores[0].loss == pytest.approx(table.loss, rel=tolerance)
+        np.testing.assert_allclose(
+            head.found.head.weight, alone[best].found.head.weight, atol=tolerance
         )
-        scaled = StandardScaler().fit_transform(train.features)
-        expected = log_loss(labels, reference.predict_proba(scaled))
-        assert head.validation_loss == pytest.approx(expected, rel=0.02)
+        np.testing.assert_allclose(
+            head.found.held_out, alone[best].found.held_out, atol=10 * tolerance
+        )
 
 
-def test_saved_weights_give_the_validation_loss_of_the_kept_epoch() -> None:
-    train = make_part(600, 0)
-    found = fit()
-    held_out, labels = train.features[400:], train.labels[400:]
-    for column, head in enumerate(found.heads):
-        logits = held_out @ head.weight.T + head.bias
-        loss = compute_loss(
-            head.task, torch.from_numpy(logits), torch.from_numpy(labels[:, column])
+def test_stacks_hold_one_shape_and_no_more_than_the_limit() -> None:
+    found = configure(
+        optimizer="sgd",
+        search=({"head": ("linear", "hidden"), "learning_rate": (0.1, 0.2, 0.3)},),
+    )
+    groups = group_by_shape(found, 2)
+    assert sorted(number for group in groups for number, _ in group) == list(range(6))
+    assert [len(group) for group in groups] == [2, 1, 2, 1]
+    assert all(len({c.shape for _, c in group}) == 1 for group in groups)
+
+
+def test_lbfgs_refuses_what_it_cannot_train() -> None:
+    with pytest.raises(SettingsError, match=r"heads.search.0.optimizer: lbfgs trains linear"):
+        configure(optimizer="lbfgs", search=({"head": ("hidden",)},))
+
+
+def test_training_by_torchs_own_optimizers_gives_the_same_heads() -> None:
+    """One configuration against ``torch.optim`` on ``torch.nn.Linear``, same start and batches."""
+    features, labels = make_data()
+    scaled = torch.from_numpy(Scaling.fit(features[:400]).apply(features))
+    for optimizer in ("sgd", "adamw"):
+        (head,) = fit(
+            (MOOD,), optimizer=optimizer, weight_decay=0.05, keep="last", patience=None
+        ).heads
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(WIDTH, 3)
+        own = (
+            torch.optim.AdamW(linear.parameters(), lr=0.01, weight_decay=0.05)
+            if optimizer == "adamw"
+            else torch.optim.SGD(
+                linear.parameters(), lr=0.01, weight_decay=0.05, momentum=0.9, nesterov=True
+            )
         )
-        assert loss.item() == pytest.approx(head.validation_loss, rel=1e-3)
-        curve = [r["validation_loss"] for r in found.curves if r["task"] == head.task.name]
-        assert head.validation_loss == min(curve)
-        assert head.epoch == 1 + int(np.argmin(curve))
-        assert [r["epoch"] for r in found.curves if r["task"] == head.task.name] == list(
-            range(1, found.epochs + 1)
-        )
+        order = torch.Generator().manual_seed(0)
+        wanted = torch.from_numpy(labels["mood"])
+        for _ in range(10):
+            for rows in torch.randperm(400, generator=order).split(64):
+                loss = torch.nn.functional.cross_entropy(linear(scaled[rows]), wanted[rows])
+                own.zero_grad()
+                loss.backward()
+                own.step()
+        with torch.no_grad():
+            expected = linear(scaled[400:]).numpy()
+        np.testing.assert_allclose(head.found.held_out, expected, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_heads_bit_for_bit() -> None:
+    for changes in ({}, {"optimizer": "lbfgs"}, {"head": "hidden", "dropout": 0.5}):
+        first, second = fit(**changes), fit(**changes)
+        for a, b in zip(first.heads, second.heads, strict=True):
+            np.testing.assert_array_equal(a.found.head.weight, b.found.head.weight)
+    assert not np.array_equal(
+        fit().heads[0].found.head.weight, fit(seed=1).heads[0].found.head.weight
+    )
 
 
 def test_each_task_keeps_an_epoch_of_its_own_and_training_stops_early() -> None:
     found = fit(learning_rate=0.3, patience=5, max_epochs=200)
-    assert found.epochs == max(head.epoch for head in found.heads) + 5
-    assert found.epochs < 200
+    assert found.epochs == max(head.found.epoch for head in found.heads) + 5
+    for head in found.heads:
+        curve = head.found.curve[:, 1]
+        assert head.found.validation_loss == pytest.approx(curve.min())
+        assert head.found.epoch == 1 + int(curve.argmin())
 
 
 def test_keep_last_takes_the_last_epoch() -> None:
     found = fit(keep="last", patience=None, max_epochs=7)
-    assert {head.epoch for head in found.heads} == {7}
-    assert found.heads[0].validation_loss == found.curves[-2]["validation_loss"]
-
-
-def test_the_same_seed_gives_the_same_heads_bit_for_bit() -> None:
-    first, second, other = fit(), fit(), fit(seed=1)
-    for a, b, c in zip(first.heads, second.heads, other.heads, strict=True):
-        np.testing.assert_array_equal(a.weight, b.weight)
-        assert not np.array_equal(a.weight, c.weight)
-
-
-def test_the_total_loss_is_the_weighted_sum() -> None:
-    tasks = (SPAM, Task("mood", "multiclass", MOOD.classes, loss_weight=0.25))
-    module = HeadsModule(20, tasks, optimizer="sgd", learning_rate=0.1, weight_decay=0.0)
-    part = make_part(100, 2)
-    batch = (torch.from_numpy(part.features), torch.from_numpy(part.labels))
-    spam, mood = module.compute_losses(batch)
-    torch.testing.assert_close(module.training_step(batch, 0), spam + 0.25 * mood)
+    assert {head.found.epoch for head in found.heads} == {7}
 
 
 def test_a_loss_that_is_not_a_number_is_refused() -> None:
@@ -177,9 +294,217 @@ def test_a_loss_that_is_not_a_number_is_refused() -> None:
         fit(learning_rate=1e30, patience=None, max_epochs=5)
 
 
-def make_labels(train: list[int], classes: tuple[str, ...] = ("ham", "spam")) -> LabelledRows:
-    import pyarrow as pa
+def test_seeds_are_averaged_and_the_first_is_kept() -> None:
+    (head,) = fit((MOOD,), max_epochs=2, search=({"seeds": (4, 5, 6)},)).heads
+    assert head.configuration.seed == 4
+    assert sorted(head.seeds) == [5, 6]
+    assert len(head.scores) == 1
+    assert head.scores[0].deviation is not None
+    alone = [fit((MOOD,), max_epochs=2, seed=s).heads[0].scores[0].value for s in (4, 5, 6)]
+    assert head.scores[0].value == pytest.approx(np.mean(alone))
+    assert head.scores[0].deviation == pytest.approx(np.std(alone, ddof=1))
 
+
+def test_a_mix_of_layers_is_folded_into_weights_on_all_of_them() -> None:
+    features, labels = make_data()
+    (head,) = fit(
+        (MOOD,), data=(features, labels), layers=(0, 1), combine="mix", learning_rate=0.1
+    ).heads
+    assert head.found.layer_mix is not None
+    first, second = head.found.layer_mix
+    assert first + second == pytest.approx(1)
+    assert abs(first - second) > 1e-3  # it was learned
+    deviation = features[:400].astype(np.float64).std(axis=0)
+    scaled = head.found.head.weight * deviation
+    # Both halves are one weight, times its layer's share.
+    np.testing.assert_allclose(scaled[:, :10] * second, scaled[:, 10:] * first, atol=1e-5)
+
+
+# --- odd corpora -------------------------------------------------------------------------------
+
+
+def test_rows_without_a_label_count_for_the_other_tasks_only() -> None:
+    features, labels = make_data()
+    partial = {**labels, "spam": labels["spam"].copy()}
+    partial["spam"][::3] = -1
+    for optimizer in ("sgd", "lbfgs"):
+        whole = fit(data=(features, labels), optimizer=optimizer)
+        found = fit(data=(features, partial), optimizer=optimizer)
+        np.testing.assert_array_equal(
+            whole.heads[1].found.head.weight, found.heads[1].found.head.weight
+        )
+    # What a row without a label holds changes nothing; and the optimum is that of the others.
+    known = np.flatnonzero(partial["spam"][:400] >= 0)
+    scaled = Scaling.fit(features[:400]).apply(features[:400])[known]
+    reference = LogisticRegression(C=1 / (len(known) * 0.03), max_iter=5000, tol=1e-8)
+    reference.fit(scaled.astype(np.float64), partial["spam"][known])
+    (head,) = fit((SPAM,), data=(features, partial), optimizer="lbfgs", weight_decay=0.03).heads
+    ours = head.found.head.weight * features[:400].astype(np.float64).std(axis=0)
+    np.testing.assert_allclose(ours, reference.coef_, atol=5e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+@pytest.mark.parametrize("folds", [None, 2])
+def test_odd_corpora_are_learned(optimizer: str, folds: int | None) -> None:
+    rng = np.random.default_rng(0)
+    features, labels = make_data()
+    features[:, 3] = 7.0  # constant
+    many = {f"t{n}": (labels["mood"] == n % 3).astype(int) for n in range(12)}
+    twelve = [Task(f"t{n}", "binary", ("no", "yes"), counts=(2, 1), rows=3) for n in range(12)]
+    changes = {"optimizer": optimizer, "folds": folds, "max_epochs": 30}
+    found = fit(twelve, data=(features, many), **changes)
+    assert len(found.heads) == 12
+    assert all(head.scores[0].loss < 0.75 for head in found.heads)
+    thousand = Task("word", "multiclass", tuple(map(str, range(1000))), counts=(1,) * 1000)
+    words = {"word": rng.integers(0, 1000, 600)}
+    (head,) = fit([thousand], data=(features, words), **{**changes, "max_epochs": 3}).heads
+    assert head.found.head.weight.shape == (1000, WIDTH)
+    ten = (features[:10], {"spam": np.array([0, 1] * 5)})
+    (head,) = fit((SPAM,), data=ten, train_rows=7, **changes).heads
+    assert np.isfinite(head.found.head.weight).all()
+    gone = {**labels, "mood": labels["mood"].copy()}
+    gone["mood"][400:] = 0  # classes 1 and 2 are absent from validation
+    assert np.isfinite(fit(data=(features, gone), **changes).heads[1].scores[0].value)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_tags_ordinals_and_numbers_are_learned(optimizer: str) -> None:
+    features, _ = make_data()
+    tags = np.stack([features[:, n] > 5 for n in range(4)], axis=1).astype(np.int8)
+    tags[7] = -1
+    level = np.clip(np.round(features[:, 0] - 3), 0, 3).astype(int)
+    price = features[:, 1] * 10.0
+    price[5] = np.nan
+    tasks = [
+        Task("tags", "multilabel", tuple("abcd"), counts=(200,) * 4, rows=400, metric="f1_micro"),
+        Task("level", "ordinal", tuple("0123"), counts=(150, 50, 50, 150), metric="accuracy"),
+        Task("price", "regression", loss=LossOptions("mse"), center=float(np.nanmean(price)),
+             spread=float(np.nanstd(price)), metric="r2"),
+    ]  # fmt: skip
+    found = fit(
+        tasks, data=(features, {"tags": tags, "level": level, "price": price}),
+        optimizer=optimizer, weight_decay=1e-3, max_epochs=100, learning_rate=0.02, folds=3,
+    )  # fmt: skip
+    scores = {head.task.name: head.scores[0].value for head in found.heads}
+    assert scores["tags"] > 0.85
+    assert scores["level"] > 0.7
+    assert scores["price"] > 0.99
+    level_head = found.heads[1].found.head
+    assert level_head.weight.shape == (1, WIDTH)
+    assert (np.diff(level_head.bias) < 0).all()  # rank consistent, as CORAL proves
+
+
+def test_streamed_training_is_that_in_memory_within_noise() -> None:
+    features, labels = make_data()
+
+    def read(rows: int, batch: int, seed: int | None):  # type: ignore[no-untyped-def]
+        rng = np.random.default_rng(seed)
+        windows = np.split(np.arange(rows), range(128, rows, 128))
+        for window in windows if seed is None else rng.permuted(np.array(windows, object)):
+            chosen = np.asarray(window if seed is None else rng.permutation(window), np.int64)
+            for start in range(0, len(chosen), batch):
+                yield chosen[start : start + batch], features[chosen[start : start + batch]]
+
+    scaling = fit_scaling(read, 400, WIDTH)
+    expected = Scaling.fit(features[:400])
+    np.testing.assert_allclose(scaling.mean, expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(scaling.deviation, expected.deviation, rtol=1e-5)
+    for changes in ({"optimizer": "lbfgs"}, {"optimizer": "sgd", "max_epochs": 30}):
+        settings = HeadsSettings(**{**BASE, **changes})
+        targets = make_targets(labels, 400, None, "cpu")
+        streamed = fit_heads(
+            lambda _: (StreamedFeatures(read, 600, 400, WIDTH, scaling, "cpu"), scaling),
+            targets, (SPAM, MOOD), list_configurations(settings, (0,)), settings,
+        )  # fmt: skip
+        whole = fit(**changes)
+        for a, b in zip(streamed.heads, whole.heads, strict=True):
+            assert a.scores[0].loss == pytest.approx(b.scores[0].loss, rel=0.02)
+
+
+# --- folds and choosing ------------------------------------------------------------------------
+
+
+def test_folds_never_part_rows_of_one_text() -> None:
+    texts = np.random.default_rng(0).integers(0, 60, 300)
+    folds = draw_folds(texts, 5, 0)
+    assert set(folds) == set(range(5))
+    assert all(len(set(folds[texts == text])) == 1 for text in texts)
+
+
+def test_rows_are_judged_by_heads_that_have_not_seen_them() -> None:
+    """Against scikit-learn, fold by fold."""
+    features, labels = make_data()
+    (head,) = fit((SPAM,), optimizer="lbfgs", weight_decay=0.1, folds=4, max_epochs=200).heads
+    folds = draw_folds(np.arange(400), 4, 0)
+    scaled = Scaling.fit(features[:400]).apply(features).astype(np.float64)
+    expected = np.empty(600)
+    for fold in range(4):
+        train = np.flatnonzero(folds != fold)
+        reference = LogisticRegression(C=1 / (len(train) * 0.1), tol=1e-8, max_iter=5000)
+        reference.fit(scaled[train], labels["spam"][train])
+        expected[:400][folds == fold] = reference.decision_function(scaled[:400][folds == fold])
+    whole = LogisticRegression(C=1 / 40, tol=1e-8, max_iter=5000)
+    expected[400:] = whole.fit(scaled[:400], labels["spam"][:400]).decision_function(scaled[400:])
+    np.testing.assert_allclose(head.found.held_out[:, 0], expected, atol=0.02)
+
+
+def test_metrics_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    logits = rng.standard_normal((200, 3)) + 2 * np.eye(3)[labels]
+    expected = f1_score(labels, logits.argmax(axis=1), average="macro")
+    assert score(MOOD, "f1_macro", logits, labels) == pytest.approx(expected)
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert score(MOOD, "loss", logits, labels) == pytest.approx(log_loss(labels, odds))
+    yes = (labels > 0).astype(int)
+    one = np.round(logits[:, [1]], 1)  # with ties
+    assert score(SPAM, "f1", one, yes) == pytest.approx(f1_score(yes, one[:, 0] > 0))
+    assert score(SPAM, "roc_auc", one, yes) == pytest.approx(roc_auc_score(yes, one[:, 0]))
+    with np.errstate(over="ignore"):
+        expected = log_loss(yes, 1 / (1 + np.exp(-one[:, 0])))
+    assert score(SPAM, "loss", one, yes) == pytest.approx(expected)
+
+
+def test_thresholds_serve_their_aims() -> None:
+    rng = np.random.default_rng(1)
+    positive = rng.random(500) < 0.3
+    p = np.clip(rng.normal(0.35 + 0.3 * positive, 0.15), 0.001, 0.999)
+    precision, recall, _ = precision_recall_curve(positive, p)
+
+    def measure(threshold: float) -> tuple[float, float]:
+        chosen = p > threshold
+        return (chosen & positive).sum() / chosen.sum(), (chosen & positive).sum() / positive.sum()
+
+    best = max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
+    got, found = measure(choose_threshold("f1", p, positive))
+    assert 2 * got * found / (got + found) == pytest.approx(best)
+    got, found = measure(choose_threshold(ThresholdAim(precision=0.9), p, positive))
+    assert got >= 0.9
+    assert found == pytest.approx(recall[precision >= 0.9].max())
+    got, found = measure(choose_threshold(ThresholdAim(recall=0.9), p, positive))
+    assert found >= 0.9
+    assert got == pytest.approx(precision[recall >= 0.9].max())
+    aim = ThresholdAim(false_positive=5.0, false_negative=1.0)
+    chosen = p > choose_threshold(aim, p, positive)
+    cost = 5 * (chosen & ~positive).sum() + (~chosen & positive).sum()
+    costs = [5 * ((p > t) & ~positive).sum() + (~(p > t) & positive).sum() for t in [0, *p, 1]]
+    assert cost == min(costs)
+    assert choose_threshold(0.7, p, positive) == 0.7
+    assert choose_threshold("f1", p, np.zeros(500, bool)) == 0.5
+
+
+def test_the_temperature_undoes_overconfidence() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.standard_normal((20_000, 3))
+    odds = np.exp(true) / np.exp(true).sum(axis=1, keepdims=True)
+    labels = (odds.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
+    assert fit_temperature(MOOD, true * 4, labels) == pytest.approx(4, rel=0.05)
+
+
+# --- tasks against labels ----------------------------------------------------------------------
+
+
+def make_labels(train: list[int], classes: tuple[str, ...] = ("ham", "spam")) -> LabelledRows:
     labels = np.array([*train, 0, 1], np.int64)
     split = np.array(["train"] * len(train) + ["validation", "test"])
     keys = pa.array([bytes([n]) * 16 for n in range(len(labels))], pa.binary(16))
@@ -187,12 +512,18 @@ def make_labels(train: list[int], classes: tuple[str, ...] = ("ham", "spam")) ->
 
 
 def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    (task,) = make_tasks(None, make_labels([0, 1, 0]))
-    assert task == Task("spam", "binary", ("ham", "spam"))
+    (task,) = make_tasks(None, make_labels([0, 1, 0, -1]))
+    assert (task.type, task.counts, task.rows, task.metric) == ("binary", (2, 1), 3, "f1")
     with pytest.raises(DataError, match="all 3 training rows are 'ham'"):
         make_tasks(None, make_labels([0, 0, 0]))
+    with pytest.raises(DataError, match="none of the 2 training rows has a label"):
+        make_tasks(None, make_labels([-1, -1]))
     with pytest.raises(SettingsError, match=r"no such label .* did you mean `spam`"):
         make_tasks({"spm": TaskSettings()}, make_labels([0, 1]))
+    with pytest.raises(SettingsError, match="metric: must be one of f1, f1_macro, accuracy"):
+        make_tasks({"spam": TaskSettings(metric="r2")}, make_labels([0, 1]))
+    with pytest.raises(SettingsError, match="loss: must be one of cross_entropy, focal for a"):
+        make_tasks({"spam": TaskSettings(loss="mse")}, make_labels([0, 1]))
     three = make_labels([0, 1, 0], ("a", "b", "c"))
     with pytest.raises(SettingsError, match="binary needs two classes, the label has 3"):
         make_tasks({"spam": TaskSettings(type="binary")}, three)
@@ -201,3 +532,8 @@ def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]
     assert "no training row is 'c'" in capsys.readouterr().out
     (task,) = make_tasks({"spam": TaskSettings(type="multiclass")}, make_labels([0, 1]))
     assert task.outputs == 2
+    numbers = LabelledRows(
+        three.keys, three.split, {"n": TaskLabels((), np.full(5, 3.0), kind="number")}
+    )
+    with pytest.raises(DataError, match="rows are 3; a head needs numbers that differ"):
+        make_tasks(None, numbers)

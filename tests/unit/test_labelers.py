@@ -67,7 +67,7 @@ def test_vader_keeps_the_raw_score_beside_the_label(lexicon: Path) -> None:
     assert labels.classes == ("negative", "neutral", "positive")
     scores = labels.scores["mood_compound"]
     expected = [2 if s >= 0.05 else 0 if s <= -0.05 else 1 for s in scores.tolist()]
-    assert labels.indices.tolist() == expected
+    assert labels.values.tolist() == expected
     assert not labels.found
 
 
@@ -139,7 +139,7 @@ def test_a_column_gives_the_same_labels_from_every_format(
     frame = read_source(write_column(tmp_path, name, values))
     label = ColumnLabel(column="c", classes=classes)
     labels = label_rows("t", label, frame, [], tmp_path)
-    assert labels.indices.tolist() == [0, 1, UNKNOWN]
+    assert labels.values.tolist() == [0, 1, UNKNOWN]
     assert labels.found == {2: "no value"}
 
 
@@ -150,7 +150,7 @@ def test_a_mapping_leads_values_to_classes(tmp_path: Path, name: str) -> None:
         column="c", classes=("bad", "good"), mapping={1: "bad", 4: "good", "5": "good"}
     )
     labels = label_by_column(label, frame["c"].tolist())
-    assert labels.indices.tolist() == [0, 1, UNKNOWN, 1]
+    assert labels.values.tolist() == [0, 1, UNKNOWN, 1]
     assert list(labels.found) == [2]
     assert "3" in labels.found[2]
 
@@ -159,23 +159,23 @@ def test_a_mapping_leads_values_to_classes(tmp_path: Path, name: str) -> None:
 def test_floats_that_are_whole_are_whole_numbers(tmp_path: Path, name: str) -> None:
     frame = read_source(write_column(tmp_path, name, [1.0, 0.0, 0.5, None, float("nan")]))
     labels = label_by_column(ColumnLabel(column="c", classes=(0, 1)), frame["c"].tolist())
-    assert labels.indices.tolist() == [1, 0, UNKNOWN, UNKNOWN, UNKNOWN]
+    assert labels.values.tolist() == [1, 0, UNKNOWN, UNKNOWN, UNKNOWN]
     assert labels.found == {2: "0.5", 3: "no value", 4: "no value"}
 
 
 def test_classes_are_found_where_not_given() -> None:
     labels = label_by_column(ColumnLabel(column="c"), ["b", None, "a", "c", "b", ""])
     assert labels.classes == ("a", "b", "c")
-    assert labels.indices.tolist() == [1, UNKNOWN, 0, 2, 1, UNKNOWN]
+    assert labels.values.tolist() == [1, UNKNOWN, 0, 2, 1, UNKNOWN]
     mapped = label_by_column(ColumnLabel(column="c", mapping={"b": "z", "a": "z"}), ["b", "a", "c"])
     assert mapped.classes == ("c", "z")
-    assert mapped.indices.tolist() == [1, 1, 0]
+    assert mapped.values.tolist() == [1, 1, 0]
 
 
 def test_unknown_labels_are_kept_for_the_message() -> None:
     label = ColumnLabel(column="c", classes=("ham", "spam"))
     labels = label_by_column(label, ["ham", "Ham", "spam ", "s" * 500, "\ud83d"])
-    assert labels.indices.tolist() == [0, *[UNKNOWN] * 4]
+    assert labels.values.tolist() == [0, *[UNKNOWN] * 4]
     assert labels.found[1] == "'Ham'"
     assert labels.found[2] == "'spam '"
     assert len(labels.found[3]) == 60

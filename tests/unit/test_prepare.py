@@ -363,11 +363,11 @@ def test_the_sms_corpus_gives_the_notebooks_supports(project: Path, real_assets:
     assert len(set(rows.keys.to_pylist())) == 5169
     test, train = rows.select("test"), rows.select("train")
     assert len(test) == 836
-    assert np.bincount(rows.tasks["spam"].indices[test]).tolist() == [726, 110]
+    assert np.bincount(rows.tasks["spam"].values[test]).tolist() == [726, 110]
     sentiment = rows.tasks["sentiment"]
     assert sentiment.classes == ("negative", "neutral", "positive")
-    assert np.bincount(sentiment.indices[test]).tolist() == [153, 286, 397]
-    assert np.bincount(sentiment.indices[train]).tolist() == [708, 1325, 1867]
+    assert np.bincount(sentiment.values[test]).tolist() == [153, 286, 397]
+    assert np.bincount(sentiment.values[train]).tolist() == [708, 1325, 1867]
     keys = rows.keys.to_pylist()
     trained = {keys[row] for row in train}
     assert sum(keys[row] in trained for row in test) == 81

@@ -74,6 +74,9 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
             "type": "binary" if K == 1 else "multiclass",
             "classes": list(classes),
             **({"threshold": 0.5} if K == 1 else {}),
+            "temperature": 2.0,
+            "layers": list(LAYERS),
+            "metric": "f1_macro",
             "loss_weight": 1.0,
             "class_weights": None,
             "best_epoch": 2,
@@ -89,7 +92,7 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
     pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), paths.LABELS)
     save_file(tensors, paths.HEADS / "heads.safetensors")
     description = {
-        "format": 1,
+        "format": 2,
         "backbone": BACKBONE,
         "fingerprint": read_manifest(paths.EMBEDDINGS).fingerprint,
         "features": {"layers": list(LAYERS), "width": WIDTH, "standardized": True},
@@ -379,11 +382,11 @@ def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
     [
         (_edit_heads(lambda h: h.update(fingerprint="f" * 64)), "trained on other vectors"),
         (_edit_heads(lambda h: h.update(weights_sha256="0" * 64)), "is not the file that"),
-        (_edit_heads(lambda h: h["features"].update(layers=[2])), r"kind.weight|spam.weight"),
+        (_edit_heads(lambda h: h["tasks"]["spam"].update(layers=[2])), r"spam.weight"),
         (_edit_heads(lambda h: h["tasks"]["spam"].update(classes=["spam", "ham"])), "classes"),
         (_edit_heads(lambda h: h["tasks"].update(new=h["tasks"]["spam"])), "new.weight"),
         (_edit_heads(lambda h: h["backbone"]["files"].update({"x": "1"})), "other files"),
-        (_edit_heads(lambda h: h.update(format=2)), "format 2"),
+        (_edit_heads(lambda h: h.update(format=3)), "format 3"),
         (_drop_label("kind"), "no labels 'kind'"),
     ],
 )

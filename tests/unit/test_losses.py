@@ -1,0 +1,168 @@
+"""Losses against torch's own and scikit-learn's, and the papers' formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torch.nn import functional
+
+from pipeline.heads.losses import StackedLoss
+from pipeline.heads.tasks import LossOptions, Task
+
+YES = Task("t", "binary", ("no", "yes"), counts=(90, 10), rows=100)
+CLASS = Task("t", "multiclass", ("a", "b", "c"), counts=(60, 30, 10), rows=100)
+TAGS = Task("t", "multilabel", ("x", "y"), counts=(20, 50), rows=100)
+LEVEL = Task("t", "ordinal", ("low", "middle", "high"), counts=(1, 1, 1), rows=3)
+PRICE = Task("t", "regression", center=10.0, spread=2.0)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def measure(
+    task: Task, logits: torch.Tensor, labels: torch.Tensor, *options: LossOptions, **others: bool
+) -> list[float]:
+    """The loss of the same logits under each option."""
+    stacked = logits[:, None].expand(-1, len(options), -1)
+    return StackedLoss(task, options).average(stacked, labels, **others).tolist()
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 6.0)])
+def test_binary_loss_is_scikit_learns(weights: tuple[float, float] | None) -> None:
+    logits, labels = torch.randn(50, 1), torch.randint(0, 2, (50,))
+    sample = np.take(weights, labels) if weights else None
+    expected = log_loss(labels, torch.sigmoid(logits.double()).numpy(), sample_weight=sample)
+    (found,) = measure(YES, logits, labels, LossOptions(class_weights=weights))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, (1.0, 6.0, 0.5)])
+def test_multiclass_loss_is_torchs(weights: tuple[float, ...] | None, smoothing: float) -> None:
+    logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    reference = torch.nn.CrossEntropyLoss(
+        torch.tensor(weights) if weights else None, label_smoothing=smoothing
+    )
+    options = LossOptions(class_weights=weights, label_smoothing=smoothing)
+    (found,) = measure(CLASS, logits, labels, options)
+    assert found == pytest.approx(reference(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, (1.0, 6.0)])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_a_binary_head_has_the_loss_of_two_classes(
+    weights: tuple[float, ...] | None, smoothing: float, gamma: float
+) -> None:
+    logits, labels = torch.randn(50, 1), torch.randint(0, 2, (50,))
+    options = LossOptions(class_weights=weights, label_smoothing=smoothing, focal_gamma=gamma)
+    two = Task("t", "multiclass", ("no", "yes"))
+    both = torch.cat([torch.zeros(50, 1), logits], dim=1)
+    assert measure(YES, logits, labels, options) == pytest.approx(
+        measure(two, both, labels, options), rel=1e-5
+    )
+
+
+def test_focal_loss_is_the_papers() -> None:
+    """Lin et al. (2017), equation 4: -(1 - p_t)**γ log p_t."""
+    logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    p = torch.softmax(logits, dim=1)[torch.arange(50), labels]
+    for gamma in (0.0, 0.5, 2.0):
+        expected = (-((1 - p) ** gamma) * p.log()).mean().item()
+        (found,) = measure(CLASS, logits, labels, LossOptions("focal", focal_gamma=gamma))
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_logit_adjustment_is_the_papers_and_of_training_alone() -> None:
+    """Menon et al. (2021), equation 10: cross-entropy of f(x) + τ log π."""
+    logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    shift = torch.tensor([0.6, 0.3, 0.1]).log()
+    options = LossOptions(logit_adjustment=1.5)
+    (found,) = measure(CLASS, logits, labels, options)
+    assert found == pytest.approx(
+        functional.cross_entropy(logits + 1.5 * shift, labels).item(), rel=1e-5
+    )
+    (judged,) = measure(CLASS, logits, labels, options, training=False)
+    assert judged == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    one, yes = torch.randn(50, 1), torch.randint(0, 2, (50,))
+    both = torch.cat([torch.zeros(50, 1), one], dim=1) + torch.tensor([0.9, 0.1]).log()
+    (found,) = measure(YES, one, yes, LossOptions(logit_adjustment=1.0))
+    assert found == pytest.approx(functional.cross_entropy(both, yes).item(), rel=1e-5)
+
+
+def test_tags_are_torchs_binary_losses_with_pos_weight() -> None:
+    logits, labels = torch.randn(50, 2), torch.randint(0, 2, (50, 2)).float()
+    for weights in (None, (4.0, 1.0)):
+        reference = torch.nn.BCEWithLogitsLoss(
+            pos_weight=torch.tensor(weights) if weights else None
+        )
+        (found,) = measure(TAGS, logits, labels, LossOptions(class_weights=weights))
+        assert found == pytest.approx(reference(logits, labels).item(), rel=1e-5)
+    labels[3, 0] = np.nan  # one tag of a row is not known
+    known = ~labels.isnan()
+    expected = functional.binary_cross_entropy_with_logits(logits[known], labels[known]).item()
+    assert measure(TAGS, logits, labels, LossOptions())[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_ordinal_loss_is_the_papers() -> None:
+    """Cao et al. (2020), equation 4: a binary cross-entropy for each step of the ladder."""
+    logits, labels = torch.randn(30, 2), torch.randint(0, 3, (30,))
+    steps = torch.stack([labels > 0, labels > 1], dim=1).float()
+    expected = functional.binary_cross_entropy_with_logits(logits, steps, reduction="none")
+    (found,) = measure(LEVEL, logits, labels, LossOptions())
+    assert found == pytest.approx(expected.sum(dim=1).mean().item(), rel=1e-5)
+
+
+def test_regression_losses_are_torchs_in_deviations() -> None:
+    values, labels = torch.randn(40, 1) * 2, torch.randn(40) * 4 + 10
+    scaled = (labels - 10) / 2
+    (found,) = measure(PRICE, values, labels, LossOptions("mse"))
+    assert found == pytest.approx(functional.mse_loss(values[:, 0], scaled).item(), rel=1e-5)
+    expected = functional.huber_loss(values[:, 0], scaled, delta=0.7).item()
+    (found,) = measure(PRICE, values, labels, LossOptions("huber", huber_delta=0.7))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_without_a_label_weigh_nothing() -> None:
+    logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    options = [LossOptions(), LossOptions(class_weights=(1.0, 2.0, 3.0), label_smoothing=0.1)]
+    known = torch.arange(50) % 3 > 0
+    expected = measure(CLASS, logits[known], labels[known], *options)
+    assert measure(CLASS, logits, torch.where(known, labels, -1), *options) == pytest.approx(
+        expected, rel=1e-5
+    )
+    values, numbers = torch.randn(6, 1), torch.tensor([1.0, np.nan, 3.0, np.nan, 5.0, 6.0])
+    present = ~numbers.isnan()
+    expected = measure(PRICE, values[present], numbers[present], LossOptions("mse"))
+    assert measure(PRICE, values, numbers, LossOptions("mse")) == pytest.approx(expected)
+
+
+def test_each_configuration_of_a_stack_has_its_own_options() -> None:
+    logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    options = [
+        LossOptions(),
+        LossOptions("focal", focal_gamma=2.0),
+        LossOptions(class_weights=(1.0, 2.0, 3.0)),
+        LossOptions(label_smoothing=0.1),
+        LossOptions(class_weights=(3.0, 1.0, 1.0), label_smoothing=0.2, logit_adjustment=1.0),
+    ]
+    alone = [measure(CLASS, logits, labels, one)[0] for one in options]
+    assert measure(CLASS, logits, labels, *options) == pytest.approx(alone, rel=1e-5)
+    chosen = StackedLoss(CLASS, options).select(torch.tensor([4, 1]))
+    stacked = logits[:, None].expand(-1, 2, -1)
+    assert chosen.average(stacked, labels).tolist() == pytest.approx([alone[4], alone[1]], rel=1e-5)
+
+
+def test_gradients_are_finite_where_a_row_is_certain() -> None:
+    logits = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, 0.0]], requires_grad=True)
+    options = [LossOptions("focal", focal_gamma=0.5), LossOptions(label_smoothing=0.1)]
+    loss = StackedLoss(CLASS, options).average(
+        logits[:, None].expand(-1, 2, -1), torch.tensor([0, 0])
+    )
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
