@@ -1,0 +1,276 @@
+"""Time and quality of training heads, beside scikit-learn, Lightning's usual loop, the notebook.
+
+    python -m tests.benchmarks.heads [--json FILE] [--quick]
+
+On the SMS corpus if this project's ``cache/`` holds its vectors, and on synthetic rows. All engines
+get the same standardized features in memory; scores are macro-F1 on the validation rows, averaged
+over the tasks. A row marked ``scaled`` was timed on a part of the work and multiplied.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from pipeline import paths
+from pipeline.config import HeadsSettings
+from pipeline.corpus import read_labelled_rows
+from pipeline.heads.configurations import list_configurations
+from pipeline.heads.features import MemoryFeatures, Scaling
+from pipeline.heads.tasks import LossOptions, Task
+from pipeline.heads.training import draw_folds, fit_heads, make_targets, make_trainer
+from pipeline.store import read_manifest, read_vectors
+from tests.benchmarks.table import describe_machine, present
+
+
+@dataclass(frozen=True)
+class Case:
+    """Standardized features, training rows first, and a label of each task."""
+
+    name: str
+    features: np.ndarray
+    labels: dict[str, np.ndarray]
+    train_rows: int
+
+    @property
+    def tasks(self) -> list[Task]:
+        made = []
+        for name, values in self.labels.items():
+            counts = tuple(np.bincount(values[: self.train_rows]).tolist())
+            classes = tuple(str(index) for index in range(len(counts)))
+            kind: Any = "binary" if len(counts) == 2 else "multiclass"
+            made.append(
+                Task(name, kind, classes, loss=LossOptions(), counts=counts,
+                     rows=self.train_rows, metric="f1_macro")
+            )  # fmt: skip
+        return made
+
+
+def load_messages() -> Case | None:
+    """The SMS corpus with every layer of its backbone, if it is there."""
+    if not (paths.EMBEDDINGS / "manifest.json").exists() or not paths.LABELS.exists():
+        return None
+    rows = read_labelled_rows()
+    chosen = np.concatenate([rows.select("train"), rows.select("validation")])
+    layers = read_manifest(paths.EMBEDDINGS).layers
+    vectors = read_vectors(paths.EMBEDDINGS, rows.keys.take(chosen), layers)
+    labels = {name: task.values[chosen] for name, task in rows.tasks.items()}
+    return make_case("SMS", vectors.reshape(len(chosen), -1), labels, len(rows.select("train")))
+
+
+def make_synthetic(rows: int, width: int = 768) -> Case:
+    """Rows of correlated features, and two tasks that a linear head can learn in part."""
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((64, width)).astype(np.float32)
+    features = rng.standard_normal((rows, 64), np.float32) @ mix
+    features += 2 * rng.standard_normal((rows, width), np.float32)
+    yes = features @ rng.standard_normal(width) / 60 + rng.standard_normal(rows)
+    three = features @ rng.standard_normal((width, 3)) / 60 + rng.gumbel(size=(rows, 3))
+    labels = {"yes": (yes > 1).astype(np.int64), "three": three.argmax(axis=1)}
+    return make_case(f"{rows:,} × {width}", features, labels, rows * 9 // 10)
+
+
+def make_case(name: str, features: np.ndarray, labels: dict[str, np.ndarray], train: int) -> Case:
+    return Case(name, Scaling.fit(features[:train]).apply(features), labels, train)
+
+
+def list_decays(number: int) -> tuple[float, ...]:
+    return tuple(np.logspace(-3, 0, number).tolist()) if number > 1 else (0.03,)
+
+
+def fit_ours(case: Case, decays: Sequence[float], **changes: Any) -> float:
+    settings = HeadsSettings(
+        **{"folds": None, "calibrate": False, "search": ({"weight_decay": tuple(decays)},),
+           **changes}
+    )  # fmt: skip
+    width = case.features.shape[1]
+    features = MemoryFeatures(torch.from_numpy(case.features), case.train_rows)
+    rows = np.arange(case.train_rows)
+    folds = draw_folds(rows, settings.folds, settings.seed) if settings.folds else None
+    fit = fit_heads(
+        lambda _: (features, Scaling.identity(width)),
+        make_targets(case.labels, case.train_rows, folds, "cpu"),
+        case.tasks,
+        list_configurations(settings, (0,)),
+        settings,
+    )
+    return float(np.mean([head.scores[0].value for head in fit.heads]))
+
+
+def fit_scikit_learn(case: Case, decays: Sequence[float]) -> float:
+    """``LogisticRegression``, one task and one strength after another; the best of each task."""
+    from sklearn.linear_model import LogisticRegression
+
+    return _best_of_each(
+        case, [lambda d=d: LogisticRegression(C=1 / (case.train_rows * d)) for d in decays]
+    )
+
+
+def fit_scikit_learn_cv(case: Case) -> float:
+    from sklearn.linear_model import LogisticRegressionCV
+
+    strengths = [1 / (case.train_rows * decay) for decay in (0.01, 0.03, 0.1)]
+    return _best_of_each(
+        case,
+        [lambda: LogisticRegressionCV(
+            Cs=strengths, cv=5, scoring="f1_macro", use_legacy_attributes=False,
+            l1_ratios=(0,),
+        )],
+    )  # fmt: skip
+
+
+def fit_scikit_learn_mlp(case: Case) -> float:
+    from sklearn.neural_network import MLPClassifier
+
+    return _best_of_each(
+        case, [lambda: MLPClassifier((64,), early_stopping=True, random_state=0, max_iter=40)]
+    )
+
+
+def _best_of_each(case: Case, makers: Sequence[Callable[[], Any]]) -> float:
+    from sklearn.metrics import f1_score
+
+    cut, best = case.train_rows, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for values in case.labels.values():
+            scores = []
+            for make in makers:
+                model = make().fit(case.features[:cut], values[:cut])
+                found = model.predict(case.features[cut:])
+                scores.append(f1_score(values[cut:], found, average="macro"))
+            best.append(max(scores))
+    return float(np.mean(best))
+
+
+def fit_plain_lightning(case: Case, epochs: int) -> float:
+    """What one writes without this project: a ``DataLoader`` of batches of 32, AdamW."""
+    from lightning.pytorch import LightningModule
+    from sklearn.metrics import f1_score
+    from torch.utils.data import DataLoader, TensorDataset
+
+    tasks, cut = case.tasks, case.train_rows
+    features = torch.from_numpy(case.features)
+    labels = [torch.from_numpy(values) for values in case.labels.values()]
+
+    class Plain(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = torch.nn.ModuleList(
+                torch.nn.Linear(features.shape[1], len(task.classes)) for task in tasks
+            )
+
+        def training_step(self, batch, index):  # type: ignore[no-untyped-def]
+            x, *wanted = batch
+            losses = zip(self.heads, wanted, strict=True)
+            return sum(torch.nn.functional.cross_entropy(head(x), y) for head, y in losses)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    torch.manual_seed(0)
+    module = Plain()
+    data = TensorDataset(features[:cut], *(values[:cut] for values in labels))
+    make_trainer(epochs, "cpu", []).fit(module, DataLoader(data, batch_size=32, shuffle=True))
+    with torch.no_grad():
+        scores = [
+            f1_score(y[cut:], head(features[cut:]).argmax(dim=1), average="macro")
+            for head, y in zip(module.heads, labels, strict=True)
+        ]
+    return float(np.mean(scores))
+
+
+def time_backbone(part: int = 64) -> float | None:
+    """Seconds of the notebook's way a message and epoch: the backbone on 128 padded tokens."""
+    from pipeline.assets import read_assets
+
+    try:
+        folder = read_assets()["backbone"].locate()
+        import transformers
+
+        model = transformers.AutoModel.from_pretrained(folder).eval()
+    except Exception as error:
+        click.echo(f"without the notebook's way: {error}")
+        return None
+    tokens = torch.randint(1000, 20_000, (32, 128))
+    with torch.no_grad():
+        model(input_ids=tokens)
+        started = time.perf_counter()
+        for _ in range(part // 32):
+            model(input_ids=tokens)
+    return (time.perf_counter() - started) / part
+
+
+def measure(case: str, engine: str, run: Callable[[], float], scale: float = 1) -> dict[str, Any]:
+    started = time.perf_counter()
+    score = run()
+    seconds = (time.perf_counter() - started) * scale
+    name = engine + (f", scaled × {scale:g}" if scale > 1 else "")
+    return {"case": case, "engine": name, "fit_seconds": seconds, "validation_score": score}
+
+
+def compare(case: Case, *, quick: bool, large: bool) -> list[dict[str, Any]]:
+    rows = []
+    for number in (1, 64) if quick or large else (1, 64, 1000):
+        name = f"{case.name}: {number:,} × {len(case.labels)} tasks"
+        decays = list_decays(number)
+        rows.append(measure(name, "ours", lambda d=decays: fit_ours(case, d)))
+        # Strengths at even distances stand for all of them.
+        timed = min(number, 1 if large or quick else 4)
+        step = decays[number // (2 * timed) :: max(number // timed, 1)][:timed]
+        rows.append(
+            measure(name, "LogisticRegression", lambda d=step: fit_scikit_learn(case, d),
+                    number / timed)
+        )  # fmt: skip
+    single = f"{case.name}: 1 × {len(case.labels)} tasks"
+    epochs, timed = 5, 1 if large or quick else 5
+    rows.append(
+        measure(single, "Lightning, DataLoader of 32, 5 epochs",
+                lambda: fit_plain_lightning(case, timed), epochs / timed)
+    )  # fmt: skip
+    if not large and not quick:
+        rows.append(measure(f"{case.name}: 3 by 5 folds", "LogisticRegressionCV",
+                            lambda: fit_scikit_learn_cv(case)))  # fmt: skip
+        rows.append(measure(f"{case.name}: 3 by 5 folds", "ours",
+                            lambda: fit_ours(case, (0.01, 0.03, 0.1), folds=5)))  # fmt: skip
+        rows.append(measure(f"{case.name}: hidden layer of 64", "MLPClassifier",
+                            lambda: fit_scikit_learn_mlp(case)))  # fmt: skip
+        rows.append(measure(f"{case.name}: hidden layer of 64", "ours",
+                            lambda: fit_ours(case, (0.1,), head="hidden", optimizer="adamw",
+                                             dropout=0.5, patience=4)))  # fmt: skip
+    return rows
+
+
+@click.command()
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the rows here too.")
+@click.option("--quick", is_flag=True, help="Less of everything: under 50 s on two cores.")
+def main(path: Path | None, quick: bool) -> None:
+    """Measure training beside scikit-learn, a plain Lightning loop and the notebook's way."""
+    results = []
+    messages = load_messages()
+    if messages is None:
+        click.echo("cache/ holds no vectors of the SMS corpus: synthetic rows alone")
+    else:
+        results += compare(messages, quick=quick, large=False)
+        each = time_backbone()
+        if each is not None:
+            seconds = each * messages.train_rows * 5
+            results.append(
+                {"case": f"{messages.name}: 1 × 2 tasks",
+                 "engine": "the notebook's way, 5 epochs, scaled from 64 messages",
+                 "fit_seconds": seconds, "validation_score": None}
+            )  # fmt: skip
+    results += compare(make_synthetic(5_000 if quick else 200_000), quick=quick, large=not quick)
+    present(results, path, describe_machine("torch", "lightning", "scikit-learn"))
+
+
+if __name__ == "__main__":
+    main()
