@@ -9,12 +9,11 @@ the real ones are loaded already, it is imported as usual.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -44,7 +43,7 @@ def _import_lightly() -> None:
         "torch._dynamo", OptimizedModule=type("OptimizedModule", (), {}), disable=_keep
     )
     try:
-        pass
+        importlib.import_module("lightning.pytorch")
     except Exception:
         for name in set(sys.modules) - before:
             if name.partition(".")[0] in ("lightning", "lightning_fabric"):
@@ -55,6 +54,5 @@ def _import_lightly() -> None:
 
 
 _import_lightly()
-torch.set_float32_matmul_precision("highest")
 
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
