@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
+_SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
 _SHOWN_SCORES = 5
 
 
@@ -89,7 +90,9 @@ def _fit(
 
     from pipeline.heads.training import draw_folds, fit_heads, make_targets
 
-    threads = settings.runtime.threads or _choose_threads(settings, configurations, tasks, manifest)
+    threads = settings.runtime.threads or _choose_threads(
+        settings, configurations, tasks, manifest, sum(map(len, parts))
+    )
     if threads is not None:
         torch.set_num_threads(threads)
     device = str(choose_device(settings.runtime.device))
@@ -213,6 +216,7 @@ def _choose_threads(
     configurations: Sequence[Configuration],
     tasks: Sequence[Task],
     manifest: Manifest,
+    rows: int,
 ) -> int | None:
     """One thread for steps so small that threads would mostly wait for each other.
 
@@ -220,14 +224,14 @@ def _choose_threads(
 
     :returns: ``None`` for all cores.
     """
-    if any(c.optimizer == "lbfgs" for c in configurations):
-        return None
     outputs = max(
         sum(task.outputs for task in tasks) if c.head == "linear" else c.hidden_size * len(tasks)
         for c in configurations
     )
     width = max(len(c.layers) for c in configurations) * manifest.width
     models = len(configurations) * ((settings.heads.folds or 0) + 1)
+    if any(c.optimizer == "lbfgs" for c in configurations):
+        return 1 if rows * width * outputs * models < _SMALL_SOLVE else None
     return 1 if settings.heads.batch_size * width * outputs * models < _SMALL_STEP else None
 
 
