@@ -87,8 +87,14 @@ def corpus(project: Path, real_assets: Path, tiny_backbone: Path, cli: Cli) -> P
     return project
 
 
-def read_store(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in (folder / paths.EMBEDDINGS).iterdir()}
+def read_store(folder: Path) -> dict[str, object]:
+    """All that it holds, but not how many texts each of its runs was gauged by."""
+    found: dict[str, object] = {
+        file.name: file.read_bytes() for file in (folder / paths.EMBEDDINGS).iterdir()
+    }
+    manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]
+    del manifest["fidelity"], manifest["sha256"]
+    return found | {"manifest.json": manifest}
 
 
 def count_embedded() -> int:
@@ -96,16 +102,20 @@ def count_embedded() -> int:
 
 
 def test_killed_runs_end_in_the_store_of_an_uninterrupted_one(corpus: Path, cli: Cli) -> None:
-    started = time.monotonic()
-    assert embed(corpus)[0] == 0
-    whole_run = time.monotonic() - started
+    for _ in range(2):  # the first also starts the process that the others are forked from
+        shutil.rmtree(paths.EMBEDDINGS, ignore_errors=True)
+        started = time.monotonic()
+        assert embed(corpus)[0] == 0
+        whole_run = time.monotonic() - started
     expected = read_store(corpus)
     total = count_embedded()
     assert total == 5169
 
     generator = random.Random(0)
-    taken_up = kills = 0
+    taken_up = kills = runs = 0
     while kills < KILLS or not taken_up:
+        runs += 1
+        assert runs < 3 * KILLS + 60, f"{kills} kills, {taken_up} in the embedding itself"
         for file in paths.EMBEDDINGS.iterdir():
             file.unlink()
         process = start_embed(corpus)
@@ -125,7 +135,6 @@ def test_killed_runs_end_in_the_store_of_an_uninterrupted_one(corpus: Path, cli:
         assert read_store(corpus) == expected
         assert not STAGED.exists()
         assert not list(corpus.rglob(".tmp-*"))
-        assert kills < KILLS + 50, "no kill fell into the embedding itself"
     verified = cli("cache", "verify")
     assert verified.returncode == 0, verified.stderr
     assert "every byte is right" in verified.stdout
@@ -177,7 +186,8 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
     keys = pq.read_table(paths.TEXTS, columns=["key"])["key"].combine_chunks()
     expected = read_vectors(paths.EMBEDDINGS, keys, (0, 2), np.float16)
     info = cli("cache", "info").stdout
-    for word in ("5,169", "float16", "0, 1, 2 of width 32", "0 of 5,169 texts (0.0%)", "cosine ≥"):
+    served = "0 of 5,169 texts (0.0%)"
+    for word in ("5,169", "float16", "0, 1, 2 of width 32", served, "cosine 0.99"):
         assert word in info
     for name in ("out.npy", "out.safetensors", "out.parquet"):
         result = cli("cache", "export", name, "--layers", "0,-1")
