@@ -57,10 +57,10 @@ class Engine:
         width = self.encoder.architecture.width
         vectors = np.empty((len(lengths), len(self.layers), width), self.dtype)
         rows = Rows(lengths.astype(np.int32), vectors)
-        waiting = self._plan(np.arange(len(lengths)), lengths)
-        under_way: deque[tuple[Batch, Future[_Result]]] = deque()
         threads = torch.get_num_threads()
         lanes = self._count_lanes(threads)
+        waiting = self._plan(np.arange(len(lengths)), lengths, lanes)
+        under_way: deque[tuple[Batch, Future[_Result]]] = deque()
         pool = ThreadPoolExecutor(
             lanes, "lane", initializer=torch.set_num_threads, initargs=(threads // lanes,)
         )
@@ -75,7 +75,7 @@ class Engine:
                     vectors[batch] = result.result().wait()
                 except MemoryError as error:
                     self._lower_budget(lengths[batch], error)
-                    waiting = self._plan(np.concatenate([batch, *waiting]), lengths)
+                    waiting = self._plan(np.concatenate([batch, *waiting]), lengths, lanes)
                     continue
                 advance(int(lengths[batch].sum()))
                 keep(batch, rows)
@@ -95,8 +95,14 @@ class Engine:
             return min(threads, _MOST_LANES)
         return 1
 
-    def _plan(self, texts: Batch, lengths: npt.NDArray[np.int64]) -> deque[Batch]:
-        plan = plan_batches(lengths[texts], self.token_budget, packed=self.encoder.is_packed)
+    def _plan(self, texts: Batch, lengths: npt.NDArray[np.int64], lanes: int) -> deque[Batch]:
+        budget = self.token_budget
+        if lanes > 1 and len(texts):
+            # As many batches for each lane, or some would stand idle at the end of a small run.
+            total = int(lengths[texts].sum())
+            rounds = -(-total // (lanes * budget))
+            budget = min(budget, -(-total // (lanes * rounds)) + int(lengths[texts].max()) // 2)
+        plan = plan_batches(lengths[texts], budget, packed=self.encoder.is_packed)
         return deque(texts[batch] for batch in plan)
 
     def _lower_budget(self, lengths: npt.NDArray[np.int64], error: MemoryError) -> None:
