@@ -139,6 +139,7 @@ class _Result:
             # Asked for now, so that it does not wait for the next batch.
             self._vectors = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
             self._vectors.copy_(vectors, non_blocking=True)
+            # Untyped in torch itself.
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 

@@ -64,6 +64,7 @@ class OneDnnLinear:
     @staticmethod
     def can_run(dtype: torch.dtype) -> bool:
         """Whether this build of torch and this processor have it."""
+        # Untyped in torch itself.
         if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return False
         if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -170,13 +170,7 @@ def _embed_missing(
     manifest = update.commit(fidelity.to_record() if fidelity else None)
     seconds = time.perf_counter() - started
     _record_run(manifest.rows - embedded, embedded)
-    say(
-        f"{count(texts.rows, 'text')}, {manifest.rows:,} distinct: {embedded:,} embedded, "
-        f"{manifest.rows - embedded:,} kept; {n_tokens:,} tokens in {seconds:.1f} s, "
-        f"{n_tokens / seconds:,.0f} tokens/s on {_describe_device(device)}, {precision}"
-        + (f", cosine to float32 {fidelity.lowest_cosine:.8f}" if fidelity else "")
-    )
-    return {
+    details: dict[str, Any] = {
         "device": _describe_device(device),
         "precision": precision,
         "texts": embedded,
@@ -186,6 +180,23 @@ def _embed_missing(
         "tokens_per_second": round(n_tokens / seconds, 1),
         **({"fidelity_" + k: v for k, v in fidelity.to_record().items()} if fidelity else {}),
     }
+    _say_summary(details, texts.rows)
+    return details
+
+
+def _say_summary(details: dict[str, Any], texts: int) -> None:
+    """One line for people of what goes into the timing file.
+
+    :param texts: of the corpus, duplicates counted.
+    """
+    cosine = details.get("fidelity_lowest_cosine")
+    say(
+        f"{count(texts, 'text')}, {details['texts'] + details['kept']:,} distinct: "
+        f"{details['texts']:,} embedded, {details['kept']:,} kept; {details['tokens']:,} tokens in "
+        f"{details['seconds']:.1f} s, {details['tokens_per_second']:,.0f} tokens/s on "
+        f"{details['device']}, {details['precision']}"
+        + (f", cosine to float32 {cosine:.8f}" if cosine is not None else "")
+    )
 
 
 def _run_ahead(

@@ -127,6 +127,7 @@ def _configure(
 class _Weights(dict[Any, float]):
     """Class weights that can be told apart in a set."""
 
+    # A dict declares its hash as None, since it may change; these are never changed.
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted((str(key), value) for key, value in self.items())))
 

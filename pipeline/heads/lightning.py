@@ -55,4 +55,5 @@ def _import_lightly() -> None:
 
 _import_lightly()
 
+# Below the code that makes this import light, on purpose.
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402

@@ -200,6 +200,7 @@ def _make_logger(settings: Settings) -> Any:
             from lightning.pytorch.loggers import TensorBoardLogger
 
             return TensorBoardLogger(paths.CACHE / "logs", name="heads")
+        # The user's own choice to install, so neither here nor in the tests.
         from dvclive.lightning import DVCLiveLogger  # type: ignore[import-not-found]
 
         return DVCLiveLogger(dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False)

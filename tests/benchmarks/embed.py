@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,24 +88,32 @@ class Case:
         return self.precision == "float16"
 
 
-class Way:
+class Way(ABC):
     """One engine: loads, embeds, and runs its forward pass alone."""
 
     name: str
 
+    @abstractmethod
     def load(self, case: Case) -> None:
         """Read the weights."""
 
-    def embed(self, case: Case) -> np.ndarray:
-        """From texts to vectors, [B, D]."""
-        raise NotImplementedError
-
+    @abstractmethod
     def run_forward(self, case: Case) -> None:
         """The backbone alone, tokens ready."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_whole(self, case: Case) -> np.ndarray:
         """Load, embed, and write the vectors to Parquet."""
+
+
+class Rival(Way):
+    """A way that gives an array, to be written as one would without this project."""
+
+    @abstractmethod
+    def embed(self, case: Case) -> np.ndarray:
+        """From texts to vectors, [B, D]."""
+
+    def run_whole(self, case: Case) -> np.ndarray:
         self.load(case)
         vectors = self.embed(case)
         flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
@@ -160,7 +169,7 @@ class Ours(Way):
         return read_vectors(paths.EMBEDDINGS, keys, (top,))[:, 0]
 
 
-class SentenceTransformers(Way):
+class SentenceTransformers(Rival):
     """sentence-transformers, at its default batch size or at its best, where there is a GPU in half
     precision."""
 
@@ -212,7 +221,7 @@ class SentenceTransformers(Way):
             finish(case.device, out["sentence_embedding"])
 
 
-class Notebook(Way):
+class Notebook(Rival):
     """The notebook's way: batches of 32 in corpus order, each text padded to the maximum."""
 
     name = "notebook"
