@@ -172,18 +172,20 @@ class TextReader:
         self._held = -1
         self._texts: pa.Array = None
 
-    def take(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """Texts of some rows, in their order.
+    def take(self, rows: npt.NDArray[np.int64]) -> pa.Array:
+        """Texts of some rows, in their order: strings, [B].
 
         :param rows: ascending, [B], and none before those of the last call.
         """
-        texts: list[str] = []
+        import pyarrow as pa
+
+        texts = [pa.array([], pa.string())]
         groups = np.searchsorted(self._ends, rows, side="right")
         for group in np.unique(groups).tolist():
             self._hold(group)
             start = self._ends[group] - len(self._texts)
-            texts += self._texts.take(rows[groups == group] - start).to_pylist()
-        return texts
+            texts.append(self._texts.take(pa.array(rows[groups == group] - start)))
+        return pa.concat_arrays(texts)
 
     def _hold(self, group: int) -> None:
         if group != self._held:

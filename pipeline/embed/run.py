@@ -21,11 +21,11 @@ from pipeline.corpus import TextReader, read_distinct_keys
 from pipeline.embed.backbone import Architecture
 from pipeline.embed.fidelity import Fidelity, check_fidelity, measure_fidelity
 from pipeline.embed.tokens import (
+    TextTokenizer,
     Tokens,
     find_distinct,
     load_tokenizer,
     select_tokens,
-    tokenize,
 )
 from pipeline.errors import StoreError
 from pipeline.files import write_json
@@ -43,7 +43,6 @@ from pipeline.store import (
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
-    from tokenizers import Tokenizer
 
     from pipeline.embed.backbone import Backbone, Encoder, Precision
     from pipeline.embed.engine import Engine
@@ -261,7 +260,7 @@ class _Source:
         self,
         update: StoreUpdate,
         texts: TextReader,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         first_rows: npt.NDArray[np.int64],
     ) -> None:
         self._update = update
@@ -274,7 +273,7 @@ class _Source:
         new = np.flatnonzero(~known) + start
         if not len(new):
             return _Shard(start, known, kept, None, new, new)
-        tokens = tokenize(self._tokenizer, self._texts.take(self._first_rows[new]))
+        tokens = self._tokenizer.tokenize(self._texts.take(self._first_rows[new]))
         first, places = find_distinct(tokens)
         return _Shard(start, known, kept, select_tokens(tokens, first), first, places)
 

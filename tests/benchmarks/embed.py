@@ -43,7 +43,7 @@ from pipeline.embed.batches import plan_batches
 from pipeline.embed.engine import Engine
 from pipeline.embed.packed import PackedBert, can_pack
 from pipeline.embed.run import _TOKEN_BUDGET, run_embed
-from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens, tokenize
+from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens
 from pipeline.prepare import hash_texts
 from pipeline.sources import read_source
 from pipeline.store import read_manifest, read_vectors
@@ -77,7 +77,7 @@ class Case:
     tokens: Tokens = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokens = tokenize(load_tokenizer(self.folder, self.max_tokens), self.texts)
+        self.tokens = load_tokenizer(self.folder, self.max_tokens).tokenize(pa.array(self.texts))
 
     @property
     def precision(self) -> str:
@@ -428,7 +428,7 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
             "share_of_matmul": flops / forward / matmul_rate,
         }
     started = time.perf_counter()
-    tokenize(load_tokenizer(case.folder, case.max_tokens), case.texts)
+    load_tokenizer(case.folder, case.max_tokens).tokenize(pa.array(case.texts))
     took = time.perf_counter() - started
     rows["tokenizing"] = {
         "case": case.name, "engine": "tokenizing alone", "texts": len(case.texts),

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.assets import read_assets
 from pipeline.device import choose_device
 from pipeline.embed.fidelity import measure_fidelity
-from pipeline.embed.tokens import find_distinct, load_tokenizer, tokenize
+from pipeline.embed.tokens import find_distinct, load_tokenizer
 from pipeline.prepare import hash_texts
 from pipeline.store import Recipe, Rows, StoreUpdate
 from tests.benchmarks.embed import MINILM, Case, Ours, make_backbone, read_messages, set_project
@@ -81,11 +81,12 @@ def main(
         folder = read_assets()["backbone"].locate()
         chosen = choose_device(device)
         case = Case("profile", read_messages()[:texts], folder, 128, chosen)
+        texts = pa.array(case.texts)
         ours = Ours("all")
         clock("load the backbone", lambda: ours.load(case))
-        ours.engine.embed(tokenize(load_tokenizer(folder, 128), case.texts[:64]))  # warm
+        ours.engine.embed(load_tokenizer(folder, 128).tokenize(texts[:64]))  # warm
         tokenizer = load_tokenizer(folder, 128)
-        tokens = clock("tokenize", lambda: tokenize(tokenizer, case.texts))
+        tokens = clock("tokenize", lambda: tokenizer.tokenize(texts))
         clock("find texts that are the same tokens", lambda: find_distinct(tokens))
         vectors: Rows = clock("forward pass", lambda: ours.engine.embed(tokens))
         clock(

@@ -51,8 +51,8 @@ def test_texts_are_read_by_row_group(project: Path, monkeypatch: pytest.MonkeyPa
     write(texts)
     reader = TextReader()
     for rows in ([0], [1, 2, 3, 7], [], [7, 8], [9]):
-        assert reader.take(np.array(rows, np.int64)) == [texts[row] for row in rows]
-    assert TextReader().take(np.arange(10)) == texts
+        assert reader.take(np.array(rows, np.int64)).to_pylist() == [texts[row] for row in rows]
+    assert TextReader().take(np.arange(10)).to_pylist() == texts
 
 
 def test_a_damaged_row_group_is_said(project: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import transformers
@@ -21,7 +22,7 @@ from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.linears import OneDnnLinear, PlainLinear
 from pipeline.embed.packed import PackedBert, can_pack
 from pipeline.embed.pooling import mean_pool, mean_pool_packed
-from pipeline.embed.tokens import find_distinct, load_tokenizer, select_tokens, tokenize
+from pipeline.embed.tokens import find_distinct, load_tokenizer, select_tokens
 from pipeline.errors import AssetError, DeviceError, SettingsError, StoreError
 from pipeline.layers import resolve_layers
 
@@ -70,7 +71,7 @@ def test_tokens_are_those_of_transformers(tiny_backbone: Path) -> None:
     reference = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(tiny_backbone / "tokenizer.json")
     )
-    tokens = tokenize(load_tokenizer(tiny_backbone, 64), TEXTS)
+    tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(TEXTS))
     expected = reference(TEXTS, truncation=True, max_length=64)["input_ids"]
     found = [tokens.ids[a:b].tolist() for a, b in pairwise(tokens.offsets)]
     assert found == expected
@@ -86,14 +87,14 @@ def test_a_tokenizer_saved_with_padding_and_truncation_is_reset(
     tokenizer.enable_padding(length=32)
     tokenizer.enable_truncation(max_length=8)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    tokens = tokenize(load_tokenizer(tmp_path, 64), ["a b", "a b c d e f g h i j k l"])
+    tokens = load_tokenizer(tmp_path, 64).tokenize(pa.array(["a b", "a b c d e f g h i j k l"]))
     assert tokens.lengths.tolist() == [4, 14]
 
 
 @pytest.mark.parametrize("max_tokens", [3, 16, 128, 512])
 @pytest.mark.parametrize("budget", [16, 512, 100_000])
 def test_every_layer_equals_hugging_face(tiny_backbone: Path, max_tokens: int, budget: int) -> None:
-    tokens = tokenize(load_tokenizer(tiny_backbone, max_tokens), TEXTS)
+    tokens = load_tokenizer(tiny_backbone, max_tokens).tokenize(pa.array(TEXTS))
     expected = embed_by_hugging_face(tiny_backbone, TEXTS, max_tokens)
     packed = make_engine(tiny_backbone, budget)
     padded = Engine(load_backbone(tiny_backbone), LAYERS, np.dtype("float32"), budget)
@@ -124,7 +125,7 @@ def test_every_length_equals_hugging_face(tiny_backbone: Path, length: int) -> N
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_within_its_tolerance(tiny_backbone: Path, precision: str) -> None:
-    tokens = tokenize(load_tokenizer(tiny_backbone, 128), TEXTS)
+    tokens = load_tokenizer(tiny_backbone, 128).tokenize(pa.array(TEXTS))
     backbone = load_backbone(tiny_backbone)
     engine = Engine(PackedBert(backbone, precision), LAYERS, np.dtype("float32"), 512)
     fidelity = measure_fidelity(backbone, tokens, engine.embed(tokens), LAYERS)
@@ -169,7 +170,7 @@ def test_what_is_not_of_the_bert_family_is_not_packed(tiny_backbone: Path) -> No
 
 def test_texts_that_are_the_same_tokens_are_found(tiny_backbone: Path) -> None:
     texts = ["Hello", "bye", "hello", "HELLO", "bye!", "bye"]
-    tokens = tokenize(load_tokenizer(tiny_backbone, 64), texts)
+    tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(texts))
     first, places = find_distinct(tokens)
     assert first.tolist() == [0, 1, 4]
     assert places.tolist() == [0, 1, 0, 0, 2, 1]
@@ -178,7 +179,7 @@ def test_texts_that_are_the_same_tokens_are_found(tiny_backbone: Path) -> None:
         *tokens.ids[tokens.offsets[4] : tokens.offsets[5]],
         *tokens.ids[tokens.offsets[0] : tokens.offsets[1]],
     ]
-    nothing = tokenize(load_tokenizer(tiny_backbone, 64), [])
+    nothing = load_tokenizer(tiny_backbone, 64).tokenize(pa.array([], pa.string()))
     assert [array.tolist() for array in find_distinct(nothing)] == [[], []]
 
 
@@ -199,14 +200,14 @@ def test_an_architecture_without_sdpa_equals_hugging_face(
         max_position_embeddings=514,
     )
     transformers.MPNetModel(config).eval().save_pretrained(folder)
-    tokens = tokenize(load_tokenizer(folder, 512), TEXTS)
+    tokens = load_tokenizer(folder, 512).tokenize(pa.array(TEXTS))
     rows = Engine(load_backbone(folder), LAYERS, np.dtype("float32"), 512).embed(tokens)
     expected = embed_by_hugging_face(folder, TEXTS, 512)
     np.testing.assert_allclose(rows.vectors, expected, atol=1e-5)
 
 
 def test_fidelity_is_measured_and_a_wrong_vector_stops_the_run(tiny_backbone: Path) -> None:
-    tokens = tokenize(load_tokenizer(tiny_backbone, 128), TEXTS)
+    tokens = load_tokenizer(tiny_backbone, 128).tokenize(pa.array(TEXTS))
     engine = make_engine(tiny_backbone)
     rows = engine.embed(tokens)
     backbone = load_backbone(tiny_backbone)
@@ -225,16 +226,16 @@ def test_fidelity_is_measured_and_a_wrong_vector_stops_the_run(tiny_backbone: Pa
 def test_a_vector_does_not_depend_on_its_neighbours(tiny_backbone: Path) -> None:
     tokenizer = load_tokenizer(tiny_backbone, 128)
     engine = make_engine(tiny_backbone)
-    together = engine.embed(tokenize(tokenizer, TEXTS), lambda amount: None).vectors
+    together = engine.embed(tokenizer.tokenize(pa.array(TEXTS)), lambda amount: None).vectors
     for number, text in enumerate(TEXTS):
-        alone = engine.embed(tokenize(tokenizer, [text]), lambda amount: None).vectors[0]
+        alone = engine.embed(tokenizer.tokenize(pa.array([text])), lambda amount: None).vectors[0]
         # Relative to the vector: a single number of it may be as near to zero as rounding.
         difference = np.linalg.norm(together[number] - alone, axis=-1)
         assert (difference <= 1e-6 * np.linalg.norm(alone, axis=-1)).all()
 
 
 def test_only_the_layers_asked_for(tiny_backbone: Path) -> None:
-    tokens = tokenize(load_tokenizer(tiny_backbone, 128), TEXTS)
+    tokens = load_tokenizer(tiny_backbone, 128).tokenize(pa.array(TEXTS))
     engine = make_engine(tiny_backbone)
     every = engine.embed(tokens, lambda amount: None).vectors
     engine.layers = (2,)
@@ -267,7 +268,7 @@ def test_too_little_memory_halves_the_budget(
     tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = make_engine(tiny_backbone, budget=4096)
-    tokens = tokenize(load_tokenizer(tiny_backbone, 64), TEXTS * 20)
+    tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(TEXTS * 20))
     expected = make_engine(tiny_backbone).embed(tokens, lambda amount: None).vectors
     run = PackedBert.encode
 
@@ -292,7 +293,7 @@ def test_one_text_too_large_for_the_device_is_said(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(PackedBert, "encode", encode)
-    tokens = tokenize(load_tokenizer(tiny_backbone, 64), ["a"])
+    tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(["a"]))
     with pytest.raises(DeviceError, match="one text of 3 tokens"):
         make_engine(tiny_backbone).embed(tokens, lambda amount: None)
 
