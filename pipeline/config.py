@@ -401,25 +401,30 @@ class ReportSettings(Section):
 class RuntimeSettings(Section):
     """What changes only the speed; DVC does not track it.
 
-    ``device``: ``auto`` is the first GPU, else the CPU. ``threads``: of the CPU; null for all
-    cores. ``token_budget``: padded tokens in one batch; null for what suits the device.
+    ``devices``: ``auto`` is all GPUs, else the CPU; or one by name, or a list. ``embed`` shares its
+    texts among them, a process each; ``train-heads`` takes the first. ``threads``: of the CPU; null
+    for all cores. ``token_budget``: tokens in one batch; null for what suits the device.
     ``max_memory``: GB that the vectors of ``train-heads`` may take; beyond that they are streamed
     from the store; null for half of what the machine has. ``logger``: where training also logs to,
     ``tensorboard`` or ``dvclive``, in ``cache/logs``; the curves are always in ``curves.csv``.
     """
 
-    device: Name = "auto"
+    devices: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "auto"
     threads: Count | None = None
     token_budget: Annotated[int, Field(ge=16, strict=True)] | None = None
     max_memory: Positive | None = None
     logger: Literal["csv", "tensorboard", "dvclive"] = "csv"
 
-    @field_validator("device")
+    @field_validator("devices", mode="before")
     @classmethod
-    def _known_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-            raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
-        return device
+    def _known_devices(cls, devices: Any) -> Any:
+        names = devices if isinstance(devices, list) else [devices]
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+                raise ValueError(f"must be auto, cpu, cuda, cuda:N, mps, or a list, got {name!r}")
+        if "auto" in names and names is devices:
+            raise ValueError("must be auto alone, or name the devices in a list")
+        return devices
 
 
 class Settings(Section):

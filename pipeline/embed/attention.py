@@ -69,7 +69,8 @@ def _attend_by_offsets(
     packing: Packing, heads: int, device: torch.device, varlen_attn: Callable[..., Any]
 ) -> Attention:
     """By flash attention over texts of any lengths: Dao (2023), FlashAttention-2."""
-    offsets = torch.from_numpy(packing.offsets.astype(np.int32)).to(device, non_blocking=True)
+    ends = torch.from_numpy(packing.offsets.astype(np.int32)).pin_memory()
+    offsets = ends.to(device, non_blocking=True)
     longest = int(packing.lengths.max())
     by_runs = _attend_by_runs(packing, heads)
 
@@ -110,6 +111,8 @@ def _attend_equal(qkv: torch.Tensor) -> torch.Tensor:
         out = functional.scaled_dot_product_attention(query, key, value)
         return out.transpose(1, 2).reshape(b * n, heads * d)
     query, key, value = (each.reshape(b * heads, n, d) for each in (query, key, value))
-    scores = torch.bmm(query * d**-0.5, key.transpose(1, 2))
+    # The empty tensor counts for nothing; with it the product can be scaled as it is made.
+    none = qkv.new_empty(1)
+    scores = torch.baddbmm(none, query, key.transpose(1, 2), beta=0, alpha=d**-0.5)
     out = torch.bmm(torch.softmax(scores, dim=-1), value)
     return out.view(b, heads, n, d).transpose(1, 2).reshape(b * n, heads * d)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.embed.tokens import Tokens
+
 
 def plan_batches(
     lengths: npt.NDArray[np.int64], token_budget: int, *, packed: bool = True
@@ -33,3 +35,19 @@ def plan_batches(
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+def fill_up(tokens: Tokens, step: int, longest: int) -> Tokens:
+    """Add texts behind a batch's own until it has a multiple of ``step`` tokens.
+
+    What they hold, the token 0, means nothing, and nor do their vectors.
+
+    :param longest: tokens of an added text, at most.
+    """
+    missing = -len(tokens.ids) % step
+    lengths = [longest] * (missing // longest) + [missing % longest] * (missing % longest > 0)
+    ends = tokens.offsets[-1] + np.cumsum(lengths, dtype=np.int64)
+    return Tokens(
+        np.concatenate([tokens.ids, np.zeros(missing, np.int32)]),
+        np.concatenate([tokens.offsets, ends]),
+    )

@@ -1,14 +1,30 @@
-"""Linear layers with what follows them: bias, GELU, the residual."""
+"""Linear layers with what follows them: bias, GELU, or the residual and LayerNorm."""
 
 from __future__ import annotations
 
 import os
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.nn import functional
 
+from pipeline.console import say
+
 GeluKind = Literal["none", "tanh"]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, its statistics in float32 whatever the input is."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    epsilon: float
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 class Linear(Protocol):
@@ -20,8 +36,8 @@ class Linear(Protocol):
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
         """Then GELU: exact (``none``) or by its ``tanh`` form."""
 
-    def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Then a residual, [T, D_out], is added."""
+    def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Then a residual, [T, D_out], is added, and LayerNorm follows."""
 
 
 class PlainLinear:
@@ -39,10 +55,60 @@ class PlainLinear:
         return functional.linear(x, self.weight, self.bias)
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
-        return functional.gelu(self.apply(x), approximate=kind)
+        return _gelu(self.apply(x), kind)
 
-    def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.apply(x).add_(residual)
+    def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        return _add_norm(self.apply(x), residual, norm.weight, norm.bias, norm.epsilon)
+
+
+class CompiledLinear(PlainLinear):
+    """The same, but what follows the product is compiled into one kernel, which reads and writes
+    its tensor once."""
+
+    @staticmethod
+    def can_run(dtype: torch.dtype, device: torch.device, width: int) -> bool:
+        """Compile, and say so where the compiler is missing or fails.
+
+        :param width: of the tensors to come.
+        """
+        x = torch.ones(64, width, dtype=dtype, device=device)
+        try:
+            with torch.inference_mode():
+                _compile(_gelu)(x, "none")
+                _compile(_add_norm)(x, x, x[0], x[0], 1e-5)
+        except Exception as error:  # of many kinds, by what is missing
+            say(f"engine    not compiled: {str(error).strip().splitlines()[0]:.120}")
+            return False
+        return True
+
+    def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
+        out: torch.Tensor = _compile(_gelu)(self.apply(x), kind)
+        return out
+
+    def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        out: torch.Tensor = _compile(_add_norm)(
+            self.apply(x), residual, norm.weight, norm.bias, norm.epsilon
+        )
+        return out
+
+
+def _gelu(x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
+    return functional.gelu(x, approximate=kind)
+
+
+def _add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+) -> torch.Tensor:
+    return functional.layer_norm(x + residual, weight.shape, weight, bias, epsilon)
+
+
+@cache
+def _compile(function: Any) -> Any:
+    return torch.compile(function)
 
 
 class OneDnnLinear:
@@ -80,11 +146,11 @@ class OneDnnLinear:
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
         return self._run(x, "gelu", kind)
 
-    def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+    def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        added: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             x, residual, self.weight, self.bias, "add"
         )
-        return out
+        return norm.apply(added)
 
     def _run(self, x: torch.Tensor, then: str, algorithm: str) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(

@@ -12,8 +12,15 @@ from torch.nn import functional
 
 from pipeline.embed.attention import Packing, make_attention
 from pipeline.embed.backbone import Backbone, Precision
-from pipeline.embed.linears import GeluKind, Linear, OneDnnLinear, PlainLinear
-from pipeline.embed.pooling import mean_pool_packed
+from pipeline.embed.linears import (
+    CompiledLinear,
+    GeluKind,
+    Linear,
+    Norm,
+    OneDnnLinear,
+    PlainLinear,
+)
+from pipeline.embed.pooling import make_pooling
 
 # What configurations call GELU.
 _GELU: dict[str, GeluKind] = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -33,25 +40,13 @@ def can_pack(config: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class _Norm:
-    """LayerNorm, its statistics in float32 whatever the input is."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    epsilon: float
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True)
 class _Layer:
     qkv: Linear
     output: Linear
-    output_norm: _Norm
+    output_norm: Norm
     up: Linear
     down: Linear
-    down_norm: _Norm
+    down_norm: Norm
 
 
 class PackedBert:
@@ -60,6 +55,8 @@ class PackedBert:
     :param reference: the backbone in float32, whose weights it takes.
     :param precision: of the linear layers and attention; embeddings, the statistics of LayerNorm
         and pooling are in float32.
+    :param compiled: whether torch compiles what lies between the products, where oneDNN does not
+        fuse it into them.
 
     Source: Devlin et al. (2019), BERT; packing as in Zeng et al. (2022), Boosting distributed
     training performance of the unpadded BERT model.
@@ -67,15 +64,18 @@ class PackedBert:
 
     is_packed = True
 
-    def __init__(self, reference: Backbone, precision: Precision) -> None:
+    def __init__(
+        self, reference: Backbone, precision: Precision, *, compiled: bool = False
+    ) -> None:
         model, config = reference.model, reference.model.config
         self.architecture = reference.architecture
         self.device = reference.device
         self._dtype: torch.dtype = getattr(torch, precision)
-        on_cpu = self.device.type == "cpu"
-        self._linear: type[OneDnnLinear] | type[PlainLinear] = (
-            OneDnnLinear if on_cpu and OneDnnLinear.can_run(self._dtype) else PlainLinear
-        )
+        self._linear: type[OneDnnLinear] | type[PlainLinear] = PlainLinear
+        if self.device.type == "cpu" and OneDnnLinear.can_run(self._dtype):
+            self._linear = OneDnnLinear
+        elif compiled and CompiledLinear.can_run(self._dtype, self.device, config.hidden_size):
+            self._linear = CompiledLinear
         self._heads: int = config.num_attention_heads
         self._gelu = _GELU[config.hidden_act]
         embeddings = model.embeddings
@@ -84,12 +84,13 @@ class PackedBert:
         self._places: torch.Tensor = (
             embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         )
-        self._norm = _Norm(
+        self._norm = Norm(
             embeddings.LayerNorm.weight, embeddings.LayerNorm.bias, config.layer_norm_eps
         )
         self._layers = [self._pack_layer(layer) for layer in model.encoder.layer]
 
-    def describe(self) -> str:
+    @staticmethod
+    def describe() -> str:
         """For the log."""
         return "packed forward pass, no padding"
 
@@ -110,8 +111,8 @@ class PackedBert:
         bias = torch.cat([layer.bias for layer in layers]).to(self._dtype)
         return self._linear(weight, bias)
 
-    def _take_norm(self, norm: Any) -> _Norm:
-        return _Norm(norm.weight.to(self._dtype), norm.bias.to(self._dtype), norm.eps)
+    def _take_norm(self, norm: Any) -> Norm:
+        return Norm(norm.weight.to(self._dtype), norm.bias.to(self._dtype), norm.eps)
 
     @torch.inference_mode()
     def encode(
@@ -129,12 +130,13 @@ class PackedBert:
             (len(lengths), len(layers), self.architecture.width), device=self.device
         )
         attend = make_attention(packing, self._heads, self.device)
+        pool = make_pooling(packing, self.device)
         x = self._embed(ids, packing)
         for number in range(layers[-1] + 1):
             if number > 0:
                 x = self._run_layer(self._layers[number - 1], x, attend)
             if number in layers:
-                pooled[:, layers.index(number)] = mean_pool_packed(x, packing)
+                pooled[:, layers.index(number)] = pool(x)
         return pooled
 
     def _embed(self, ids: npt.NDArray[np.int32], packing: Packing) -> torch.Tensor:
@@ -144,9 +146,9 @@ class PackedBert:
 
     def _run_layer(self, layer: _Layer, x: torch.Tensor, attend: Any) -> torch.Tensor:
         context = attend(layer.qkv.apply(x))
-        x = layer.output_norm.apply(layer.output.apply_add(context, x))
+        x = layer.output.apply_add_norm(context, x, layer.output_norm)
         inner = layer.up.apply_gelu(x, self._gelu)
-        return layer.down_norm.apply(layer.down.apply_add(inner, x))
+        return layer.down.apply_add_norm(inner, x, layer.down_norm)
 
     def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)

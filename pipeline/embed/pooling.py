@@ -5,6 +5,8 @@ In float32 and without normalization. Source: Reimers, Gurevych (2019), Sentence
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from pipeline.embed.attention import Packing
@@ -23,18 +25,20 @@ def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return total / weights.sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
-def mean_pool_packed(states: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """Mean over each text of a packed batch.
+Pooling = Callable[[torch.Tensor], torch.Tensor]
 
-    :param states: [T, D], of any float type.
-    :param packing: where B texts stand among the tokens.
-    :returns: float32, [B, D].
+
+def make_pooling(packing: Packing, device: torch.device) -> Pooling:
+    """Mean over each text of a packed batch, the same for every layer.
+
+    :param packing: where B texts stand among the T tokens.
+    :returns: from [T, D], of any float type, to float32, [B, D].
     """
-    if states.is_cuda:  # one kernel; the loop below would launch one for each run
-        lengths = torch.from_numpy(packing.lengths).to(states.device, non_blocking=True)
-        return torch.segment_reduce(states.float(), "mean", lengths=lengths)
+    if device.type == "cuda":  # one kernel; the loop below would launch one for each run
+        lengths = torch.from_numpy(packing.lengths).pin_memory().to(device, non_blocking=True)
+        return lambda states: torch.segment_reduce(states.float(), "mean", lengths=lengths)
     sizes = [texts * tokens for texts, tokens in packing.runs]
-    return torch.cat(
+    return lambda states: torch.cat(
         [
             part.view(texts, tokens, -1).mean(dim=1, dtype=torch.float32)
             for part, (texts, tokens) in zip(torch.split(states, sizes), packing.runs, strict=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,16 +45,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from pipeline.embed.backbone import Backbone, Encoder, Precision
-    from pipeline.embed.engine import Engine
+    from pipeline.embed.backbone import Backbone, Precision
+    from pipeline.embed.engine import Engine, Job
+    from pipeline.embed.loading import EngineGroup
 
 # A change of what the code computes, if ever, makes every store of an older version stale.
 _ALGORITHM = 1
-# Tokens in one batch. On a CPU the activations of a batch should stay in its caches.
-_TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 _LARGE_STORE_BYTES = 2_000_000_000
 # A kill costs at most this much work, and what one batch takes.
 _KEEP_SECONDS = 15.0
+# A further GPU takes some seconds to start, which this many shards repay.
+_SHARDS_A_DEVICE = 8
+# Compiling for a GPU takes some seconds too.
+_TEXTS_TO_COMPILE = 1_000_000
 
 
 def run_embed(settings: Settings) -> dict[str, object] | None:
@@ -101,7 +105,7 @@ def _possible_precisions(settings: Settings) -> tuple[str, ...]:
     """What ``auto`` may have meant when the store was made: to know it now would take torch."""
     if settings.embed.precision != "auto":
         return (settings.embed.precision,)
-    if settings.runtime.device == "cpu":
+    if settings.runtime.devices == "cpu":
         return ("float32",)
     return ("float32", "float16")
 
@@ -124,7 +128,7 @@ def _embed_missing(
     first_rows: npt.NDArray[np.int64],
 ) -> dict[str, object]:
     folder = check_files(asset, "backbone")
-    device, precision = _choose_device(settings)
+    devices, precision = _choose_devices(settings)
     recipe = make_recipe(asset, architecture, settings.embed, precision)
     update = StoreUpdate(paths.EMBEDDINGS, recipe, keys)
     if update.resumed_rows:
@@ -133,54 +137,143 @@ def _embed_missing(
     texts = TextReader()
     tokenizer = load_tokenizer(folder, settings.embed.max_tokens)
     source = _Source(update, texts, tokenizer, first_rows)
-    engine: Engine | None = None
-    fidelity: Fidelity | None = None
+    missing = update.list_missing()
+    devices = devices[: max(1, len(missing) // _SHARDS_A_DEVICE)]
+
+    def load() -> tuple[Engine | EngineGroup, Backbone]:
+        from pipeline.embed.loading import EnginePlan, choose_engine
+
+        plan = EnginePlan(
+            asset,
+            folder,
+            precision,
+            recipe.layers,
+            recipe.dtype,
+            settings.runtime.token_budget,
+            settings.runtime.threads,
+            compiled=sum(stop - start for start, stop in missing) >= _TEXTS_TO_COMPILE,
+        )
+        return choose_engine(plan, devices)
+
     started = time.perf_counter()
-    embedded = n_tokens = 0
-    # While this thread computes, one tokenizes the next shard and one writes the last.
-    with (
-        ThreadPoolExecutor(1, "read") as reading,
-        ThreadPoolExecutor(1, "write") as writing,
-        show_progress("embedding", len(keys), "texts") as advance,
-    ):
-        written: Future[None] | None = None
-        for shard in _run_ahead(reading, source.take, update.list_missing()):
-            rows = shard.kept
-            advance(len(rows.n_tokens))
-            if shard.tokens is not None:
-                if engine is None:  # a store that only has to be re-arranged needs no backbone
-                    engine, reference = _load_engine(
-                        settings, asset, folder, device, precision, recipe
-                    )
-                fresh = _embed_shard(engine, update, shard, advance)
-                if fidelity is None:
-                    fidelity = _gauge_fidelity(
-                        reference, precision, shard.tokens, fresh, engine.layers
-                    )
-                    del reference
-                rows = shard.join(fresh)
-                n_tokens += int(shard.tokens.offsets[-1])
-                embedded += len(shard.new)
-            if written is not None:
-                written.result()
-            written = writing.submit(update.write_shard, shard.start, rows)
-        if written is not None:
-            written.result()
-    manifest = update.commit(fidelity.to_record() if fidelity else None)
+    with show_progress("embedding", len(keys), "texts") as advance:
+        run = _Run(update, precision, load, advance)
+        run.embed(source, missing, at_once=2 * len(devices))
+    manifest = update.commit(run.fidelity.to_record() if run.fidelity else None)
     seconds = time.perf_counter() - started
-    _record_run(manifest.rows - embedded, embedded)
+    _record_run(manifest.rows - run.embedded, run.embedded)
     details: dict[str, Any] = {
-        "device": _describe_device(device),
+        "device": _describe_devices(devices),
         "precision": precision,
-        "texts": embedded,
-        "kept": manifest.rows - embedded,
-        "tokens": n_tokens,
+        "texts": run.embedded,
+        "kept": manifest.rows - run.embedded,
+        "tokens": run.n_tokens,
         "seconds": round(seconds, 2),
-        "tokens_per_second": round(n_tokens / seconds, 1),
-        **({"fidelity_" + k: v for k, v in fidelity.to_record().items()} if fidelity else {}),
+        "tokens_per_second": round(run.n_tokens / seconds, 1),
+        **(
+            {"fidelity_" + k: v for k, v in run.fidelity.to_record().items()}
+            if run.fidelity
+            else {}
+        ),
     }
     _say_summary(details, texts.rows)
     return details
+
+
+class _Run:
+    """Shards on their way: read and tokenized, computed, written, each while the others are.
+
+    :param load: makes the engine, and the backbone to gauge it by; called when there is a text to
+        embed, since a store that only has to be re-arranged needs neither.
+    :param advance: called with texts done.
+    :ivar embedded: texts that were embedded.
+    :ivar n_tokens: that the backbone saw.
+    """
+
+    def __init__(
+        self,
+        update: StoreUpdate,
+        precision: Precision,
+        load: Callable[[], tuple[Engine | EngineGroup, Backbone]],
+        advance: Advance,
+    ) -> None:
+        self.embedded = self.n_tokens = 0
+        self.fidelity: Fidelity | None = None
+        self._update = update
+        self._precision = precision
+        self._load = load
+        self._advance = advance
+        self._engine: Engine | EngineGroup | None = None
+        self._reference: Backbone | None = None
+        self._under_way: deque[tuple[_Shard, Job | None]] = deque()
+        self._written: Future[None] | None = None
+
+    def embed(self, source: _Source, ranges: list[tuple[int, int]], at_once: int) -> None:
+        """Embed and write the shards of some ranges of keys.
+
+        :param at_once: shards for the engine to have before the first of them is waited for.
+        """
+        with (
+            ExitStack() as stack,
+            ThreadPoolExecutor(1, "read") as reading,
+            ThreadPoolExecutor(1, "write") as writing,
+        ):
+            for shard in _run_ahead(reading, source.take, ranges):
+                self._advance(len(shard.kept.n_tokens))
+                self._under_way.append((shard, self._start(shard, stack)))
+                if len(self._under_way) >= at_once:
+                    self._finish(writing)
+            while self._under_way:
+                self._finish(writing)
+            if self._written is not None:
+                self._written.result()
+
+    def _start(self, shard: _Shard, stack: ExitStack) -> Job | None:
+        if shard.tokens is None:
+            return None
+        if self._engine is None:
+            self._engine, self._reference = self._load()
+            stack.push(self._engine)
+        # The bar counts texts but moves with their tokens, which is what takes the time.
+        texts_per_token = len(shard.new) / int(shard.tokens.offsets[-1])
+        return self._engine.start(
+            shard.tokens,
+            lambda tokens: self._advance(tokens * texts_per_token),
+            _ProgressKeeper(self._update, shard.new[shard.first]),
+        )
+
+    def _finish(self, writing: ThreadPoolExecutor) -> None:
+        shard, job = self._under_way.popleft()
+        rows = shard.kept
+        if job is not None:
+            assert shard.tokens is not None
+            fresh = job.finish()
+            if self._reference is not None:
+                self._gauge(self._reference, shard.tokens, fresh)
+                self._reference = None
+            rows = shard.join(fresh)
+            self.n_tokens += int(shard.tokens.offsets[-1])
+            self.embedded += len(shard.new)
+        if self._written is not None:
+            self._written.result()
+        self._written = writing.submit(self._update.write_shard, shard.start, rows)
+
+    def _gauge(self, reference: Backbone, tokens: Tokens, rows: Rows) -> None:
+        """Compare a sample with Hugging Face in float32 before anything of this run is written.
+
+        :raises StoreError: if it is further off than the precision explains.
+        """
+        fidelity = measure_fidelity(reference, tokens, rows, self._update.recipe.layers)
+        try:
+            check_fidelity(fidelity, self._precision)
+        except StoreError:  # what was put aside meanwhile is as wrong
+            shutil.rmtree(staging_folder(paths.EMBEDDINGS), ignore_errors=True)
+            raise
+        say(
+            f"fidelity  lowest cosine {fidelity.lowest_cosine:.8f}, largest error "
+            f"{fidelity.largest_error:.1e} to Hugging Face in float32, over {fidelity.texts} texts"
+        )
+        self.fidelity = fidelity
 
 
 def _say_summary(details: dict[str, Any], texts: int) -> None:
@@ -278,54 +371,18 @@ class _Source:
         return _Shard(start, known, kept, select_tokens(tokens, first), first, places)
 
 
-def _embed_shard(engine: Engine, update: StoreUpdate, shard: _Shard, advance: Advance) -> Rows:
-    assert shard.tokens is not None
-    # The bar counts texts but moves with their tokens, which is what takes the time.
-    texts_per_token = len(shard.new) / int(shard.tokens.offsets[-1])
-    return engine.embed(
-        shard.tokens,
-        lambda tokens: advance(tokens * texts_per_token),
-        _ProgressKeeper(update, shard.new[shard.first]),
-    )
-
-
-def _choose_device(settings: Settings) -> tuple[torch.device, Precision]:
+def _choose_devices(settings: Settings) -> tuple[list[torch.device], Precision]:
     import torch
 
-    from pipeline.device import choose_device
+    from pipeline.device import choose_devices
 
     if settings.runtime.threads:
         torch.set_num_threads(settings.runtime.threads)
-    device = choose_device(settings.runtime.device)
+    devices = choose_devices(settings.runtime.devices)
     precision = settings.embed.precision
     if precision == "auto":
-        precision = "float16" if device.type == "cuda" else "float32"
-    return device, precision
-
-
-def _load_engine(
-    settings: Settings,
-    asset: Asset,
-    folder: Path,
-    device: torch.device,
-    precision: Precision,
-    recipe: Recipe,
-) -> tuple[Engine, Backbone]:
-    """The engine, and the backbone in float32 by Hugging Face to gauge it by."""
-    from pipeline.embed.backbone import Backbone
-    from pipeline.embed.engine import Engine
-    from pipeline.embed.packed import PackedBert, can_pack
-
-    say(f"backbone  {asset.id}: loading")
-    reference = Backbone(asset, folder, device, "float32")
-    encoder: Encoder = reference
-    if can_pack(reference.model.config):
-        encoder = PackedBert(reference, precision)
-    elif precision != "float32":
-        encoder = Backbone(asset, folder, device, precision)
-    say(f"engine    {encoder.describe()}")
-    budget = settings.runtime.token_budget or _TOKEN_BUDGET[device.type]
-    return Engine(encoder, recipe.layers, np.dtype(recipe.dtype), budget), reference
+        precision = "float16" if devices[0].type == "cuda" else "float32"
+    return devices, precision
 
 
 class _ProgressKeeper:
@@ -353,26 +410,6 @@ class _ProgressKeeper:
             self._saved_at = time.perf_counter()
 
 
-def _gauge_fidelity(
-    reference: Backbone, precision: Precision, tokens: Tokens, rows: Rows, layers: tuple[int, ...]
-) -> Fidelity:
-    """Compare a sample with Hugging Face in float32 before anything of this run is written.
-
-    :raises StoreError: if it is further off than the precision explains.
-    """
-    fidelity = measure_fidelity(reference, tokens, rows, layers)
-    try:
-        check_fidelity(fidelity, precision)
-    except StoreError:  # what was put aside meanwhile is as wrong
-        shutil.rmtree(staging_folder(paths.EMBEDDINGS), ignore_errors=True)
-        raise
-    say(
-        f"fidelity  lowest cosine {fidelity.lowest_cosine:.8f}, largest error "
-        f"{fidelity.largest_error:.1e} to Hugging Face in float32, over {fidelity.texts} texts"
-    )
-    return fidelity
-
-
 def _record_run(kept: int, embedded: int) -> None:
     """Note what the run found in the store, for `pipeline cache info`."""
     write_json(paths.LAST_EMBED, {"kept": kept, "embedded": embedded})
@@ -393,9 +430,11 @@ def _say_size(recipe: Recipe, texts: int) -> None:
         )
 
 
-def _describe_device(device: torch.device) -> str:
+def _describe_devices(devices: list[torch.device]) -> str:
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({count(torch.get_num_threads(), 'thread')})"
+    first = devices[0]
+    if first.type == "cuda":
+        name = torch.cuda.get_device_name(first)
+        return name if len(devices) == 1 else f"{len(devices)} × {name}"
+    return f"{first.type} ({count(torch.get_num_threads(), 'thread')})"

@@ -17,7 +17,7 @@ from pipeline.assets import Asset, read_assets
 from pipeline.config import Settings
 from pipeline.console import count, say, show_progress, show_table
 from pipeline.corpus import LabelledRows, read_labelled_rows
-from pipeline.device import choose_device
+from pipeline.device import choose_devices
 from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.files import format_json, write_together
 from pipeline.heads.configurations import Configuration, list_configurations
@@ -95,7 +95,7 @@ def _fit(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    device = str(choose_device(settings.runtime.device))
+    device = str(choose_devices(settings.runtime.devices)[0])
     chosen = np.concatenate(parts)
     keys = rows.keys.take(chosen)
     folds = None

@@ -54,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> P
             "fetch.lexicon": "lexicon.txt",
             "fetch.backbones": [str(tiny_backbone)],
             "heads.max_epochs": 3,
-            "runtime.device": "cpu",
+            "runtime.devices": "cpu",
         },
         folder / "params.yaml",
     )

@@ -202,7 +202,12 @@ runtimes: {}
         ("embed: {max_tokens: 2}", "embed.max_tokens: must be >= 3, got 2"),
         ("fetch: {backbones: []}", "fetch.backbones: must be a list of 1 or more, got []"),
         ("fetch: {dataset: ''}", "fetch.dataset: must be text that is not empty, got ''"),
-        ("runtime: {device: gpu}", "runtime.device: must be auto, cpu, cuda, cuda:N or mps, got "),
+        ("runtime: {devices: gpu}", "runtime.devices: must be auto, cpu, cuda, cuda:N, mps, or a "),
+        (
+            "runtime: {devices: [cpu, 1]}",
+            "runtime.devices: must be auto, cpu, cuda, cuda:N, mps, or a ",
+        ),
+        ("runtime: {devices: [auto, cpu]}", "runtime.devices: must be auto alone, or name the "),
         ("prepare: {split: {train: 1}}", "prepare.split.train: must be < 1, got 1"),
         (
             "prepare: {split: {train: 0.5, validation: 0.2, test: 0.2}}",

@@ -12,16 +12,17 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from torch.nn import functional
 
 from pipeline.assets import Asset
-from pipeline.device import choose_device
+from pipeline.device import choose_devices
 from pipeline.embed.attention import Packing
 from pipeline.embed.backbone import Architecture, Backbone
 from pipeline.embed.engine import Engine
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
-from pipeline.embed.linears import OneDnnLinear, PlainLinear
+from pipeline.embed.linears import CompiledLinear, Norm, OneDnnLinear, PlainLinear
 from pipeline.embed.packed import PackedBert, can_pack
-from pipeline.embed.pooling import mean_pool, mean_pool_packed
+from pipeline.embed.pooling import make_pooling, mean_pool
 from pipeline.embed.tokens import find_distinct, load_tokenizer, select_tokens
 from pipeline.errors import AssetError, DeviceError, SettingsError, StoreError
 from pipeline.layers import resolve_layers
@@ -140,6 +141,8 @@ def test_fused_linears_equal_plain_ones(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(48, 32, generator=generator)
     bias = torch.randn(48, generator=generator)
+    scale = torch.rand(48, generator=generator)
+    norm = Norm(scale, bias, 1e-5)
     fused, plain = OneDnnLinear(weight, bias), PlainLinear(weight.double(), bias.double())
     for rows in (1, 7, 300):
         x = torch.randn(rows, 32, generator=generator)
@@ -148,7 +151,12 @@ def test_fused_linears_equal_plain_ones(kind: str) -> None:
         for found, expected in (
             (fused.apply(x), plain.apply(x.double())),
             (fused.apply_gelu(x, kind), plain.apply_gelu(x.double(), kind)),
-            (fused.apply_add(x, residual), plain.apply_add(x.double(), residual.double())),
+            (
+                fused.apply_add_norm(x, residual, norm),
+                functional.layer_norm(
+                    plain.apply(x.double()) + residual, (48,), scale.double(), bias.double(), 1e-5
+                ),
+            ),
         ):
             torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
         assert torch.equal(residual, before)
@@ -226,9 +234,9 @@ def test_fidelity_is_measured_and_a_wrong_vector_stops_the_run(tiny_backbone: Pa
 def test_a_vector_does_not_depend_on_its_neighbours(tiny_backbone: Path) -> None:
     tokenizer = load_tokenizer(tiny_backbone, 128)
     engine = make_engine(tiny_backbone)
-    together = engine.embed(tokenizer.tokenize(pa.array(TEXTS)), lambda amount: None).vectors
+    together = engine.embed(tokenizer.tokenize(pa.array(TEXTS))).vectors
     for number, text in enumerate(TEXTS):
-        alone = engine.embed(tokenizer.tokenize(pa.array([text])), lambda amount: None).vectors[0]
+        alone = engine.embed(tokenizer.tokenize(pa.array([text]))).vectors[0]
         # Relative to the vector: a single number of it may be as near to zero as rounding.
         difference = np.linalg.norm(together[number] - alone, axis=-1)
         assert (difference <= 1e-6 * np.linalg.norm(alone, axis=-1)).all()
@@ -237,9 +245,9 @@ def test_a_vector_does_not_depend_on_its_neighbours(tiny_backbone: Path) -> None
 def test_only_the_layers_asked_for(tiny_backbone: Path) -> None:
     tokens = load_tokenizer(tiny_backbone, 128).tokenize(pa.array(TEXTS))
     engine = make_engine(tiny_backbone)
-    every = engine.embed(tokens, lambda amount: None).vectors
+    every = engine.embed(tokens).vectors
     engine.layers = (2,)
-    np.testing.assert_array_equal(engine.embed(tokens, lambda amount: None).vectors, every[:, 2:])
+    np.testing.assert_array_equal(engine.embed(tokens).vectors, every[:, 2:])
 
 
 def test_mean_pool_ignores_what_is_masked() -> None:
@@ -258,7 +266,7 @@ def test_packed_and_padded_means_are_the_same() -> None:
     assert packing.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 0]
     assert packing.runs == [(1, 5), (2, 2), (1, 1)]
     states = torch.randn(10, 4).bfloat16()
-    pooled = mean_pool_packed(states, packing)
+    pooled = make_pooling(packing, torch.device("cpu"))(states)
     assert pooled.dtype == torch.float32
     for row, part in enumerate(torch.split(states, packing.lengths.tolist())):
         torch.testing.assert_close(pooled[row], part.float().mean(dim=0))
@@ -269,7 +277,7 @@ def test_too_little_memory_halves_the_budget(
 ) -> None:
     engine = make_engine(tiny_backbone, budget=4096)
     tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(TEXTS * 20))
-    expected = make_engine(tiny_backbone).embed(tokens, lambda amount: None).vectors
+    expected = make_engine(tiny_backbone).embed(tokens).vectors
     run = PackedBert.encode
 
     def encode(self: PackedBert, ids: np.ndarray, *rest: object) -> torch.Tensor:
@@ -279,7 +287,7 @@ def test_too_little_memory_halves_the_budget(
 
     monkeypatch.setattr(PackedBert, "encode", encode)
     done: list[float] = []
-    found = engine.embed(tokens, done.append).vectors
+    found = engine.start(tokens, done.append).finish().vectors
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert sum(done) == tokens.offsets[-1]
     assert 300 < engine.token_budget <= 600
@@ -295,7 +303,7 @@ def test_one_text_too_large_for_the_device_is_said(
     monkeypatch.setattr(PackedBert, "encode", encode)
     tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(["a"]))
     with pytest.raises(DeviceError, match="one text of 3 tokens"):
-        make_engine(tiny_backbone).embed(tokens, lambda amount: None)
+        make_engine(tiny_backbone).embed(tokens)
 
 
 def test_weights_that_lack_a_tensor_are_refused(tiny_backbone: Path, tmp_path: Path) -> None:
@@ -353,5 +361,5 @@ def test_resolve_layers() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_said() -> None:
     with pytest.raises(DeviceError, match="0 GPUs"):
-        choose_device("cuda")
-    assert choose_device("auto").type == "cpu"
+        choose_devices("cuda")
+    assert [device.type for device in choose_devices("auto")] == ["cpu"]
