@@ -130,7 +130,7 @@ def _embed_missing(
     folder = check_files(asset, "backbone")
     devices, precision = _choose_devices(settings)
     recipe = make_recipe(asset, architecture, settings.embed, precision)
-    update = StoreUpdate(paths.EMBEDDINGS, recipe, keys)
+    update = StoreUpdate(paths.EMBEDDINGS, recipe, keys, first_rows)
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
     _say_size(recipe, len(keys))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.console import count
 from pipeline.errors import StoreError
 from pipeline.files import describe_os_error, hash_file, sync_folder, write_aside
 from pipeline.store import manifest as layout
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _DECISION = "commit.json"
+_NAMED = 5  # rows in a message
 
 
 class StoreUpdate:
@@ -50,13 +52,22 @@ class StoreUpdate:
     :param recipe: of the vectors that it should hold.
     :param keys: of the texts that it should hold: fixed-size binary of 16, distinct, in order of
         first appearance.
+    :param first_rows: int64: the row of the corpus in which each text stands first, for messages;
+        that of its key if left out.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, keys: pa.Array) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        keys: pa.Array,
+        first_rows: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self.folder = folder
         self.recipe = recipe
         self.staged = staging_folder(folder)
         self.keys = keys
+        self._first_rows = np.arange(len(keys)) if first_rows is None else first_rows
         finish_commit(folder)
         self._planned = plan_shards(keys)
         self._old = self._find_old()
@@ -154,7 +165,7 @@ class StoreUpdate:
         """
         import pyarrow as pa
 
-        check_vectors(rows.vectors, places)
+        check_vectors(rows.vectors, self._first_rows[places])
         if self._skeleton is None or self._skeleton.rows != len(places):
             self._skeleton = make_skeleton(self.recipe, len(places))
         pieces, checks = self._skeleton.fill(self.keys.take(pa.array(places)), rows)
@@ -294,22 +305,24 @@ class _KnownRows:
         return Rows(table["n_tokens"].to_numpy()[places], stacked)
 
 
-def check_vectors(vectors: Vectors, places: npt.NDArray[np.int64]) -> None:
+def check_vectors(vectors: Vectors, rows: npt.NDArray[np.int64]) -> None:
     """A vector that is zero or not finite is a fault of the backbone, never data.
 
     :param vectors: [B, L, D].
-    :param places: int64, [B]: the numbers of the texts, for the message.
-    :raises StoreError: naming the first such text.
+    :param rows: int64, [B]: the rows of the corpus with these texts.
+    :raises StoreError: naming the first few such rows.
     """
     # On the bits, as NumPy has no fast path for float16: without the sign they order like the
     # numbers, and all from infinity on are not finite.
     infinity, sign = (0x7C00, 0x8000) if vectors.dtype == np.float16 else (0x7F800000, 0x80000000)
-    bits = vectors.view(f"u{vectors.itemsize}").reshape(len(vectors), -1)
-    largest = np.bitwise_and(bits, sign - 1).max(axis=1)
-    bad = places[(largest >= infinity) | (largest == 0)]
+    bits = vectors.view(f"u{vectors.itemsize}")
+    largest = np.bitwise_and(bits, sign - 1).max(axis=-1)
+    bad = rows[((largest >= infinity) | (largest == 0)).any(axis=1)]
     if len(bad):
+        named = ", ".join(f"{row:,}" for row in bad[:_NAMED].tolist())
+        more = f" and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
         raise StoreError(
-            f"{len(bad):,} of {len(vectors):,} texts have vectors that are zero or not finite, the "
-            f"first is distinct text {bad[0]:,}; nothing was written for them",
+            f"the vectors of {count(len(bad), 'text')} are zero or not finite: rows {named}{more} "
+            "of cache/texts.parquet (the first is 0); nothing was written for them",
             hint="try params.yaml: embed.precision float32 and embed.dtype float32",
         )

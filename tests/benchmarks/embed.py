@@ -13,8 +13,6 @@ shapes, timed in the same rounds. `cosine_min` is to Hugging Face in float32, on
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -22,9 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +34,24 @@ import transformers
 
 from pipeline import paths
 from pipeline.assets import read_assets
-from pipeline.config import parse_settings, read_preset
-from pipeline.embed.backbone import Architecture, Backbone
-from pipeline.embed.batches import plan_batches
-from pipeline.embed.engine import Engine
-from pipeline.embed.packed import PackedBert, can_pack
-from pipeline.embed.run import _TOKEN_BUDGET, run_embed
-from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens
+from pipeline.device import choose_devices
+from pipeline.embed.backbone import Architecture
+from pipeline.embed.linears import OneDnnLinear
+from pipeline.embed.loading import TOKEN_BUDGET
+from pipeline.embed.tokens import load_tokenizer
 from pipeline.prepare import hash_texts
 from pipeline.sources import read_source
-from pipeline.store import read_manifest, read_vectors
 from tests.benchmarks.table import PeakMemory, describe_machine, present
+from tests.benchmarks.ways import (
+    Case,
+    Notebook,
+    OnnxRuntime,
+    Ours,
+    SentenceTransformers,
+    Way,
+    finish,
+    pad,
+)
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHAPES = {
@@ -61,218 +65,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass
-class Case:
-    """Texts to embed with one backbone.
-
-    :param folder: of the backbone.
-    :param max_tokens: longer texts are cut.
-    """
-
-    name: str
-    texts: list[str]
-    folder: Path
-    max_tokens: int
-    device: torch.device
-    tokens: Tokens = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tokens = load_tokenizer(self.folder, self.max_tokens).tokenize(pa.array(self.texts))
-
-    @property
-    def precision(self) -> str:
-        return "float16" if self.device.type == "cuda" else "float32"
-
-    @property
-    def half(self) -> bool:
-        return self.precision == "float16"
-
-
-class Way(ABC):
-    """One engine: loads, embeds, and runs its forward pass alone."""
-
-    name: str
-
-    @abstractmethod
-    def load(self, case: Case) -> None:
-        """Read the weights."""
-
-    @abstractmethod
-    def run_forward(self, case: Case) -> None:
-        """The backbone alone, tokens ready."""
-
-    @abstractmethod
-    def run_whole(self, case: Case) -> np.ndarray:
-        """Load, embed, and write the vectors to Parquet."""
-
-
-class Rival(Way):
-    """A way that gives an array, to be written as one would without this project."""
-
-    @abstractmethod
-    def embed(self, case: Case) -> np.ndarray:
-        """From texts to vectors, [B, D]."""
-
-    def run_whole(self, case: Case) -> np.ndarray:
-        self.load(case)
-        vectors = self.embed(case)
-        flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        pq.write_table(pa.table({"text": case.texts, "vector": column}), "plain.parquet")
-        return vectors
-
-
-class Ours(Way):
-    """`pipeline embed`, with all that it does: hashes, the fidelity gauge, flushing to the disk."""
-
-    def __init__(self, layers: str = "last") -> None:
-        self.layers = layers
-        self.name = "ours" if layers == "last" else f"ours, {layers} layers"
-
-    def load(self, case: Case) -> None:
-        asset = read_assets()["backbone"]
-        reference = Backbone(asset, case.folder, case.device, "float32")
-        self.reference = reference
-        top = reference.architecture.layers
-        layers = (top,) if self.layers == "last" else tuple(range(top + 1))
-        packed = can_pack(reference.model.config)
-        encoder = PackedBert(reference, case.precision) if packed else reference  # type: ignore[arg-type]
-        budget = _TOKEN_BUDGET[case.device.type]
-        self.engine = Engine(encoder, layers, np.dtype("float16"), budget)
-
-    def run_forward(self, case: Case) -> None:
-        self.engine.embed(case.tokens)
-
-    def encode_in_batches(self, tokens: Tokens, order: np.ndarray) -> None:
-        """The engine's batches in this thread, for a profiler, which sees only its own."""
-        engine = self.engine
-        plan = plan_batches(tokens.lengths[order], engine.token_budget)
-        for batch in plan:
-            chosen = select_tokens(tokens, order[batch])
-            out = engine.encoder.encode(chosen.ids, chosen.lengths, engine.layers)
-        finish(engine.encoder.device, out)
-
-    def run_whole(self, case: Case) -> np.ndarray:
-        changed = {"layers": self.layers, "max_tokens": case.max_tokens}
-        settings = parse_settings(read_preset("default"), "default")
-        settings = settings.model_copy(
-            update={
-                "embed": settings.embed.model_copy(update=changed),
-                "runtime": settings.runtime.model_copy(update={"device": str(case.device)}),
-            }
-        )
-        shutil.rmtree(paths.EMBEDDINGS, ignore_errors=True)
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_embed(settings)
-        keys = pq.read_table(paths.TEXTS)["key"].combine_chunks()
-        top = read_manifest(paths.EMBEDDINGS).layers[-1]
-        return read_vectors(paths.EMBEDDINGS, keys, (top,))[:, 0]
-
-
-class SentenceTransformers(Rival):
-    """sentence-transformers, at its default batch size or at its best, where there is a GPU in half
-    precision."""
-
-    def __init__(self, batch_size: int | None = None) -> None:
-        self.batch_size = batch_size
-        self.name = "sentence-transformers" + (", best" if batch_size is None else ", default")
-
-    def load(self, case: Case) -> None:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Pooling, Transformer
-
-        body = Transformer(str(case.folder), max_seq_length=case.max_tokens)
-        pooling = Pooling(body.get_embedding_dimension(), pooling_mode="mean")
-        self.model = SentenceTransformer(modules=[body, pooling], device=str(case.device))
-        if case.half:
-            self.model.half()
-
-    def embed(self, case: Case) -> np.ndarray:
-        return np.asarray(
-            self.model.encode(
-                case.texts,
-                batch_size=self.batch_size or 32,
-                normalize_embeddings=False,
-                show_progress_bar=False,
-            )
-        )
-
-    def choose_batch_size(self, case: Case) -> None:
-        """The fastest on a sample of the texts."""
-        sample = case.texts[:: max(1, len(case.texts) // 200)]
-        sizes = (64, 256, 1024) if case.half else (4, 8, 16, 32, 64)
-        seconds = {}
-        for _ in range(2):
-            for size in sizes:
-                started = time.perf_counter()
-                self.model.encode(sample, batch_size=size, show_progress_bar=False)
-                took = time.perf_counter() - started
-                seconds[size] = min(took, seconds.get(size, took))
-        self.batch_size = min(sizes, key=lambda size: seconds[size])
-        self.name = f"sentence-transformers, best ({self.batch_size})"
-
-    def run_forward(self, case: Case) -> None:
-        order = np.argsort(-case.tokens.lengths, kind="stable")
-        size = self.batch_size or 32
-        with torch.inference_mode():
-            for start in range(0, len(order), size):
-                batch = pad(case.tokens, order[start : start + size], None)
-                out = self.model({name: x.to(case.device) for name, x in batch.items()})
-            finish(case.device, out["sentence_embedding"])
-
-
-class Notebook(Rival):
-    """The notebook's way: batches of 32 in corpus order, each text padded to the maximum."""
-
-    name = "notebook"
-
-    def load(self, case: Case) -> None:
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
-        self.model = transformers.AutoModel.from_pretrained(case.folder).eval().to(case.device)
-
-    def _pool(self, inputs: dict[str, torch.Tensor], case: Case) -> torch.Tensor:
-        inputs = {name: tensor.to(case.device) for name, tensor in inputs.items()}
-        states = self.model(**inputs).last_hidden_state
-        mask = inputs["attention_mask"][..., None]
-        return (states * mask).sum(dim=1) / mask.sum(dim=1)
-
-    def embed(self, case: Case) -> np.ndarray:
-        vectors = []
-        with torch.no_grad():
-            for start in range(0, len(case.texts), 32):
-                inputs = self.tokenizer(
-                    case.texts[start : start + 32],
-                    padding="max_length",
-                    truncation=True,
-                    max_length=case.max_tokens,
-                    return_tensors="pt",
-                )
-                vectors.append(self._pool(dict(inputs), case).cpu().numpy())
-        return np.concatenate(vectors)
-
-    def run_forward(self, case: Case) -> None:
-        with torch.no_grad():
-            for start in range(0, len(case.texts), 32):
-                rows = np.arange(start, min(start + 32, len(case.texts)))
-                out = self._pool(pad(case.tokens, rows, case.max_tokens), case)
-            finish(case.device, out)
-
-
-def pad(tokens: Tokens, rows: np.ndarray, width: int | None) -> dict[str, torch.Tensor]:
-    lengths = tokens.lengths[rows]
-    ids = np.zeros((len(rows), width or int(lengths.max())), np.int64)
-    for number, row in enumerate(rows):
-        ids[number, : lengths[number]] = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]]
-    mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-
-
-def finish(device: torch.device, tensor: torch.Tensor) -> None:
-    """Wait until it is computed."""
-    if device.type == "cuda":
-        tensor[:1].cpu()
-
-
 def count_flops(architecture: Architecture, inner: int, lengths: np.ndarray) -> float:
     """Of the forward pass on real tokens: the products with weights, and those of attention."""
     D, T = architecture.width, float(lengths.sum())
@@ -283,7 +75,7 @@ def count_flops(architecture: Architecture, inner: int, lengths: np.ndarray) -> 
 
 def time_products(width: int, inner: int, case: Case) -> float:
     """Seconds for a layer's four products with weights, on a batch of the engine's own size."""
-    T = _TOKEN_BUDGET[case.device.type]
+    T = TOKEN_BUDGET[case.device.type]
     shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
     like: Any = {"device": case.device, "dtype": getattr(torch, case.precision)}
     pairs = [(torch.ones(T, k, **like), torch.ones(n, k, **like)) for k, n in shapes]
@@ -386,39 +178,40 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
     per_layer -= 4 * architecture.width  # attention of a single token
     sample = np.unique(np.linspace(0, len(case.texts) - 1, 48).astype(int))
     expected = embed_reference(case, sample)
-    for way in ways:
-        way.load(case)
-        if isinstance(way, SentenceTransformers) and way.batch_size is None:
-            way.choose_batch_size(case)
-    rows = {way.name: {"case": case.name, "engine": way.name} for way in ways}
-    best: dict[tuple[str, str], float] = {}
+    rows: dict[Way, dict[str, Any]] = {way: {} for way in ways}
+    best: dict[tuple[Way, str], float] = {}
 
-    def note(engine: str, what: str, run: Callable[[], Any]) -> Any:
+    def note(way: Way, what: str, run: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         result = run()
         took = time.perf_counter() - started
-        best[engine, what] = min(took, best.get((engine, what), took))
+        best[way, what] = min(took, best.get((way, what), took))
         return result
 
     products = float("inf")
     for _ in range(rounds):
         for way in ways:
+            way.load(case)
             products = min(products, time_products(architecture.width, inner, case))
-            note(way.name, "forward", lambda way=way: way.run_forward(case))
+            note(way, "forward", lambda way=way: way.run_forward(case))
+            way.unload()
         for way in ways:
             with PeakMemory(case.device) as memory:
-                vectors = note(way.name, "whole", lambda way=way: way.run_whole(case))
+                vectors = note(way, "whole", lambda way=way: way.run_whole(case))
+            way.unload()
             found = vectors[sample].astype(np.float64)
             cosine = (found * expected).sum(-1)
             cosine /= np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
-            rows[way.name]["cosine_min"] = float(cosine.min())
-            rows[way.name]["peak_mb"] = memory.megabytes
-    T = _TOKEN_BUDGET[case.device.type]
+            rows[way]["cosine_min"] = float(cosine.min())
+            rows[way]["peak_mb"] = memory.megabytes
+    T = TOKEN_BUDGET[case.device.type]
     matmul_rate = per_layer * T / products
     tokens = int(case.tokens.offsets[-1])
     for way in ways:
-        forward, whole = best[way.name, "forward"], best[way.name, "whole"]
-        rows[way.name] |= {
+        forward, whole = best[way, "forward"], best[way, "whole"]
+        rows[way] |= {
+            "case": case.name,
+            "engine": way.name,
             "texts": len(case.texts),
             "tokens": tokens,
             "end_to_end_seconds": whole,
@@ -427,14 +220,15 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
             "tflops": flops / forward / 1e12,
             "share_of_matmul": flops / forward / matmul_rate,
         }
+    tokenizer = load_tokenizer(case.folder, case.max_tokens)
     started = time.perf_counter()
-    load_tokenizer(case.folder, case.max_tokens).tokenize(pa.array(case.texts))
+    tokenizer.tokenize(pa.array(case.texts))
     took = time.perf_counter() - started
-    rows["tokenizing"] = {
+    tokenizing = {
         "case": case.name, "engine": "tokenizing alone", "texts": len(case.texts),
         "tokens": tokens, "end_to_end_seconds": took, "tokens_per_second": tokens / took,
     }  # fmt: skip
-    return list(rows.values())
+    return [*rows.values(), tokenizing]
 
 
 def run_growth(root: Path, counts: Sequence[int], device: str) -> list[dict[str, Any]]:
@@ -467,6 +261,30 @@ def run_growth(root: Path, counts: Sequence[int], device: str) -> list[dict[str,
     return rows
 
 
+def list_ways(device: torch.device, *, quick: bool) -> list[Way]:
+    """The engines that there are on a device, and say which are not installed."""
+    ways: list[Way] = [Ours(), SentenceTransformers(), Notebook()]
+    on_gpu = device.type == "cuda"
+    missing = OnnxRuntime.find_missing()
+    if missing:
+        click.echo(f"without ONNX Runtime: {missing} not installed")
+    elif not on_gpu:
+        ways.insert(2, OnnxRuntime(torch.get_num_threads()))
+    if quick:
+        return ways
+    ways[1:1] = [Ours("all")]
+    ways.insert(2, SentenceTransformers(32))
+    if on_gpu:
+        ways[1:1] = [Ours(compiled=True)]
+        if find_spec("flash_attn"):
+            ways.insert(-1, SentenceTransformers(flash=True))
+        else:
+            click.echo("without sentence-transformers' unpadded path: flash_attn not installed")
+    elif OneDnnLinear.can_run(torch.bfloat16):
+        ways[-1:-1] = [Ours(precision="bfloat16"), SentenceTransformers(precision="bfloat16")]
+    return ways
+
+
 @click.command()
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the rows there.")
 @click.option("--quick", is_flag=True, help="A part of the SMS corpus, MiniLM, one round.")
@@ -487,12 +305,10 @@ def main(
     rounds: int,
 ) -> None:
     """Print a table, and write it as JSON."""
-    from pipeline.device import choose_device
-
     path = path and path.absolute()
     if Path(backbone).exists():
         backbone = str(Path(backbone).absolute())
-    chosen = choose_device(device)
+    chosen = choose_devices(device)[0]
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -503,10 +319,7 @@ def main(
         messages = read_messages()
         if quick:
             cases, texts, rounds = "sms", 250, 1
-        ways = [Ours(), SentenceTransformers(), Notebook()]
-        if not quick:
-            ways[1:1] = [Ours("all")]
-            ways[-1:-1] = [SentenceTransformers(32)]
+        ways = list_ways(chosen, quick=quick)
         if "sms" in cases:
             some = messages[:texts]
             case = Case("sms", some, folder, 128, chosen)

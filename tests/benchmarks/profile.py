@@ -23,13 +23,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.assets import read_assets
-from pipeline.device import choose_device
+from pipeline.device import choose_devices
 from pipeline.embed.fidelity import measure_fidelity
 from pipeline.embed.tokens import find_distinct, load_tokenizer
 from pipeline.prepare import hash_texts
 from pipeline.store import Recipe, Rows, StoreUpdate
-from tests.benchmarks.embed import MINILM, Case, Ours, make_backbone, read_messages, set_project
+from tests.benchmarks.embed import MINILM, make_backbone, read_messages, set_project
 from tests.benchmarks.table import describe_machine, present
+from tests.benchmarks.ways import Case, Ours
 
 # Operators by what they are part of; the first that a name contains counts.
 _PARTS = {
@@ -79,7 +80,7 @@ def main(
             backbone = str(make_backbone(root / random_weights, random_weights))
         set_project(root / "project", str(backbone))
         folder = read_assets()["backbone"].locate()
-        chosen = choose_device(device)
+        chosen = choose_devices(device)[0]
         case = Case("profile", read_messages()[:texts], folder, 128, chosen)
         texts = pa.array(case.texts)
         ours = Ours("all")

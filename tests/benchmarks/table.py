@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     import torch
 
 
+# How columns are shown; what is not here is shown as it is.
+_SHOWN = {
+    "end_to_end_seconds": ("end to end", "{:.2f} s"),
+    "forward_seconds": ("forward", "{:.2f} s"),
+    "fit_seconds": ("fit", "{:.2f} s"),
+    "seconds": ("seconds", "{:.2f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "tflops": ("TFLOP/s", "{:.3f}"),
+    "share_of_matmul": ("of matmul", "{:.0%}"),
+    "share": ("share", "{:.1%}"),
+    "peak_mb": ("peak MB", "{:,.0f}"),
+    "cosine_min": ("cosine", "{:.7f}"),
+}
+
+
 def describe_machine(*packages: str) -> dict[str, Any]:
     """Hardware and versions, to stand beside every figure."""
     return {
@@ -36,7 +51,8 @@ def _read_processor() -> str:
 
 
 class PeakMemory:
-    """The most memory in use while its block runs: of the GPU if there is one, else of the process.
+    """The most memory that its block takes: of the GPU if there is one, else of the process, over
+    what is in use when it starts.
 
     :ivar megabytes: set when the block ends; ``None`` where the system does not tell.
     """
@@ -53,8 +69,15 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+                self._before = self._read("VmRSS")
         return self
+
+    @staticmethod
+    def _read(what: str) -> float:
+        """A line of what Linux says of this process, in MB."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) for x in lines if x.startswith(what)) * 1024 / 1e6
 
     def __exit__(self, *_: object) -> None:
         import torch
@@ -63,14 +86,22 @@ class PeakMemory:
             self.megabytes = torch.cuda.max_memory_allocated(self._device) / 1e6
             return
         with contextlib.suppress(OSError):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            kilobytes = next(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))
-            self.megabytes = kilobytes * 1024 / 1e6
+            self.megabytes = self._read("VmHWM") - self._before
 
 
 def present(rows: Sequence[dict[str, Any]], path: Path | None, machine: dict[str, Any]) -> None:
-    """Print the rows, and write them to ``path`` with the machine in each."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    show_table(columns, [[row.get(column) for column in columns] for row in rows])
+    """Print the rows, a table for each ``case``, and write them to ``path`` with the machine in
+    each."""
+    for case in dict.fromkeys(row.get("case") for row in rows):
+        some = [row for row in rows if row.get("case") == case]
+        keys = dict.fromkeys(key for row in some for key in row if row[key] is not None)
+        shown = {key: _SHOWN.get(key, (key.replace("_", " "), "{}")) for key in keys}
+        shown.pop("case", None)
+        cells = [[_format(row.get(key), form) for key, (_, form) in shown.items()] for row in some]
+        show_table([header for header, _ in shown.values()], cells, title=case)
     if path is not None:
         path.write_text(json.dumps([row | {"machine": machine} for row in rows], indent=2) + "\n")
+
+
+def _format(value: Any, form: str) -> Any:
+    return value if value is None or form == "{}" else form.format(value)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.assets import Asset
 from pipeline.embed.backbone import Backbone, pad_texts
-from pipeline.embed.batches import plan_batches
+from pipeline.embed.batches import fill_up, plan_batches
 from pipeline.embed.engine import Engine
 from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens, select_tokens
@@ -54,6 +54,27 @@ def test_selecting_and_padding_keep_every_token(lengths: list[int], data: st.Dat
         assert not ids[row][~mask[row]].any()
         assert mask[row].sum() == lengths[text]
         assert mask[row][: lengths[text]].all()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    step=st.integers(1, 500),
+    longest=st.integers(1, 60),
+)
+def test_filling_up_leaves_a_batchs_own_texts_in_front(
+    lengths: list[int], step: int, longest: int
+) -> None:
+    tokens = Tokens(
+        np.arange(1, sum(lengths) + 1, dtype=np.int32), np.append(0, np.cumsum(lengths))
+    )
+    filled = fill_up(tokens, step, longest)
+    added = filled.lengths[len(lengths) :]
+    assert len(filled.ids) % step == 0
+    assert len(filled.ids) - len(tokens.ids) < step
+    assert filled.lengths[: len(lengths)].tolist() == lengths
+    assert filled.ids[: len(tokens.ids)].tolist() == tokens.ids.tolist()
+    assert added.sum() == len(filled.ids) - len(tokens.ids)
+    assert all(1 <= length <= longest for length in added.tolist())
 
 
 @pytest.fixture(scope="module")

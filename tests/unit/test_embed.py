@@ -20,7 +20,7 @@ from pipeline.embed.attention import Packing
 from pipeline.embed.backbone import Architecture, Backbone
 from pipeline.embed.engine import Engine
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
-from pipeline.embed.linears import CompiledLinear, Norm, OneDnnLinear, PlainLinear
+from pipeline.embed.linears import Norm, OneDnnLinear, PlainLinear
 from pipeline.embed.packed import PackedBert, can_pack
 from pipeline.embed.pooling import make_pooling, mean_pool
 from pipeline.embed.tokens import find_distinct, load_tokenizer, select_tokens
@@ -270,6 +270,17 @@ def test_packed_and_padded_means_are_the_same() -> None:
     assert pooled.dtype == torch.float32
     for row, part in enumerate(torch.split(states, packing.lengths.tolist())):
         torch.testing.assert_close(pooled[row], part.float().mean(dim=0))
+
+
+def test_texts_started_together_are_those_of_each_alone(tiny_backbone: Path) -> None:
+    tokenizer = load_tokenizer(tiny_backbone, 64)
+    parts = [tokenizer.tokenize(pa.array(TEXTS[start::3])) for start in range(3)]
+    with make_engine(tiny_backbone, budget=64) as engine:
+        jobs = [engine.start(part) for part in parts]
+        for job, part in zip(jobs, parts, strict=True):
+            found = job.finish()
+            np.testing.assert_array_equal(found.vectors, engine.embed(part).vectors)
+            assert found.n_tokens.tolist() == part.lengths.tolist()
 
 
 def test_too_little_memory_halves_the_budget(

@@ -329,11 +329,13 @@ def test_no_space_at_any_moment_loses_nothing(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_refuses_vectors_that_are_no_vectors(tmp_path: Path, value: float) -> None:
-    change = StoreUpdate(tmp_path / "s", make_recipe(), make_keys(range(10)))
+    first_rows = np.arange(10) * 3
+    change = StoreUpdate(tmp_path / "s", make_recipe(), make_keys(range(10)), first_rows)
     rows = make_rows(range(8), make_recipe())
-    rows.vectors[5] = value
-    with pytest.raises(StoreError, match="distinct text 5"):
+    rows.vectors[[2, 5], 1] = value  # in one layer of two
+    with pytest.raises(StoreError, match="2 texts are zero or not finite: rows 6, 15 of cache/"):
         change.write_shard(0, rows)
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_says_what_is_wrong(tmp_path: Path) -> None:

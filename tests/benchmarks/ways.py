@@ -1,0 +1,380 @@
+"""The ways to embed texts that `tests.benchmarks.embed` compares, each as its users run it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import shutil
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tokenizers
+import torch
+import transformers
+
+from pipeline import paths
+from pipeline.assets import read_assets
+from pipeline.config import parse_settings, read_preset
+from pipeline.embed import run
+from pipeline.embed.backbone import Architecture
+from pipeline.embed.batches import plan_batches
+from pipeline.embed.loading import EnginePlan
+from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens
+from pipeline.store import read_manifest, read_vectors
+
+
+@dataclass
+class Case:
+    """Texts to embed with one backbone.
+
+    :param folder: of the backbone.
+    :param max_tokens: longer texts are cut.
+    """
+
+    name: str
+    texts: list[str]
+    folder: Path
+    max_tokens: int
+    device: torch.device
+    tokens: Tokens = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = load_tokenizer(self.folder, self.max_tokens).tokenize(pa.array(self.texts))
+
+    @property
+    def precision(self) -> str:
+        return "float16" if self.device.type == "cuda" else "float32"
+
+    @property
+    def half(self) -> bool:
+        return self.precision == "float16"
+
+
+class Way(ABC):
+    """One engine: loads, embeds, and runs its forward pass alone."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self._settings = dict(self.__dict__)
+
+    def unload(self) -> None:
+        """Give the weights back, so that the next engine's memory is its own."""
+        self.__dict__ = {**self._settings, "_settings": self._settings}
+        gc.collect()
+
+    @abstractmethod
+    def load(self, case: Case) -> None:
+        """Read the weights."""
+
+    @abstractmethod
+    def run_forward(self, case: Case) -> None:
+        """The backbone alone, tokens ready."""
+
+    @abstractmethod
+    def run_whole(self, case: Case) -> np.ndarray:
+        """Load, embed, and write the vectors to Parquet."""
+
+
+class Rival(Way):
+    """A way that gives an array, to be written as one would without this project."""
+
+    @abstractmethod
+    def embed(self, case: Case) -> np.ndarray:
+        """From texts to vectors, [B, D]."""
+
+    def run_whole(self, case: Case) -> np.ndarray:
+        self.load(case)
+        vectors = self.embed(case)
+        flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        pq.write_table(pa.table({"text": case.texts, "vector": column}), "plain.parquet")
+        return vectors
+
+
+class Ours(Way):
+    """`pipeline embed`, with all that it does: hashes, the fidelity gauge, flushing to the disk.
+
+    :param precision: that of the case if left out.
+    :param compiled: compile what lies between the products, however small the corpus.
+    """
+
+    def __init__(
+        self, layers: str = "last", precision: str | None = None, *, compiled: bool = False
+    ) -> None:
+        self.layers, self.precision, self.compiled = layers, precision, compiled
+        told = (f"{layers} layers" if layers != "last" else "", precision or "",
+                "compiled" if compiled else "")  # fmt: skip
+        self.name = ", ".join(["ours", *filter(None, told)])
+        super().__init__()
+
+    def load(self, case: Case) -> None:
+        asset = read_assets()["backbone"]
+        top = Architecture.read(case.folder).layers
+        layers = (top,) if self.layers == "last" else tuple(range(top + 1))
+        precision: Any = self.precision or case.precision
+        plan = EnginePlan(asset, case.folder, precision, layers, "float16", compiled=self.compiled)
+        self.reference = plan.load_reference(case.device)
+        self.engine = plan.make_engine(self.reference)
+
+    def run_forward(self, case: Case) -> None:
+        self.engine.embed(case.tokens)
+
+    def encode_in_batches(self, tokens: Tokens, order: np.ndarray) -> None:
+        """The engine's batches in this thread, for a profiler, which sees only its own."""
+        engine = self.engine
+        plan = plan_batches(tokens.lengths[order], engine.token_budget)
+        for batch in plan:
+            chosen = select_tokens(tokens, order[batch])
+            out = engine.encoder.encode(chosen.ids, chosen.lengths, engine.layers)
+        finish(engine.encoder.device, out)
+
+    def run_whole(self, case: Case) -> np.ndarray:
+        changed = {
+            "layers": self.layers,
+            "max_tokens": case.max_tokens,
+            "precision": self.precision or "auto",
+        }
+        settings = parse_settings(read_preset("default"), "default")
+        settings = settings.model_copy(
+            update={
+                "embed": settings.embed.model_copy(update=changed),
+                "runtime": settings.runtime.model_copy(update={"devices": str(case.device)}),
+            }
+        )
+        shutil.rmtree(paths.EMBEDDINGS, ignore_errors=True)
+        fewest = 0 if self.compiled else run._TEXTS_TO_COMPILE
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            mock.patch.object(run, "_TEXTS_TO_COMPILE", fewest),
+        ):
+            run.run_embed(settings)
+        keys = pq.read_table(paths.TEXTS)["key"].combine_chunks()
+        top = read_manifest(paths.EMBEDDINGS).layers[-1]
+        return read_vectors(paths.EMBEDDINGS, keys, (top,))[:, 0]
+
+
+class BatchSize:
+    """The batch size of a rival: one that it is given, or the fastest on a sample of the texts."""
+
+    def __init__(self, name: str, size: int | None) -> None:
+        self.size = size
+        self._name = name
+
+    @property
+    def told(self) -> str:
+        return f"{self._name} ({self.size})" if self.size else self._name
+
+    def choose(self, case: Case, embed: Callable[[list[str], int], Any]) -> None:
+        """:param embed: embeds texts in batches of a size."""
+        if self.size is not None:
+            return
+        sample = case.texts[:: max(1, len(case.texts) // 128)]
+        sizes = (64, 256, 1024) if case.half else (4, 8, 16, 32, 64)
+        seconds = {}
+        for _ in range(2):
+            for size in sizes:
+                started = time.perf_counter()
+                embed(sample, size)
+                took = time.perf_counter() - started
+                seconds[size] = min(took, seconds.get(size, took))
+        self.size = min(sizes, key=lambda size: seconds[size])
+
+
+class SentenceTransformers(Rival):
+    """sentence-transformers, on a GPU in float16.
+
+    :param batch_size: its default is 32; ``None`` for its best.
+    :param precision: that of the case if left out.
+    :param flash: by flash-attention's kernels, for which it packs the texts without padding.
+    """
+
+    def __init__(
+        self, batch_size: int | None = None, precision: str | None = None, *, flash: bool = False
+    ) -> None:
+        self.precision, self.flash = precision, flash
+        told = ("sentence-transformers", precision or "", "flash" if flash else "",
+                "default" if batch_size == 32 else "best")  # fmt: skip
+        self.batch = BatchSize(", ".join(filter(None, told)), batch_size)
+        super().__init__()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.batch.told
+
+    def load(self, case: Case) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        how = {"attn_implementation": "flash_attention_2"} if self.flash else {}
+        dtype = getattr(torch, self.precision or case.precision)
+        self.model = SentenceTransformer(
+            str(case.folder), device=str(case.device), model_kwargs={"dtype": dtype, **how}
+        )
+        self.model.max_seq_length = case.max_tokens
+        self.batch.choose(case, self._encode)
+
+    def _encode(self, texts: list[str], size: int) -> np.ndarray:
+        found = self.model.encode(
+            texts, batch_size=size, normalize_embeddings=False, show_progress_bar=False,
+            convert_to_tensor=True,
+        )  # fmt: skip
+        return found.float().cpu().numpy()
+
+    def embed(self, case: Case) -> np.ndarray:
+        assert self.batch.size is not None
+        return self._encode(case.texts, self.batch.size)
+
+    def run_forward(self, case: Case) -> None:
+        with torch.inference_mode():
+            for batch in pad_by_length(case.tokens, self.batch.size):
+                out = self.model({name: x.to(case.device) for name, x in batch.items()})
+            finish(case.device, out["sentence_embedding"])
+
+
+class OnnxRuntime(Rival):
+    """ONNX Runtime on a CPU in float32, at its best batch size, texts of like length together.
+
+    The model is exported once, before anything is timed.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.batch = BatchSize("ONNX Runtime, best", None)
+        super().__init__()
+
+    @staticmethod
+    def find_missing() -> str | None:
+        """What it takes and this environment lacks."""
+        missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if not find_spec(name)]
+        return ", ".join(missing) or None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.batch.told
+
+    def load(self, case: Case) -> None:
+        import onnxruntime
+
+        path = Path("exported.onnx")  # in the scratch project, not beside the backbone
+        if not path.exists():
+            export_model(case.folder, path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        self.session = onnxruntime.InferenceSession(path, options)
+        self.batch.choose(case, lambda texts, size: self._encode(texts, size, case))
+
+    def _pool(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        mask = batch["attention_mask"].numpy()
+        (states,) = self.session.run(None, {name: x.numpy() for name, x in batch.items()})
+        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+
+    def _encode(self, texts: list[str], size: int, case: Case) -> np.ndarray:
+        tokenizer = tokenizers.Tokenizer.from_file(str(case.folder / "tokenizer.json"))
+        tokenizer.enable_truncation(case.max_tokens)
+        tokenizer.no_padding()
+        pieces = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        lengths = np.array([len(piece) for piece in pieces])
+        tokens = Tokens(np.concatenate(pieces).astype(np.int32), np.append(0, lengths.cumsum()))
+        vectors = np.concatenate([self._pool(batch) for batch in pad_by_length(tokens, size)])
+        return vectors[np.argsort(np.argsort(-lengths, kind="stable"))]
+
+    def embed(self, case: Case) -> np.ndarray:
+        assert self.batch.size is not None
+        return self._encode(case.texts, self.batch.size, case)
+
+    def run_forward(self, case: Case) -> None:
+        for batch in pad_by_length(case.tokens, self.batch.size):
+            self._pool(batch)
+
+
+def export_model(folder: Path, path: Path) -> None:
+    """The backbone's last layer as an ONNX file, for batches of any size and length."""
+
+    class Body(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")
+            self.model = model.eval()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    ids = torch.full((4, 20), 1000)
+    any_size = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
+    names = ["input_ids", "attention_mask"]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Body(), (ids, torch.ones_like(ids)), path, input_names=names, output_names=["states"],
+            dynamic_shapes=dict.fromkeys(names, any_size), dynamo=True, verbose=False,
+        )  # fmt: skip
+
+
+class Notebook(Rival):
+    """The notebook's way: batches of 32 in corpus order, each text padded to the maximum."""
+
+    name = "notebook"
+
+    def load(self, case: Case) -> None:
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
+        self.model = transformers.AutoModel.from_pretrained(case.folder).eval().to(case.device)
+
+    def _pool(self, inputs: dict[str, torch.Tensor], case: Case) -> torch.Tensor:
+        inputs = {name: tensor.to(case.device) for name, tensor in inputs.items()}
+        states = self.model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
+        return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def embed(self, case: Case) -> np.ndarray:
+        vectors = []
+        with torch.no_grad():
+            for start in range(0, len(case.texts), 32):
+                inputs = self.tokenizer(
+                    case.texts[start : start + 32],
+                    padding="max_length",
+                    truncation=True,
+                    max_length=case.max_tokens,
+                    return_tensors="pt",
+                )
+                vectors.append(self._pool(dict(inputs), case).cpu().numpy())
+        return np.concatenate(vectors)
+
+    def run_forward(self, case: Case) -> None:
+        with torch.no_grad():
+            for start in range(0, len(case.texts), 32):
+                rows = np.arange(start, min(start + 32, len(case.texts)))
+                out = self._pool(pad(case.tokens, rows, case.max_tokens), case)
+            finish(case.device, out)
+
+
+def pad(tokens: Tokens, rows: np.ndarray, width: int | None) -> dict[str, torch.Tensor]:
+    lengths = tokens.lengths[rows]
+    ids = np.zeros((len(rows), width or int(lengths.max())), np.int64)
+    for number, row in enumerate(rows):
+        ids[number, : lengths[number]] = tokens.ids[tokens.offsets[row] : tokens.offsets[row + 1]]
+    mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def pad_by_length(tokens: Tokens, size: int | None) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of a size, the longest texts first."""
+    order = np.argsort(-tokens.lengths, kind="stable")
+    for start in range(0, len(order), size or 32):
+        yield pad(tokens, order[start : start + (size or 32)], None)
+
+
+def finish(device: torch.device, tensor: torch.Tensor) -> None:
+    """Wait until it is computed."""
+    if device.type == "cuda":
+        tensor[:1].cpu()
