@@ -121,9 +121,11 @@ class OneDnnLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        # oneDNN keeps the code made for each number of rows, by default for 1,024 of them: hundreds
-        # of megabytes for a corpus whose batches all differ a little. It is made in no time.
+        # oneDNN, and torch in each thread, keep the code made for each number of rows, by default
+        # for 1,024 of them: hundreds of megabytes for a corpus whose batches all differ a little.
+        # The layers of one batch need four, and it is made in no time.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+        os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.bias = bias
 

@@ -8,7 +8,8 @@ memory to vectors in Parquet on the disk, loading the weights included, imports 
 `forward_seconds` is the backbone alone, on tokens that are ready. Engines run in turn, and each
 figure is the best of its rounds. `share_of_matmul` is the rate of the forward pass, all its
 floating-point operations counted and none for padding, over that of plain products of the same
-shapes, timed in the same rounds. `cosine_min` is to Hugging Face in float32, one text at a time.
+shapes, timed in the same rounds. `cosine_min` is to Hugging Face in float32, one text at a time;
+`neighbours` is how far a vector moves with the texts around it, 0 if not by a bit.
 """
 
 from __future__ import annotations
@@ -57,11 +58,14 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHAPES = {
     "gte-base": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072},
     "tiny": {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64},
+    "wide": {"num_hidden_layers": 1, "hidden_size": 768, "intermediate_size": 64},
 }
-HEADS = {"gte-base": 12, "tiny": 2}
+HEADS = {"gte-base": 12, "tiny": 2, "wide": 12}
+ROOT = Path(__file__).parent.parent.parent
 COLUMNS = (
     "case", "engine", "texts", "tokens", "end_to_end_seconds", "forward_seconds",
-    "tokens_per_second", "tflops", "share_of_matmul", "peak_mb", "cosine_min",
+    "tokens_per_second", "tflops", "share_of_matmul", "peak_mb", "cosine_min", "neighbours",
+    "microseconds_a_further_text",
 )  # fmt: skip
 
 
@@ -194,6 +198,8 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
             way.load(case)
             products = min(products, time_products(architecture.width, inner, case))
             note(way, "forward", lambda way=way: way.run_forward(case))
+            if isinstance(way, Ours) and "neighbours" not in rows[way]:
+                rows[way]["neighbours"] = way.compare_neighbours(case)
             way.unload()
         for way in ways:
             with PeakMemory(case.device) as memory:
@@ -231,31 +237,53 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
     return [*rows.values(), tokenizing]
 
 
-def run_growth(root: Path, counts: Sequence[int], device: str) -> list[dict[str, Any]]:
-    """`pipeline embed` on more and more messages with a tiny backbone, each in a fresh process."""
-    folder = make_backbone(root / "tiny", "tiny")
-    set_project(root / "growth", str(folder))
-    messages = read_messages()
+# What a growth run does in its process; the second with a backbone that takes no time.
+_EMBED = """
+import resource
+from pipeline.cli import cli
+cli.main(["embed"], standalone_mode=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+_EMBED_FREE = f"""
+from pipeline.embed import loading, run
+from tests.benchmarks.ways import Free
+loading.PackedBert = Free
+run.check_fidelity = lambda fidelity, precision: None
+{_EMBED}"""
+
+
+def run_growth(root: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """`pipeline embed` on more and more messages with a tiny backbone, each in a fresh process, and
+    at last on as many with one of gte-base's width that takes no time."""
     rows = []
-    for size in counts:
+    for number, size in enumerate([*counts, counts[-1]]):
+        free = number == len(counts)
+        shape = "wide" if free else "tiny"
+        if number == 0 or free:
+            set_project(root / f"growth-{shape}", str(make_backbone(root / shape, shape)))
+            settings = paths.PARAMS.read_text().replace("embed: {}", "embed: {layers: last}")
+            paths.PARAMS.write_text(settings)
+            messages = read_messages()
         shutil.rmtree(paths.EMBEDDINGS, ignore_errors=True)
         write_texts(make_messages(messages, size))
-        code = (
-            "import resource, time, json, sys\n"
-            "from pipeline.cli import cli\n"
-            "cli.main(['embed'], standalone_mode=False)\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        )
         run = subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        )
+            [sys.executable, "-c", _EMBED_FREE if free else _EMBED],
+            check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
         details = json.loads((paths.TIMINGS / "embed.json").read_text())["details"]
+        seconds = details["seconds"]
+        added = None
+        if 0 < number < len(counts):
+            before = rows[-1]
+            added = 1e6 * (seconds - before["end_to_end_seconds"]) / (size - before["texts"])
         rows.append(
             {
-                "case": f"growth, tiny BERT, {size:,} messages", "engine": "ours", "texts": size,
-                "tokens": details["tokens"], "end_to_end_seconds": details["seconds"],
-                "tokens_per_second": details["tokens"] / details["seconds"],
+                "case": "growth",
+                "engine": "a backbone that takes no time" if free else "ours, tiny BERT",
+                "texts": size, "tokens": details["tokens"], "end_to_end_seconds": seconds,
+                "tokens_per_second": details["tokens"] / seconds,
                 "peak_mb": int(run.stdout.split()[-1]) / 1000,
+                "microseconds_a_further_text": added,
             }
         )  # fmt: skip
     return rows
@@ -329,7 +357,7 @@ def main(
             case = Case("long", make_long(messages, count), folder, 512, chosen)
             rows += run_case(case, ways, rounds)
         if "growth" in cases:
-            rows += run_growth(root, (10_000, 100_000, 1_000_000), device)
+            rows += run_growth(root, (10_000, 100_000, 1_000_000))
         os.chdir("/")
     machine = describe_machine("torch", "transformers", "sentence-transformers", "tokenizers")
     machine |= {"threads": torch.get_num_threads(), "backbone": random_weights or backbone}

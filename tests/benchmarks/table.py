@@ -29,6 +29,8 @@ _SHOWN = {
     "share": ("share", "{:.1%}"),
     "peak_mb": ("peak MB", "{:,.0f}"),
     "cosine_min": ("cosine", "{:.7f}"),
+    "microseconds_a_further_text": ("µs a further text", "{:.1f}"),
+    "neighbours": ("neighbours", "{:.0e}"),
 }
 
 

@@ -30,6 +30,7 @@ from pipeline.embed import run
 from pipeline.embed.backbone import Architecture
 from pipeline.embed.batches import plan_batches
 from pipeline.embed.loading import EnginePlan
+from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens
 from pipeline.store import read_manifest, read_vectors
 
@@ -131,6 +132,16 @@ class Ours(Way):
     def run_forward(self, case: Case) -> None:
         self.engine.embed(case.tokens)
 
+    def compare_neighbours(self, case: Case) -> float:
+        """How far a text's vector in one company is from its vector in another, at most, as a share
+        of its length: all texts, and a random half of them."""
+        half = np.random.default_rng(0).permutation(len(case.texts))[: len(case.texts) // 2 + 1]
+        self.engine.dtype = np.dtype(np.float32)
+        among_all = self.engine.embed(case.tokens).vectors[half, -1]
+        among_half = self.engine.embed(select_tokens(case.tokens, half)).vectors[:, -1]
+        apart = np.linalg.norm(among_all - among_half, axis=-1)
+        return float((apart / np.linalg.norm(among_all, axis=-1)).max())
+
     def encode_in_batches(self, tokens: Tokens, order: np.ndarray) -> None:
         """The engine's batches in this thread, for a profiler, which sees only its own."""
         engine = self.engine
@@ -163,6 +174,13 @@ class Ours(Way):
         keys = pq.read_table(paths.TEXTS)["key"].combine_chunks()
         top = read_manifest(paths.EMBEDDINGS).layers[-1]
         return read_vectors(paths.EMBEDDINGS, keys, (top,))[:, 0]
+
+
+class Free(PackedBert):
+    """A backbone that takes no time, to see what the rest can feed a fast device."""
+
+    def encode(self, ids: Any, lengths: Any, layers: tuple[int, ...]) -> torch.Tensor:
+        return torch.ones(()).expand(len(lengths), len(layers), self.architecture.width)
 
 
 class BatchSize:
