@@ -239,10 +239,10 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
 
 # What a growth run does in its process; the second with a backbone that takes no time.
 _EMBED = """
-import resource
 from pipeline.cli import cli
+from tests.benchmarks.table import read_memory
 cli.main(["embed"], standalone_mode=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(read_memory("VmHWM"))
 """
 _EMBED_FREE = f"""
 from pipeline.embed import loading, run
@@ -282,7 +282,7 @@ def run_growth(root: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
                 "engine": "a backbone that takes no time" if free else "ours, tiny BERT",
                 "texts": size, "tokens": details["tokens"], "end_to_end_seconds": seconds,
                 "tokens_per_second": details["tokens"] / seconds,
-                "peak_mb": int(run.stdout.split()[-1]) / 1000,
+                "peak_mb": float(run.stdout.split()[-1]),
                 "microseconds_a_further_text": added,
             }
         )  # fmt: skip

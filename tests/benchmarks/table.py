@@ -52,6 +52,15 @@ def _read_processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def read_memory(what: str) -> float:
+    """Of what Linux says of this process, ``VmRSS`` or ``VmHWM``, in MB.
+
+    Unlike the peak that ``getrusage`` tells, the latter is not that of the process that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith(what)) * 1024 / 1e6
+
+
 class PeakMemory:
     """The most memory that its block takes: of the GPU if there is one, else of the process, over
     what is in use when it starts.
@@ -72,14 +81,8 @@ class PeakMemory:
         else:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-                self._before = self._read("VmRSS")
+                self._before = read_memory("VmRSS")
         return self
-
-    @staticmethod
-    def _read(what: str) -> float:
-        """A line of what Linux says of this process, in MB."""
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(x.split()[1]) for x in lines if x.startswith(what)) * 1024 / 1e6
 
     def __exit__(self, *_: object) -> None:
         import torch
@@ -88,7 +91,7 @@ class PeakMemory:
             self.megabytes = torch.cuda.max_memory_allocated(self._device) / 1e6
             return
         with contextlib.suppress(OSError):
-            self.megabytes = self._read("VmHWM") - self._before
+            self.megabytes = read_memory("VmHWM") - self._before
 
 
 def present(rows: Sequence[dict[str, Any]], path: Path | None, machine: dict[str, Any]) -> None:
