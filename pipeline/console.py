@@ -22,7 +22,7 @@ def _console() -> Console:
 
     # Without a terminal there is no width to ask for, and 80 columns would fold the tables.
     return Console(
-        highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120, markup=False
+        highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160, markup=False
     )
 
 

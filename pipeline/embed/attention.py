@@ -56,7 +56,8 @@ def make_attention(packing: Packing, heads: int, device: torch.device) -> Attent
 
     Source: Vaswani et al. (2017), Attention is all you need.
     """
-    if device.type == "cuda":
+    # Flash attention needs Ampere or newer.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         try:
             from torch.nn.attention.varlen import varlen_attn
         except ImportError:  # torch before 2.10

@@ -36,7 +36,10 @@ def make_pooling(packing: Packing, device: torch.device) -> Pooling:
     """
     if device.type == "cuda":  # one kernel; the loop below would launch one for each run
         lengths = torch.from_numpy(packing.lengths).pin_memory().to(device, non_blocking=True)
-        return lambda states: torch.segment_reduce(states.float(), "mean", lengths=lengths)
+        # Unsafe: to check the lengths would wait for the device, once a layer.
+        return lambda states: torch.segment_reduce(
+            states.float(), "mean", lengths=lengths, unsafe=True
+        )
     sizes = [texts * tokens for texts, tokens in packing.runs]
     return lambda states: torch.cat(
         [

@@ -346,7 +346,7 @@ def main(
         folder = read_assets()["backbone"].locate()
         messages = read_messages()
         if quick:
-            cases, texts, rounds = "sms", 250, 1
+            cases, texts, rounds = "sms", 200, 1
         ways = list_ways(chosen, quick=quick)
         if "sms" in cases:
             some = messages[:texts]

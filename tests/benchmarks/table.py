@@ -102,8 +102,13 @@ def present(rows: Sequence[dict[str, Any]], path: Path | None, machine: dict[str
         keys = dict.fromkeys(key for row in some for key in row if row[key] is not None)
         shown = {key: _SHOWN.get(key, (key.replace("_", " "), "{}")) for key in keys}
         shown.pop("case", None)
+        title = str(case)
+        for key in ("texts", "tokens"):  # the same for all engines but where a case is of growth
+            if key in shown and len({row.get(key) for row in some}) == 1:
+                shown.pop(key)
+                title += f", {some[0][key]:,} {key}"
         cells = [[_format(row.get(key), form) for key, (_, form) in shown.items()] for row in some]
-        show_table([header for header, _ in shown.values()], cells, title=case)
+        show_table([header for header, _ in shown.values()], cells, title=title if case else None)
     if path is not None:
         path.write_text(json.dumps([row | {"machine": machine} for row in rows], indent=2) + "\n")
 

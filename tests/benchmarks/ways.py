@@ -198,7 +198,7 @@ class BatchSize:
         """:param embed: embeds texts in batches of a size."""
         if self.size is not None:
             return
-        sample = case.texts[:: max(1, len(case.texts) // 128)]
+        sample = case.texts[:: max(1, len(case.texts) // 64)]
         sizes = (64, 256, 1024) if case.half else (4, 8, 16, 32, 64)
         seconds = {}
         for _ in range(2):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from pipeline.assets import Asset
+from pipeline.device import choose_devices
 from pipeline.embed.backbone import Backbone
 from pipeline.embed.engine import Engine
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
+from pipeline.embed.loading import EngineGroup, EnginePlan
 from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens
 
@@ -20,14 +24,22 @@ LENGTHS = [1, 2, 3, 16, 17, 127, 128, 129, 511, 512, *range(3, 60)]
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """gte-base's heads and width, two layers, random weights."""
     folder = tmp_path_factory.mktemp("gpu") / "bert"
     torch.manual_seed(0)
     config = transformers.BertConfig(num_hidden_layers=2)
     transformers.BertModel(config).eval().save_pretrained(folder)
-    asset = Asset(id="random", source="test", files={}, path=str(folder))
-    return Backbone(asset, folder, torch.device("cuda"), "float32")
+    return folder
+
+
+def make_asset(folder: Path) -> Asset:
+    return Asset(id="random", source="test", files={}, path=str(folder))
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Backbone:
+    return Backbone(make_asset(folder), folder, torch.device("cuda"), "float32")
 
 
 def make_tokens(lengths: list[int]) -> Tokens:
@@ -36,20 +48,36 @@ def make_tokens(lengths: list[int]) -> Tokens:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("budget", [600, 65536])
-def test_every_layer_equals_hugging_face(reference: Backbone, precision: str, budget: int) -> None:
+@pytest.mark.parametrize("budget", [600, 32768])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_layer_equals_hugging_face(
+    reference: Backbone, precision: str, budget: int, compiled: bool
+) -> None:
     tokens = make_tokens(LENGTHS)
-    engine = Engine(PackedBert(reference, precision), (0, 1, 2), np.dtype("float32"), budget)
-    rows = engine.embed(tokens)
+    encoder = PackedBert(reference, precision, compiled=compiled)
+    with Engine(encoder, (0, 1, 2), np.dtype("float32"), budget) as engine:
+        rows = engine.embed(tokens)
     fidelity = measure_fidelity(reference, tokens, rows, engine.layers)
     check_fidelity(fidelity, precision)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has not two GPUs")
+def test_all_gpus_share_the_work(reference: Backbone, folder: Path) -> None:
+    plan = EnginePlan(make_asset(folder), folder, "float16", (1, 2), "float32")
+    shards = [make_tokens(LENGTHS[start:]) for start in range(6)]
+    with EngineGroup(plan, choose_devices("auto")) as group:
+        jobs = [group.start(shard, lambda n: None, lambda b, r: None) for shard in shards]
+        for job, shard in zip(jobs, shards, strict=True):
+            check_fidelity(measure_fidelity(reference, shard, job.finish(), (1, 2)), "float16")
+
+
 def test_a_vector_does_not_depend_on_its_neighbours(reference: Backbone) -> None:
-    engine = Engine(PackedBert(reference, "float16"), (1, 2), np.dtype("float32"), 65536)
-    together = engine.embed(make_tokens(LENGTHS)).vectors
-    engine.token_budget = 64
-    apart = engine.embed(make_tokens(LENGTHS)).vectors
+    """How far it moves, the benchmark tells; here, that it is the same text's."""
+    tokens = make_tokens(LENGTHS)
+    with Engine(PackedBert(reference, "float16"), (1, 2), np.dtype("float32"), 32768) as engine:
+        together = engine.embed(tokens).vectors
+        engine.token_budget = 64
+        apart = engine.embed(tokens).vectors
     cosine = (together * apart).sum(-1)
     cosine /= np.linalg.norm(together, axis=-1) * np.linalg.norm(apart, axis=-1)
     assert cosine.min() > 0.99999
