@@ -207,16 +207,11 @@ def test_a_stack_is_each_configuration_alone(name: str, folds: int | None) -> No
             grid = {k: v for k, v in GRIDS[name].items() if k != "search"}
             alone.append(fit(folds=folds, **{**grid, **settings, **search}).heads[number])
         best = head.scores[0].numbers[0]
-        tolerance = 2e-3 if name == "lbfgs" else 1e-5
         for table in head.scores:
             (place,) = table.numbers
-            assert alone[place].scores[0].loss == pytest.approx(table.loss, rel=tolerance)
-        np.testing.assert_allclose(
-            head.found.head.weight, alone[best].found.head.weight, atol=tolerance
-        )
-        np.testing.assert_allclose(
-            head.found.held_out, alone[best].found.held_out, atol=10 * tolerance
-        )
+            assert alone[place].scores[0].loss == pytest.approx(table.loss, rel=1e-5)
+        np.testing.assert_allclose(head.found.head.weight, alone[best].found.head.weight, atol=1e-5)
+        np.testing.assert_allclose(head.found.held_out, alone[best].found.held_out, atol=1e-4)
 
 
 def test_stacks_hold_one_shape_and_no_more_than_the_limit() -> None:
