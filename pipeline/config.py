@@ -332,7 +332,8 @@ class SearchSettings(Section):
     """A grid of configurations: every combination of the values that its lists give.
 
     A key that is left out keeps what ``heads``, or the task, says. ``seeds`` are no choice: their
-    scores are averaged, and the head of the first one is kept.
+    scores are averaged, and the head of the first one is kept; ``lbfgs`` draws nothing at random
+    and trains one head for all of them.
     """
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = None

@@ -17,7 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
 from pipeline.corpus import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
-from pipeline.heads.choosing import choose_threshold, fit_temperature, score
+from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scores, score
 from pipeline.heads.configurations import Configuration, group_by_shape, list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures, fit_scaling
 from pipeline.heads.tasks import LossOptions, Task, compute_class_weights, make_tasks
@@ -298,6 +298,24 @@ def test_seeds_are_averaged_and_the_first_is_kept() -> None:
     alone = [fit((MOOD,), max_epochs=2, seed=s).heads[0].scores[0].value for s in (4, 5, 6)]
     assert head.scores[0].value == pytest.approx(np.mean(alone))
     assert head.scores[0].deviation == pytest.approx(np.std(alone, ddof=1))
+
+
+def test_settings_that_do_not_concern_a_head_make_no_other_of_it() -> None:
+    found = configure(
+        search=({"optimizer": ("lbfgs", "adamw"), "learning_rate": (0.1, 0.2), "seeds": (1, 2, 3)},)
+    )
+    assert [c.optimizer for c in found] == ["lbfgs", *["adamw"] * 6]
+    assert "seed" not in found[0].describe()
+    assert len(configure(search=({"hidden_size": (4, 8)},))) == 1
+    both = configure(search=({"hidden_size": (4, 8), "head": ("linear", "hidden")},))
+    assert [c.head for c in both] == ["linear", "hidden", "hidden"]
+
+
+def test_the_search_table_tells_the_kind_of_loss_and_the_loss() -> None:
+    (head,) = fit((MOOD,), max_epochs=2, search=({"loss": ("focal", "cross_entropy")},)).heads
+    rows = list_scores(head.scores, configure(search=({"loss": ("focal", "cross_entropy")},)))
+    assert {row["loss"] for row in rows} == {"focal", "cross_entropy"}
+    assert [row["held_out_loss"] for row in rows] == [score.loss for score in head.scores]
 
 
 def test_a_mix_of_layers_is_folded_into_weights_on_all_of_them() -> None:
