@@ -47,6 +47,7 @@ def run_train_heads(settings: Settings) -> dict[str, object]:
     backbone = read_assets()["backbone"]
     _check_backbone(backbone, manifest)
     configurations = list_configurations(settings.heads, manifest.layers)
+    _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
     fit = _fit(settings, rows, parts, tasks, configurations, manifest)
     _save(settings, fit, backbone, manifest, configurations)
@@ -69,6 +70,12 @@ def _check_backbone(backbone: Asset, manifest: Manifest) -> None:
             f"names {backbone.id}",
             hint="run `pipeline embed` first",
         )
+
+
+def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]) -> None:
+    several = any(grid.seeds and len(grid.seeds) > 1 for grid in settings.heads.search)
+    if several and any(c.optimizer == "lbfgs" for c in configurations):
+        say("lbfgs draws nothing at random: one head stands for all seeds of its grid")
 
 
 def _select_part(rows: LabelledRows, part: str) -> npt.NDArray[np.int64]:
