@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 Rows = slice | torch.Tensor
 Batch = tuple[torch.Tensor, torch.Tensor]
 Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
-_BLOCK_ROWS = 8192
+BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,27 @@ class StreamedFeatures:
 
     :param read: gives unscaled vectors of the rows from 0 to a number: (rows wanted, batch size,
         seed or ``None`` for the order of the store) → row numbers and features, in batches.
+    :param block_rows: how many rows may be in memory at once.
     """
 
     def __init__(
-        self, read: Reader, rows: int, train_rows: int, width: int, scaling: Scaling, device: str
+        self,
+        read: Reader,
+        rows: int,
+        train_rows: int,
+        scaling: Scaling,
+        device: str,
+        block_rows: int = BLOCK_ROWS,
     ) -> None:
         self._read = read
-        self.rows, self.train_rows, self.width = rows, train_rows, width
+        self._block_rows = block_rows
+        self.rows, self.train_rows, self.width = rows, train_rows, len(scaling.mean)
         self._scaling = scaling
         self._device = device
 
     def blocks(self) -> Iterator[tuple[Rows, torch.Tensor]]:
         """All rows, in the order of the store."""
-        for rows, features in self._read(self.rows, _BLOCK_ROWS, None):
+        for rows, features in self._read(self.rows, self._block_rows, None):
             yield torch.from_numpy(rows).to(self._device), self._scale(features)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -114,18 +122,18 @@ class StreamedFeatures:
 
     def sample(self) -> torch.Tensor:
         """Rows that show how the features vary."""
-        _, features = next(iter(self._read(self.train_rows, _BLOCK_ROWS, 0)))
+        _, features = next(iter(self._read(self.train_rows, self._block_rows, 0)))
         return self._scale(features)
 
     def _scale(self, features: Floats) -> torch.Tensor:
         return torch.from_numpy(self._scaling.apply(features)).to(self._device)
 
 
-def fit_scaling(read: Reader, train_rows: int, width: int) -> Scaling:
+def fit_scaling(read: Reader, train_rows: int, width: int, block_rows: int = BLOCK_ROWS) -> Scaling:
     """``Scaling.fit`` of features that do not fit into memory, in one pass."""
     total, squares = np.zeros(width), np.zeros(width)
     shift: npt.NDArray[np.float64] | None = None
-    for _, features in read(train_rows, _BLOCK_ROWS, None):
+    for _, features in read(train_rows, block_rows, None):
         wide = features.astype(np.float64)
         # Squares of differences from some row near the mean, not of large numbers.
         shift = wide.mean(axis=0) if shift is None else shift

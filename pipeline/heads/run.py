@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
+_LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
 _SHOWN_SCORES = 5
 
 
@@ -141,7 +142,13 @@ def _make_features_of(
     """
     import torch
 
-    from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures, fit_scaling
+    from pipeline.heads.features import (
+        BLOCK_ROWS,
+        MemoryFeatures,
+        Scaling,
+        StreamedFeatures,
+        fit_scaling,
+    )
 
     wanted = tuple(sorted({layer for c in configurations for layer in c.layers}))
     # Twice: as they are read, and scaled.
@@ -163,16 +170,20 @@ def _make_features_of(
 
     def stream_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         width = len(layers) * manifest.width
-        window = max(1024, int(memory / (16 * width)))
+        # A window and what is left of the one before, as read and then scaled.
+        window = max(_LEAST_WINDOW, int(memory / (16 * width)))
+        block = min(window, BLOCK_ROWS)
 
         def read(rows: int, batch: int, seed: int | None) -> Iterator[tuple[Any, Any]]:
-            for numbers, block in stream_vectors(
+            for numbers, vectors in stream_vectors(
                 paths.EMBEDDINGS, keys[:rows], layers, batch, window_rows=window, seed=seed
             ):
-                yield numbers, block.reshape(len(block), -1)
+                yield numbers, vectors.reshape(len(vectors), -1)
 
-        scaling = fit_scaling(read, train_rows, width) if standardize else Scaling.identity(width)
-        return StreamedFeatures(read, len(keys), train_rows, width, scaling, device), scaling
+        scaling = (
+            fit_scaling(read, train_rows, width, block) if standardize else Scaling.identity(width)
+        )
+        return StreamedFeatures(read, len(keys), train_rows, scaling, device, block), scaling
 
     def features_of(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         if layers not in cached:

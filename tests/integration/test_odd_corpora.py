@@ -31,12 +31,14 @@ def learn(project: Path, tiny_backbone: Path, cli: Cli) -> Callable[..., str]:
         labels: dict[str, Row],
         *,
         fails: bool = False,
+        max_memory: float | None = None,
         **heads: object,
     ) -> str:
         settings = {
             "fetch": {"dataset": "rows.jsonl", "backbones": [str(tiny_backbone)]},
             "prepare": {"text_column": "text", "labels": labels},
             "heads": {"max_epochs": 5, **heads},
+            "runtime": {"max_memory": max_memory},
         }
         paths.PARAMS.write_text(json.dumps(settings))
         parts = ["train"] * rows
@@ -219,6 +221,33 @@ def test_the_same_seed_writes_the_same_files(
     run_stages(cli, "train-heads")
     assert {path.name: path.read_bytes() for path in paths.HEADS.iterdir()} == first
     assert set(first) == {"heads.safetensors", "heads.json", "curves.csv"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_vectors_that_exceed_the_memory(learn: Callable[..., str], optimizer: str) -> None:
+    """Two windows of them: the optimum is the same, and AdamW sees rows in another order."""
+    kind = {"kind": {"column": "kind", "classes": ["a", "b"]}}
+    found = []
+    for max_memory in (None, 1e-4):
+        said = learn(
+            1600,
+            lambda n, part: {"kind": "ab"["7" in str(n)]},
+            kind,
+            optimizer=optimizer,
+            max_memory=max_memory,
+            learning_rate=0.02,
+            max_epochs=100,
+        )
+        assert ("reading them from the store as they are wanted" in said) == bool(max_memory)
+        about = json.loads((paths.HEADS / "heads.json").read_text())["tasks"]["kind"]
+        found.append((about, read_heads()["kind.weight"]))
+    (whole, weight), (streamed, other) = found
+    assert whole["held_out_score"] > 0.9
+    assert streamed["held_out_score"] == pytest.approx(whole["held_out_score"], abs=0.02)
+    noise = 1e-4 if optimizer == "lbfgs" else 5e-3
+    assert streamed["validation_loss"] == pytest.approx(whole["validation_loss"], abs=noise)
+    if optimizer == "lbfgs":
+        np.testing.assert_allclose(other, weight, atol=1e-2 * np.abs(weight).max())
 
 
 def test_seeds_of_what_draws_nothing_are_one(learn: Callable[..., str]) -> None:

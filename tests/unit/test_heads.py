@@ -426,7 +426,7 @@ def test_streamed_training_is_that_in_memory_within_noise() -> None:
         settings = HeadsSettings(**{**BASE, **changes})
         targets = make_targets(labels, 400, None, "cpu")
         streamed = fit_heads(
-            lambda _: (StreamedFeatures(read, 600, 400, WIDTH, scaling, "cpu"), scaling),
+            lambda _: (StreamedFeatures(read, 600, 400, scaling, "cpu"), scaling),
             targets, (SPAM, MOOD), list_configurations(settings, (0,)), settings,
         )  # fmt: skip
         whole = fit(**changes)
