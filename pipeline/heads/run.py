@@ -34,6 +34,7 @@ _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
 _LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
 _SHOWN_SCORES = 5
+_SPINS = "1000"
 
 
 def run_train_heads(settings: Settings) -> dict[str, object]:
@@ -94,6 +95,10 @@ def _fit(
     configurations: Sequence[Configuration],
     manifest: Manifest,
 ) -> Fit:
+    # How often a thread of libgomp looks whether the others are done before it sleeps. By default
+    # it does for some ten milliseconds: where another program has the core of one of them, each
+    # operation takes that long. Read when torch loads the library.
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     import torch
 
     from pipeline.heads.training import draw_folds, fit_heads, make_targets
