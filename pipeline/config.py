@@ -405,8 +405,9 @@ class RuntimeSettings(Section):
     ``device``: ``auto`` is the first GPU, else the CPU. ``threads``: of the CPU; null for all
     cores. ``token_budget``: padded tokens in one batch; null for what suits the device.
     ``max_memory``: GB that the vectors of ``train-heads`` may take; beyond that they are streamed
-    from the store; null for half of what the machine has. ``logger``: where training also logs to,
-    ``tensorboard`` or ``dvclive``, in ``cache/logs``; the curves are always in ``curves.csv``.
+    from the store; null for half of what the machine has. ``logger``: where the curves of the
+    chosen heads also go, ``tensorboard`` or ``dvclive``, in ``cache/logs``; they are always in
+    ``curves.csv``.
     """
 
     device: Name = "auto"

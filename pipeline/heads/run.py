@@ -51,9 +51,12 @@ def run_train_heads(settings: Settings) -> dict[str, object]:
     configurations = list_configurations(settings.heads, manifest.layers)
     _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
+    logger = _make_logger(settings)
     fit = _fit(settings, rows, parts, tasks, configurations, manifest)
     _save(settings, fit, backbone, manifest, configurations)
     _show_summary(fit, configurations)
+    if logger is not None:
+        _log_curves(logger, fit.heads)
     return {
         "tasks": len(tasks),
         "configurations": len(configurations),
@@ -129,7 +132,6 @@ def _fit(
             settings.heads,
             device=device,
             advance=advance,
-            logger=_make_logger(settings),
         )
 
 
@@ -215,9 +217,11 @@ def _limit_memory(settings: Settings) -> float:
 
 
 def _make_logger(settings: Settings) -> Any:
-    """Lightning's logger of the user's choice; ``False`` for none beside ``curves.csv``."""
+    """Lightning's logger of the user's choice; ``None`` for ``curves.csv`` alone."""
     if settings.runtime.logger == "csv":
-        return False
+        return None
+    import pipeline.heads.lightning  # noqa: F401, which makes the import of Lightning light
+
     try:
         if settings.runtime.logger == "tensorboard":
             from lightning.pytorch.loggers import TensorBoardLogger
@@ -226,13 +230,29 @@ def _make_logger(settings: Settings) -> Any:
         # The user's own choice to install, so neither here nor in the tests.
         from dvclive.lightning import DVCLiveLogger  # type: ignore[import-not-found]
 
-        return DVCLiveLogger(dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False)
+        # Neither a commit of the user's work nor a line in the user's dvc.yaml.
+        return DVCLiveLogger(
+            dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False, dvcyaml=None
+        )
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"params.yaml: runtime.logger: {settings.runtime.logger} is not installed "
-            f"({error.name or error})",
+            f"params.yaml: runtime.logger: {settings.runtime.logger} is not installed"
+            + (f" (no module {error.name})" if error.name else ""),
             hint=f"pip install {settings.runtime.logger}, or set it to csv",
         ) from error
+
+
+def _log_curves(logger: Any, heads: Sequence[TrainedHead]) -> None:
+    """Log the losses of the heads that were chosen, of the others none: there may be thousands."""
+    for epoch in range(max(len(head.found.curve) for head in heads)):
+        record = {}
+        for head in heads:
+            if epoch < len(head.found.curve):
+                train, validation = head.found.curve[epoch].tolist()
+                record[f"{head.task.name}/train/loss"] = train
+                record[f"{head.task.name}/validation/loss"] = validation
+        logger.log_metrics(record, step=epoch + 1)
+    logger.finalize("success")
 
 
 def _choose_threads(

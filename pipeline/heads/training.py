@@ -162,13 +162,11 @@ def fit_heads(
     *,
     device: str = "cpu",
     advance: Advance = lambda amount: None,
-    logger: Any = False,
 ) -> Fit:
     """Train all configurations, stack by stack; the same seed gives the same heads.
 
     :param device: ``cpu``, ``cuda`` or ``cuda:N``.
     :param advance: called after each epoch.
-    :param logger: of Lightning.
     :raises DataError: if a task has no configuration whose loss is a number.
     """
     started = time.perf_counter()
@@ -180,7 +178,7 @@ def fit_heads(
         features, scaling = features_of(stack[0].layers)
         train = _fit_full_batch if stack[0].optimizer == "lbfgs" else _fit_batches
         candidates, ran = train(
-            features, scaling, targets, tasks, stack, settings, judged, device, advance, logger
+            features, scaling, targets, tasks, stack, settings, judged, device, advance
         )
         epochs += ran
         found |= dict(zip(numbers, candidates, strict=True))
@@ -209,9 +207,7 @@ def _limit_stack(
     return max(1, _STACK_NUMBERS // each)
 
 
-def make_trainer(
-    max_epochs: int, device: str, callbacks: list[Callback], logger: Any = False
-) -> Trainer:
+def make_trainer(max_epochs: int, device: str, callbacks: list[Callback]) -> Trainer:
     """A Trainer that keeps its own files, bars and advice to itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
@@ -221,7 +217,7 @@ def make_trainer(
         devices=[int(index or 0)] if kind == "cuda" else 1,
         max_epochs=max_epochs,
         callbacks=callbacks,
-        logger=logger,
+        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -263,11 +259,6 @@ class KeepBest(Callback):
         epoch = trainer.current_epoch + 1
         losses = self._measure(pl_module)
         self.curves.append(torch.stack([pl_module.average_losses(), losses]).cpu())
-        if trainer.logger is not None:
-            names = [task.name for task in pl_module.tasks]
-            record = dict(zip((f"{n}/validation_loss" for n in names), losses[:, -1].tolist(),
-                              strict=True))  # fmt: skip
-            trainer.logger.log_metrics(record, step=epoch)
         if epoch == 1:
             self.loss = torch.full_like(losses, float("inf"))
             self.epoch = torch.zeros_like(losses)
@@ -335,13 +326,12 @@ def _fit_batches(
     judged: torch.Tensor,
     device: str,
     advance: Advance,
-    logger: Any,
 ) -> tuple[list[dict[str, Candidate]], int]:
     """Train a stack batch by batch."""
     module = GradientHeads(features.width, tasks, configurations, targets).to(device)
     keep = KeepBest(features, settings.patience, settings.keep == "last", advance)
     batches = Epochs(features, settings.batch_size, configurations[0].seed)
-    _run(make_trainer(settings.max_epochs, device, [keep], logger), module, batches)
+    _run(make_trainer(settings.max_epochs, device, [keep]), module, batches)
     module.to(device)
     module.heads.load_state_dict(keep.state)
     curves = torch.stack(keep.curves).double().numpy()  # [epochs, 2, tasks, K]
@@ -424,13 +414,12 @@ def _fit_full_batch(
     judged: torch.Tensor,
     device: str,
     advance: Advance,
-    logger: Any,
 ) -> tuple[list[dict[str, Candidate]], int]:
     """Train a stack of linear heads to their optimum."""
     basis = find_basis(features.sample())
     module = FullBatchHeads(features, tasks, configurations, targets, basis)
     steps = range(settings.max_epochs)
-    _run(make_trainer(1, device, [_CountSteps(advance)], logger), module, steps)
+    _run(make_trainer(1, device, [_CountSteps(advance)]), module, steps)
     F = targets.models
     candidates: list[dict[str, Candidate]] = [{} for _ in configurations]
     for task in tasks:
