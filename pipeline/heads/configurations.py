@@ -142,17 +142,10 @@ class _Weights(dict[Any, float]):
 
 
 def group_by_shape(
-    configurations: Sequence[Configuration], limit: int
+    configurations: Sequence[Configuration],
 ) -> list[list[tuple[int, Configuration]]]:
-    """Configurations that train as one stack, with their numbers.
-
-    :param limit: how many a stack may hold.
-    """
+    """Configurations that can train as one stack, with their numbers."""
     groups: dict[Hashable, list[tuple[int, Configuration]]] = {}
     for number, configuration in enumerate(configurations):
         groups.setdefault(configuration.shape, []).append((number, configuration))
-    return [
-        group[start : start + limit]
-        for group in groups.values()
-        for start in range(0, len(group), limit)
-    ]
+    return list(groups.values())

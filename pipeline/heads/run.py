@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,17 +22,14 @@ from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.files import format_json, write_together
 from pipeline.heads.configurations import Configuration, list_configurations
 from pipeline.heads.tasks import Task, check_search, make_tasks
-from pipeline.store import Manifest, read_manifest, read_vectors, stream_vectors
+from pipeline.store import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from pipeline.heads.features import Scaling
-    from pipeline.heads.module import Features
-    from pipeline.heads.training import FeaturesOf, Fit, HeadWeights, TrainedHead
+    from pipeline.heads.training import Fit, HeadWeights, TrainedHead
 
 FORMAT = 2
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
-_LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
 _SHOWN_SCORES = 5
 _SPINS = "1000"
 
@@ -104,6 +101,7 @@ def _fit(
     os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     import torch
 
+    from pipeline.heads.stored import StoredFeatures
     from pipeline.heads.training import draw_folds, fit_heads, make_targets
 
     threads = settings.runtime.threads or _choose_threads(
@@ -121,7 +119,15 @@ def _fit(
         folds = draw_folds(texts, settings.heads.folds, settings.heads.seed)
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
     targets = make_targets(labels, len(parts[0]), folds, device)
-    features_of = _make_features_of(settings, keys, len(parts[0]), configurations, manifest, device)
+    features_of = StoredFeatures(
+        keys,
+        len(parts[0]),
+        sorted({layer for c in configurations for layer in c.layers}),
+        manifest.width,
+        standardize=settings.heads.standardize,
+        memory_bytes=_limit_memory(settings),
+        device=device,
+    )
     total = settings.heads.max_epochs * len({c.shape for c in configurations})
     with show_progress("training", total, "epochs") as advance:
         return fit_heads(
@@ -133,77 +139,6 @@ def _fit(
             device=device,
             advance=advance,
         )
-
-
-def _make_features_of(
-    settings: Settings,
-    keys: Any,
-    train_rows: int,
-    configurations: Sequence[Configuration],
-    manifest: Manifest,
-    device: str,
-) -> FeaturesOf:
-    """How to come by the features of some layers: from memory, or streamed if they do not fit.
-
-    :param keys: of the training rows, then of the validation rows.
-    """
-    import torch
-
-    from pipeline.heads.features import (
-        BLOCK_ROWS,
-        MemoryFeatures,
-        Scaling,
-        StreamedFeatures,
-        fit_scaling,
-    )
-
-    wanted = tuple(sorted({layer for c in configurations for layer in c.layers}))
-    # Twice: as they are read, and scaled.
-    needed = 2 * 4 * len(keys) * len(wanted) * manifest.width
-    memory = _limit_memory(settings)
-    standardize = settings.heads.standardize
-    cached: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
-    if needed <= memory:
-        vectors = read_vectors(paths.EMBEDDINGS, keys, wanted)
-
-    def read_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
-        chosen = (
-            vectors[:, [wanted.index(layer) for layer in layers]] if layers != wanted else vectors
-        )
-        flat = chosen.reshape(len(keys), -1)
-        scaling = Scaling.fit(flat[:train_rows]) if standardize else Scaling.identity(flat.shape[1])
-        scaled = torch.from_numpy(scaling.apply(flat)).to(device)
-        return MemoryFeatures(scaled, train_rows), scaling
-
-    def stream_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
-        width = len(layers) * manifest.width
-        # A window and what is left of the one before, as read and then scaled.
-        window = max(_LEAST_WINDOW, int(memory / (16 * width)))
-        block = min(window, BLOCK_ROWS)
-
-        def read(rows: int, batch: int, seed: int | None) -> Iterator[tuple[Any, Any]]:
-            for numbers, vectors in stream_vectors(
-                paths.EMBEDDINGS, keys[:rows], layers, batch, window_rows=window, seed=seed
-            ):
-                yield numbers, vectors.reshape(len(vectors), -1)
-
-        scaling = (
-            fit_scaling(read, train_rows, width, block) if standardize else Scaling.identity(width)
-        )
-        return StreamedFeatures(read, len(keys), train_rows, scaling, device, block), scaling
-
-    def features_of(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
-        if layers not in cached:
-            cached.clear()  # one set of features at a time
-            cached[layers] = (read_features if needed <= memory else stream_features)(layers)
-        return cached[layers]
-
-    if needed > memory:
-        say(
-            f"the vectors would take {needed / 1e9:.1f} GB of the {memory / 1e9:.1f} GB that they "
-            "may: reading them from the store as they are wanted"
-        )
-    return features_of
 
 
 def _limit_memory(settings: Settings) -> float:

@@ -17,9 +17,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
 from pipeline.corpus import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
+from pipeline.heads import training
 from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scores, score
 from pipeline.heads.configurations import Configuration, group_by_shape, list_configurations
-from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures, fit_scaling
+from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.tasks import LossOptions, Task, compute_class_weights, make_tasks
 from pipeline.heads.training import Fit, draw_folds, fit_heads, make_targets
 
@@ -214,15 +215,26 @@ def test_a_stack_is_each_configuration_alone(name: str, folds: int | None) -> No
         np.testing.assert_allclose(head.found.held_out, alone[best].found.held_out, atol=1e-4)
 
 
-def test_stacks_hold_one_shape_and_no_more_than_the_limit() -> None:
+def test_stacks_hold_one_shape() -> None:
     found = configure(
         optimizer="sgd",
         search=({"head": ("linear", "hidden"), "learning_rate": (0.1, 0.2, 0.3)},),
     )
-    groups = group_by_shape(found, 2)
+    groups = group_by_shape(found)
     assert sorted(number for group in groups for number, _ in group) == list(range(6))
-    assert [len(group) for group in groups] == [2, 1, 2, 1]
+    assert [len(group) for group in groups] == [3, 3]
     assert all(len({c.shape for _, c in group}) == 1 for group in groups)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lbfgs"])
+def test_a_stack_too_large_trains_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit(**GRIDS[name])
+    monkeypatch.setattr(training, "_STACK_NUMBERS", 600 * 3)  # the logits of one configuration
+    parted = fit(**GRIDS[name])
+    assert parted.epochs > whole.epochs
+    for a, b in zip(whole.heads, parted.heads, strict=True):
+        assert a.configuration == b.configuration
+        np.testing.assert_allclose(a.found.head.weight, b.found.head.weight, atol=1e-5)
 
 
 def test_lbfgs_refuses_what_it_cannot_train() -> None:
@@ -418,7 +430,7 @@ def test_streamed_training_is_that_in_memory_within_noise() -> None:
             for start in range(0, len(chosen), batch):
                 yield chosen[start : start + batch], features[chosen[start : start + batch]]
 
-    scaling = fit_scaling(read, 400, WIDTH)
+    scaling = Scaling.fit_blocks(block for _, block in read(400, 64, None))
     expected = Scaling.fit(features[:400])
     np.testing.assert_allclose(scaling.mean, expected.mean, rtol=1e-6)
     np.testing.assert_allclose(scaling.deviation, expected.deviation, rtol=1e-5)
