@@ -332,7 +332,8 @@ class SearchSettings(Section):
     """A grid of configurations: every combination of the values that its lists give.
 
     A key that is left out keeps what ``heads``, or the task, says. ``seeds`` are no choice: their
-    scores are averaged, and the head of the first one is kept.
+    scores are averaged, and the head of the first one is kept; ``lbfgs`` draws nothing at random
+    and trains one head for all of them.
     """
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = None
@@ -405,8 +406,9 @@ class RuntimeSettings(Section):
     texts among them, a process each; ``train-heads`` takes the first. ``threads``: of the CPU; null
     for all cores. ``token_budget``: tokens in one batch; null for what suits the device.
     ``max_memory``: GB that the vectors of ``train-heads`` may take; beyond that they are streamed
-    from the store; null for half of what the machine has. ``logger``: where training also logs to,
-    ``tensorboard`` or ``dvclive``, in ``cache/logs``; the curves are always in ``curves.csv``.
+    from the store; null for half of what the machine has. ``logger``: where the curves of the
+    chosen heads also go, ``tensorboard`` or ``dvclive``, in ``cache/logs``; they are always in
+    ``curves.csv``.
     """
 
     devices: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "auto"

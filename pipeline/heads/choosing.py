@@ -279,7 +279,10 @@ def choose_threshold(
 def list_scores(
     scores: Sequence[Score], configurations: Sequence[Configuration]
 ) -> list[Mapping[str, Any]]:
-    """The search as a table: score, loss and what tells each configuration from the others."""
+    """The search as a table: how each configuration did, and what tells it from the others.
+
+    ``loss`` is the kind of loss that it trained on, a setting; ``held_out_loss`` a number.
+    """
     described = [configurations[s.numbers[0]].describe() for s in scores]
     keys = dict.fromkeys(key for one in described for key in one if key != "seed")
     telling = [key for key in keys if len({str(one.get(key)) for one in described}) > 1] or list(
@@ -293,7 +296,7 @@ def list_scores(
                 if s.deviation is not None
                 else {}
             ),
-            "loss": s.loss,
+            "held_out_loss": s.loss,
             **{key: one[key] for key in telling if key in one},
         }
         for s, one in zip(scores, described, strict=True)

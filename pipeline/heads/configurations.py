@@ -55,11 +55,9 @@ class Configuration:
 
     def describe(self) -> dict[str, Any]:
         """Its settings as they may stand in JSON; those that do not concern it are left out."""
-        idle = set()
-        if self.head == "linear":
-            idle.add("hidden_size")
+        idle = _list_idle(self.head, self.optimizer)
         if self.optimizer == "lbfgs":
-            idle |= {"learning_rate", "dropout", "seed"}
+            idle |= {"dropout", "seed"}
         found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in idle}
         return {
             key: list(value) if isinstance(value, tuple) else value
@@ -70,6 +68,9 @@ class Configuration:
 
 def list_configurations(settings: HeadsSettings, available: tuple[int, ...]) -> list[Configuration]:
     """All configurations of the search, each once; the one of the settings if there is none.
+
+    Those that differ in what does not concern them, such as the seed of L-BFGS, which draws nothing
+    at random, are one.
 
     :param available: numbers of the cached layers.
     :raises SettingsError: if a layer is not cached, or ``lbfgs`` is asked for what it cannot train.
@@ -97,6 +98,8 @@ def _configure(
         return values.get(name, getattr(settings, name))
 
     weights = values.get("class_weights")
+    idle = _list_idle(pick("head"), pick("optimizer"))
+    values = {k: v for k, v in values.items() if k not in idle}
     found = Configuration(
         layers=resolve_layers(pick("layers"), available, f"{key}.layers"),
         combine=pick("combine"),
@@ -124,6 +127,12 @@ def _configure(
     return found
 
 
+def _list_idle(head: str, optimizer: str) -> set[str]:
+    """Settings that do not concern such a head."""
+    idle = {"hidden_size"} if head == "linear" else set()
+    return idle | {"learning_rate", "seeds"} if optimizer == "lbfgs" else idle
+
+
 class _Weights(dict[Any, float]):
     """Class weights that can be told apart in a set."""
 
@@ -133,17 +142,10 @@ class _Weights(dict[Any, float]):
 
 
 def group_by_shape(
-    configurations: Sequence[Configuration], limit: int
+    configurations: Sequence[Configuration],
 ) -> list[list[tuple[int, Configuration]]]:
-    """Configurations that train as one stack, with their numbers.
-
-    :param limit: how many a stack may hold.
-    """
+    """Configurations that can train as one stack, with their numbers."""
     groups: dict[Hashable, list[tuple[int, Configuration]]] = {}
     for number, configuration in enumerate(configurations):
         groups.setdefault(configuration.shape, []).append((number, configuration))
-    return [
-        group[start : start + limit]
-        for group in groups.values()
-        for start in range(0, len(group), limit)
-    ]
+    return list(groups.values())

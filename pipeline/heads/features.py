@@ -14,7 +14,8 @@ Floats = npt.NDArray[np.float32]
 Rows = slice | torch.Tensor
 Batch = tuple[torch.Tensor, torch.Tensor]
 Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
-_BLOCK_ROWS = 8192
+BLOCK_ROWS = 8192
+_FIT_ROWS = 256  # whose float64 stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,39 @@ class Scaling:
 
         :param features: float32, [B, D].
         """
-        mean = features.mean(axis=0, dtype=np.float64)
-        deviation = features.std(axis=0, dtype=np.float64)
-        return cls(mean, np.where(_is_constant(mean, deviation), 1.0, deviation))
+        starts = range(0, len(features), _FIT_ROWS)
+        return cls.fit_blocks(features[start : start + _FIT_ROWS] for start in starts)
+
+    @classmethod
+    def fit_blocks(cls, blocks: Iterable[Floats]) -> Scaling:
+        """The same of rows that come in blocks, in one pass.
+
+        :param blocks: float32, [b, D] each; one row at least.
+        """
+        rows = 0
+        total = squares = shift = np.zeros(0)
+        for block in blocks:
+            wide = block.astype(np.float64)
+            if not rows:
+                # Squares of differences from some row near the mean, not of large numbers.
+                shift = wide.mean(axis=0)
+                total = squares = np.zeros(len(shift))
+            wide -= shift
+            total = total + wide.sum(axis=0)
+            squares = squares + np.einsum("bd,bd->d", wide, wide)
+            rows += len(block)
+        offset = total / rows
+        mean = shift + offset
+        deviation = np.sqrt(np.maximum(squares / rows - offset**2, 0))
+        # Rounding leaves a constant feature a deviation near, not at, zero.
+        constant = deviation <= 1e-7 * np.maximum(np.abs(mean), 1e-12)
+        return cls(mean, np.where(constant, 1.0, deviation))
 
     def apply(self, features: Floats) -> Floats:
         """Scaled features: float32, [B, D]."""
-        scale = (1 / self.deviation).astype(np.float32)
-        return (features - self.mean.astype(np.float32)) * scale
+        scaled: Floats = features - self.mean.astype(np.float32)
+        scaled *= (1 / self.deviation).astype(np.float32)
+        return scaled
 
     def fold(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
         """The head that gives for raw features what this one gives for scaled ones.
@@ -91,19 +117,27 @@ class StreamedFeatures:
 
     :param read: gives unscaled vectors of the rows from 0 to a number: (rows wanted, batch size,
         seed or ``None`` for the order of the store) → row numbers and features, in batches.
+    :param block_rows: how many rows may be in memory at once.
     """
 
     def __init__(
-        self, read: Reader, rows: int, train_rows: int, width: int, scaling: Scaling, device: str
+        self,
+        read: Reader,
+        rows: int,
+        train_rows: int,
+        scaling: Scaling,
+        device: str,
+        block_rows: int = BLOCK_ROWS,
     ) -> None:
         self._read = read
-        self.rows, self.train_rows, self.width = rows, train_rows, width
+        self._block_rows = block_rows
+        self.rows, self.train_rows, self.width = rows, train_rows, len(scaling.mean)
         self._scaling = scaling
         self._device = device
 
     def blocks(self) -> Iterator[tuple[Rows, torch.Tensor]]:
         """All rows, in the order of the store."""
-        for rows, features in self._read(self.rows, _BLOCK_ROWS, None):
+        for rows, features in self._read(self.rows, self._block_rows, None):
             yield torch.from_numpy(rows).to(self._device), self._scale(features)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -114,34 +148,8 @@ class StreamedFeatures:
 
     def sample(self) -> torch.Tensor:
         """Rows that show how the features vary."""
-        _, features = next(iter(self._read(self.train_rows, _BLOCK_ROWS, 0)))
+        _, features = next(iter(self._read(self.train_rows, self._block_rows, 0)))
         return self._scale(features)
 
     def _scale(self, features: Floats) -> torch.Tensor:
         return torch.from_numpy(self._scaling.apply(features)).to(self._device)
-
-
-def fit_scaling(read: Reader, train_rows: int, width: int) -> Scaling:
-    """``Scaling.fit`` of features that do not fit into memory, in one pass."""
-    total, squares = np.zeros(width), np.zeros(width)
-    shift: npt.NDArray[np.float64] | None = None
-    for _, features in read(train_rows, _BLOCK_ROWS, None):
-        wide = features.astype(np.float64)
-        # Squares of differences from some row near the mean, not of large numbers.
-        shift = wide.mean(axis=0) if shift is None else shift
-        wide -= shift
-        total += wide.sum(axis=0)
-        squares += np.square(wide).sum(axis=0)
-    assert shift is not None
-    offset = total / train_rows
-    mean = shift + offset
-    deviation = np.sqrt(np.maximum(squares / train_rows - offset**2, 0))
-    return Scaling(mean, np.where(_is_constant(mean, deviation), 1.0, deviation))
-
-
-def _is_constant(
-    mean: npt.NDArray[np.float64], deviation: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Rounding leaves a constant feature a deviation near, not at, zero."""
-    constant: npt.NDArray[np.bool_] = deviation <= 1e-7 * np.maximum(np.abs(mean), 1e-12)
-    return constant

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,17 +22,16 @@ from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.files import format_json, write_together
 from pipeline.heads.configurations import Configuration, list_configurations
 from pipeline.heads.tasks import Task, check_search, make_tasks
-from pipeline.store import Manifest, read_manifest, read_vectors, stream_vectors
+from pipeline.store import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from pipeline.heads.features import Scaling
-    from pipeline.heads.module import Features
-    from pipeline.heads.training import FeaturesOf, Fit, HeadWeights, TrainedHead
+    from pipeline.heads.training import Fit, HeadWeights, TrainedHead
 
 FORMAT = 2
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
 _SHOWN_SCORES = 5
+_SPINS = "1000"
 
 
 def run_train_heads(settings: Settings) -> dict[str, object]:
@@ -47,10 +46,14 @@ def run_train_heads(settings: Settings) -> dict[str, object]:
     backbone = read_assets()["backbone"]
     _check_backbone(backbone, manifest)
     configurations = list_configurations(settings.heads, manifest.layers)
+    _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
+    logger = _make_logger(settings)
     fit = _fit(settings, rows, parts, tasks, configurations, manifest)
     _save(settings, fit, backbone, manifest, configurations)
     _show_summary(fit, configurations)
+    if logger is not None:
+        _log_curves(logger, fit.heads)
     return {
         "tasks": len(tasks),
         "configurations": len(configurations),
@@ -71,6 +74,12 @@ def _check_backbone(backbone: Asset, manifest: Manifest) -> None:
         )
 
 
+def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]) -> None:
+    several = any(grid.seeds and len(grid.seeds) > 1 for grid in settings.heads.search)
+    if several and any(c.optimizer == "lbfgs" for c in configurations):
+        say("lbfgs draws nothing at random: one head stands for all seeds of its grid")
+
+
 def _select_part(rows: LabelledRows, part: str) -> npt.NDArray[np.int64]:
     chosen = rows.select(part)
     if not len(chosen):
@@ -86,8 +95,13 @@ def _fit(
     configurations: Sequence[Configuration],
     manifest: Manifest,
 ) -> Fit:
+    # How often a thread of libgomp looks whether the others are done before it sleeps. By default
+    # it does for some ten milliseconds: where another program has the core of one of them, each
+    # operation takes that long. Read when torch loads the library.
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     import torch
 
+    from pipeline.heads.stored import StoredFeatures
     from pipeline.heads.training import draw_folds, fit_heads, make_targets
 
     threads = settings.runtime.threads or _choose_threads(
@@ -105,7 +119,15 @@ def _fit(
         folds = draw_folds(texts, settings.heads.folds, settings.heads.seed)
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
     targets = make_targets(labels, len(parts[0]), folds, device)
-    features_of = _make_features_of(settings, keys, len(parts[0]), configurations, manifest, device)
+    features_of = StoredFeatures(
+        keys,
+        len(parts[0]),
+        sorted({layer for c in configurations for layer in c.layers}),
+        manifest.width,
+        standardize=settings.heads.standardize,
+        memory_bytes=_limit_memory(settings),
+        device=device,
+    )
     total = settings.heads.max_epochs * len({c.shape for c in configurations})
     with show_progress("training", total, "epochs") as advance:
         return fit_heads(
@@ -116,69 +138,7 @@ def _fit(
             settings.heads,
             device=device,
             advance=advance,
-            logger=_make_logger(settings),
         )
-
-
-def _make_features_of(
-    settings: Settings,
-    keys: Any,
-    train_rows: int,
-    configurations: Sequence[Configuration],
-    manifest: Manifest,
-    device: str,
-) -> FeaturesOf:
-    """How to come by the features of some layers: from memory, or streamed if they do not fit.
-
-    :param keys: of the training rows, then of the validation rows.
-    """
-    import torch
-
-    from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures, fit_scaling
-
-    wanted = tuple(sorted({layer for c in configurations for layer in c.layers}))
-    # Twice: as they are read, and scaled.
-    needed = 2 * 4 * len(keys) * len(wanted) * manifest.width
-    memory = _limit_memory(settings)
-    standardize = settings.heads.standardize
-    cached: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
-    if needed <= memory:
-        vectors = read_vectors(paths.EMBEDDINGS, keys, wanted)
-
-    def read_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
-        chosen = (
-            vectors[:, [wanted.index(layer) for layer in layers]] if layers != wanted else vectors
-        )
-        flat = chosen.reshape(len(keys), -1)
-        scaling = Scaling.fit(flat[:train_rows]) if standardize else Scaling.identity(flat.shape[1])
-        scaled = torch.from_numpy(scaling.apply(flat)).to(device)
-        return MemoryFeatures(scaled, train_rows), scaling
-
-    def stream_features(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
-        width = len(layers) * manifest.width
-        window = max(1024, int(memory / (16 * width)))
-
-        def read(rows: int, batch: int, seed: int | None) -> Iterator[tuple[Any, Any]]:
-            for numbers, block in stream_vectors(
-                paths.EMBEDDINGS, keys[:rows], layers, batch, window_rows=window, seed=seed
-            ):
-                yield numbers, block.reshape(len(block), -1)
-
-        scaling = fit_scaling(read, train_rows, width) if standardize else Scaling.identity(width)
-        return StreamedFeatures(read, len(keys), train_rows, width, scaling, device), scaling
-
-    def features_of(layers: tuple[int, ...]) -> tuple[Features, Scaling]:
-        if layers not in cached:
-            cached.clear()  # one set of features at a time
-            cached[layers] = (read_features if needed <= memory else stream_features)(layers)
-        return cached[layers]
-
-    if needed > memory:
-        say(
-            f"the vectors would take {needed / 1e9:.1f} GB of the {memory / 1e9:.1f} GB that they "
-            "may: reading them from the store as they are wanted"
-        )
-    return features_of
 
 
 def _limit_memory(settings: Settings) -> float:
@@ -192,9 +152,11 @@ def _limit_memory(settings: Settings) -> float:
 
 
 def _make_logger(settings: Settings) -> Any:
-    """Lightning's logger of the user's choice; ``False`` for none beside ``curves.csv``."""
+    """Lightning's logger of the user's choice; ``None`` for ``curves.csv`` alone."""
     if settings.runtime.logger == "csv":
-        return False
+        return None
+    import pipeline.heads.lightning  # noqa: F401, which makes the import of Lightning light
+
     try:
         if settings.runtime.logger == "tensorboard":
             from lightning.pytorch.loggers import TensorBoardLogger
@@ -203,13 +165,29 @@ def _make_logger(settings: Settings) -> Any:
         # The user's own choice to install, so neither here nor in the tests.
         from dvclive.lightning import DVCLiveLogger  # type: ignore[import-not-found]
 
-        return DVCLiveLogger(dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False)
+        # Neither a commit of the user's work nor a line in the user's dvc.yaml.
+        return DVCLiveLogger(
+            dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False, dvcyaml=None
+        )
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"params.yaml: runtime.logger: {settings.runtime.logger} is not installed "
-            f"({error.name or error})",
+            f"params.yaml: runtime.logger: {settings.runtime.logger} is not installed"
+            + (f" (no module {error.name})" if error.name else ""),
             hint=f"pip install {settings.runtime.logger}, or set it to csv",
         ) from error
+
+
+def _log_curves(logger: Any, heads: Sequence[TrainedHead]) -> None:
+    """Log the losses of the heads that were chosen, of the others none: there may be thousands."""
+    for epoch in range(max(len(head.found.curve) for head in heads)):
+        record = {}
+        for head in heads:
+            if epoch < len(head.found.curve):
+                train, validation = head.found.curve[epoch].tolist()
+                record[f"{head.task.name}/train/loss"] = train
+                record[f"{head.task.name}/validation/loss"] = validation
+        logger.log_metrics(record, step=epoch + 1)
+    logger.finalize("success")
 
 
 def _choose_threads(

@@ -27,6 +27,7 @@ MEMORY = 8  # pairs of steps and gradients, as most implementations keep between
 DIRECTIONS = 512
 _SAMPLE_ROWS = 8192
 _TRIALS = 25
+_SHED = 8  # a stack is made smaller once one in so many of its heads is done
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,55 @@ def find_basis(features: torch.Tensor, directions: int = DIRECTIONS) -> Basis:
     return Basis(span @ rotation, squares, 0.0 if whole else float(squares[0]))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
-    """The heads that are still at work; one entry per head in every tensor."""
+    """Where the heads of the stack are; one entry per head in every tensor."""
 
     which: torch.Tensor  # their numbers, [K]
     weight: torch.Tensor  # [K, P]: weights and then biases, flat
     logits: torch.Tensor  # [B, K, outputs]
     loss: torch.Tensor  # [K], with the penalty
     gradient: torch.Tensor  # [K, P]
+    ahead: torch.Tensor  # [K, P]: the gradient, preconditioned
+    going: torch.Tensor  # [K]; a head that is done stays where it is
+
+    def select(self, chosen: torch.Tensor) -> _State:
+        """Some of the heads.
+
+        :param chosen: a mask, [K].
+        """
+        return _State(
+            self.which[chosen],
+            self.weight[chosen],
+            self.logits[:, chosen],
+            self.loss[chosen],
+            self.gradient[chosen],
+            self.ahead[chosen],
+            self.going[chosen],
+        )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A step that each head took, and what it did to the gradient."""
+
+    step: torch.Tensor  # [K, P]
+    change: torch.Tensor  # [K, P]
+    ahead: torch.Tensor  # [K, P]: the change, preconditioned
+    inverse: torch.Tensor  # [K]: 1 over step times change; 0 for a pair that is of no use
+
+    def select(self, chosen: torch.Tensor) -> _Pair:
+        """Those of some of the heads."""
+        return _Pair(
+            self.step[chosen], self.change[chosen], self.ahead[chosen], self.inverse[chosen]
+        )
 
 
 class StackedLbfgs:
     """L-BFGS on K heads of one task at once, step by step.
+
+    No head's path depends on the others: each has its own step sizes and memory, and stops for
+    itself.
 
     :param blocks: gives the features anew each time: which rows, and theirs, [b, D].
     :param objective: mean loss of each head.
@@ -109,9 +146,9 @@ class StackedLbfgs:
         self._D = basis.directions.shape[0]
         self._curvature = curvature
         self._tolerance = tolerance
-        self._pairs: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = deque(maxlen=MEMORY)
-        self._scale: torch.Tensor | None = None
+        self._pairs: deque[_Pair] = deque(maxlen=MEMORY)
         K, device = len(decay), decay.device
+        self._scale = torch.ones(K, device=device)  # of the preconditioner, [K]
         self.steps = torch.zeros(K, dtype=torch.int64)
         weight = torch.zeros(K, self._R * self._D + self._outputs, device=device)
         weight[:, self._R * self._D :] = bias
@@ -121,7 +158,8 @@ class StackedLbfgs:
         which = torch.arange(K, device=device)
         loss, slopes = self._differentiate(logits, which)
         gradient = self._pull_back(slopes) + self._penalty_gradient(weight, which)
-        self._state = _State(which, weight, logits, loss, gradient)
+        ahead, going = self._precondition(gradient, which), torch.ones_like(which, dtype=torch.bool)
+        self._state = _State(which, weight, logits, loss, gradient, ahead, going)
 
     @property
     def done(self) -> bool:
@@ -142,13 +180,12 @@ class StackedLbfgs:
     def step(self) -> None:
         """Take one step with each head that is at work, and let go of those that are done."""
         state = self._state
-        direction = -self._precondition_by_pairs(state.gradient)
+        direction = -self._precondition_by_pairs(state)
         slope = (state.gradient * direction).sum(dim=1)
-        # A memory of rounding errors can point uphill: start it afresh.
-        if bool((slope >= 0).any()):
-            self._pairs.clear()
-            self._scale = None
-            direction = -self._precondition(state.gradient, state.which)
+        uphill = slope >= 0
+        if bool(uphill.any()):
+            self._forget(uphill)
+            direction = torch.where(uphill[:, None], -state.ahead, direction)
             slope = (state.gradient * direction).sum(dim=1)
         moved = self._push_forward(direction)
         size = self._search(direction, moved, slope)
@@ -158,10 +195,13 @@ class StackedLbfgs:
         loss, slopes = self._differentiate(logits, state.which)
         loss = loss + self._penalty(weight, state.which)
         gradient = self._pull_back(slopes) + self._penalty_gradient(weight, state.which)
-        self._remember(step, gradient - state.gradient)
-        self.steps[state.which.cpu()] += 1
-        self._state = _State(state.which, weight, logits, loss, gradient)
-        self._let_go(stalled=size == 0)
+        ahead = self._precondition(gradient, state.which)
+        self._remember(step, gradient - state.gradient, ahead - state.ahead)
+        self.steps[state.which[state.going].cpu()] += 1
+        promise = self._scale * (gradient * ahead).sum(dim=1) / 2
+        more = (promise > self._tolerance * loss.abs()) & (size > 0) & loss.isfinite()
+        self._state = _State(state.which, weight, logits, loss, gradient, ahead, state.going & more)
+        self._shed()
 
     def _differentiate(
         self, logits: torch.Tensor, which: torch.Tensor
@@ -204,7 +244,8 @@ class StackedLbfgs:
     def _search(
         self, direction: torch.Tensor, moved: torch.Tensor, slope: torch.Tensor
     ) -> torch.Tensor:
-        """Step sizes that lower each loss enough, halved from 1 (Armijo's rule); 0 if none does."""
+        """Step sizes that lower each loss enough, halved from 1 (Armijo's rule); 0 if none does, or
+        if the head is done."""
         state = self._state
         split = self._R * self._D
         decay = self._decay[state.which]
@@ -219,10 +260,10 @@ class StackedLbfgs:
                 loss = self._objective(state.logits + size[:, None] * moved, state.which)
             loss = loss + decay / 2 * (squares + 2 * size * cross + size * size * square)
             fine = loss <= state.loss + 1e-4 * size * slope + slack
-            if bool(fine.all()):
-                return size
+            if bool((fine | ~state.going).all()):
+                break
             size = torch.where(fine, size, size / 2)
-        return torch.where(fine, size, 0.0)
+        return torch.where(fine & state.going, size, 0.0)
 
     def _precondition(self, vector: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
         """Times the inverse of the curvature: c times the features' covariance, plus λ."""
@@ -237,54 +278,50 @@ class StackedLbfgs:
         scaled = back.view(len(vector), -1) + elsewhere[:, 0] * vector[:, :split]
         return torch.cat([scaled, vector[:, split:] / c], dim=1)
 
-    def _precondition_by_pairs(self, vector: torch.Tensor) -> torch.Tensor:
-        """The two-loop recursion around the preconditioner."""
-        vector = vector.clone()
-        factors = []
-        for step, change, inverse in reversed(self._pairs):
-            factor = inverse * (step * vector).sum(dim=1)
-            vector.addcmul_(factor[:, None], change, value=-1)
-            factors.append(factor)
-        vector = self._precondition(vector, self._state.which)
-        if self._scale is not None:
-            vector *= self._scale[:, None]
-        for (step, change, inverse), factor in zip(self._pairs, reversed(factors), strict=True):
-            back = inverse * (change * vector).sum(dim=1)
-            vector.addcmul_((factor - back)[:, None], step)
-        return vector
+    def _precondition_by_pairs(self, state: _State) -> torch.Tensor:
+        """The two-loop recursion on the gradient, around the preconditioner.
 
-    def _remember(self, step: torch.Tensor, change: torch.Tensor) -> None:
+        That is linear, so what it makes of the vector between the loops is put together from what
+        it made of the gradient and of the changes.
+        """
+        vector, ahead = state.gradient.clone(), state.ahead.clone()
+        factors = []
+        for pair in reversed(self._pairs):
+            factor = (pair.inverse * (pair.step * vector).sum(dim=1))[:, None]
+            vector.addcmul_(factor, pair.change, value=-1)
+            ahead.addcmul_(factor, pair.ahead, value=-1)
+            factors.append(factor)
+        ahead *= self._scale[:, None]
+        for pair, factor in zip(self._pairs, reversed(factors), strict=True):
+            back = (pair.inverse * (pair.change * ahead).sum(dim=1))[:, None]
+            ahead.addcmul_(factor - back, pair.step)
+        return ahead
+
+    def _remember(self, step: torch.Tensor, change: torch.Tensor, ahead: torch.Tensor) -> None:
         curve = (step * change).sum(dim=1)
         usable = curve > 1e-20
         inverse = torch.where(usable, 1 / curve.clamp_min(1e-20), 0.0)
-        self._pairs.append((step, change, inverse))
-        spread = (change * self._precondition(change, self._state.which)).sum(dim=1)
+        self._pairs.append(_Pair(step, change, ahead, inverse))
+        spread = (change * ahead).sum(dim=1)
         scale = torch.where(usable, curve / spread.clamp_min(1e-20), 1.0)
         self._scale = scale.clamp(1e-4, 1e4)
 
-    def _let_go(self, stalled: torch.Tensor) -> None:
-        """Put aside the heads that are done, once they are worth a smaller stack."""
-        state = self._state
-        ahead = self._precondition(state.gradient, state.which)
-        if self._scale is not None:
-            ahead = ahead * self._scale[:, None]
-        promise = (state.gradient * ahead).sum(dim=1) / 2
-        done = (promise <= self._tolerance * state.loss.abs()) | stalled | ~state.loss.isfinite()
-        if not bool(done.all()) and 4 * int(done.sum()) < len(done):
+    def _forget(self, which: torch.Tensor) -> None:
+        """Start the memory of some heads afresh: one of rounding errors can point uphill."""
+        for pair in self._pairs:
+            pair.inverse[which] = 0
+        self._scale[which] = 1
+
+    def _shed(self) -> None:
+        """Put the heads that are done aside, once they are worth a smaller stack."""
+        going = self._state.going
+        number = int(going.sum())
+        if number and _SHED * (len(going) - number) < len(going):
             return
         self._store()
-        rest = ~done
-        self._state = _State(
-            state.which[rest],
-            state.weight[rest],
-            state.logits[:, rest],
-            state.loss[rest],
-            state.gradient[rest],
-        )
-        kept = [(s[rest], y[rest], i[rest]) for s, y, i in self._pairs]
-        self._pairs = deque(kept, maxlen=MEMORY)
-        if self._scale is not None:
-            self._scale = self._scale[rest]
+        self._state = self._state.select(going)
+        self._pairs = deque((pair.select(going) for pair in self._pairs), maxlen=MEMORY)
+        self._scale = self._scale[going]
 
     def _store(self) -> None:
         state = self._state

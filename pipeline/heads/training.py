@@ -32,6 +32,7 @@ from pipeline.heads.solver import find_basis
 from pipeline.heads.tasks import Task
 
 _STACK_NUMBERS = 24_000_000  # in the largest tensor of a stack: below 100 MB in float32
+_COPIES = 4  # of weights a stack has so many more than of logits: moments, or steps and gradients
 
 # The features of some layers, scaled by the training rows, and the scaling.
 FeaturesOf = Callable[[tuple[int, ...]], tuple[Features, Scaling]]
@@ -162,28 +163,29 @@ def fit_heads(
     *,
     device: str = "cpu",
     advance: Advance = lambda amount: None,
-    logger: Any = False,
 ) -> Fit:
     """Train all configurations, stack by stack; the same seed gives the same heads.
 
     :param device: ``cpu``, ``cuda`` or ``cuda:N``.
     :param advance: called after each epoch.
-    :param logger: of Lightning.
     :raises DataError: if a task has no configuration whose loss is a number.
     """
     started = time.perf_counter()
     judged = _list_judged(targets)
     found: dict[int, dict[str, Candidate]] = {}
     epochs = 0
-    for group in group_by_shape(configurations, _limit_stack(tasks, configurations, targets)):
-        numbers, stack = zip(*group, strict=True)
-        features, scaling = features_of(stack[0].layers)
-        train = _fit_full_batch if stack[0].optimizer == "lbfgs" else _fit_batches
-        candidates, ran = train(
-            features, scaling, targets, tasks, stack, settings, judged, device, advance, logger
-        )
-        epochs += ran
-        found |= dict(zip(numbers, candidates, strict=True))
+    for group in group_by_shape(configurations):
+        features, scaling = features_of(group[0][1].layers)
+        limit = limit_stack([c for _, c in group], tasks, targets, features.width)
+        for start in range(0, len(group), limit):
+            numbers, members = zip(*group[start : start + limit], strict=True)
+            stack = _Stack(
+                members, features, scaling, targets, tasks, settings, judged, device, advance
+            )
+            train = _fit_full_batch if members[0].optimizer == "lbfgs" else _fit_batches
+            candidates, ran = train(stack)
+            epochs += ran
+            found |= dict(zip(numbers, candidates, strict=True))
     heads = tuple(
         _choose(task, [found[n][task.name] for n in range(len(configurations))], configurations,
                 targets, judged, settings)
@@ -199,19 +201,39 @@ def _list_judged(targets: Targets) -> torch.Tensor:
     return torch.arange(first, len(targets.masks), device=targets.masks.device)
 
 
-def _limit_stack(
-    tasks: Sequence[Task], configurations: Sequence[Configuration], targets: Targets
+def limit_stack(
+    configurations: Sequence[Configuration], tasks: Sequence[Task], targets: Targets, width: int
 ) -> int:
-    """How many configurations fit into one stack."""
-    outputs = max(task.outputs for task in tasks)
-    hidden = max((c.hidden_size for c in configurations if c.head == "hidden"), default=0)
-    each = len(targets.masks) * targets.models * max(outputs, hidden * len(tasks) // 8)
-    return max(1, _STACK_NUMBERS // each)
+    """How many configurations of one shape fit into one stack.
+
+    :param width: of a feature vector.
+    """
+    first = configurations[0]
+    hidden = first.hidden_size if first.head == "hidden" else 0
+    logits = len(targets.masks) * max(hidden * len(tasks) // 8, *(task.outputs for task in tasks))
+    weights = max(hidden or task.weight_rows for task in tasks) * width
+    return max(1, _STACK_NUMBERS // (targets.models * max(logits, _COPIES * weights)))
 
 
-def make_trainer(
-    max_epochs: int, device: str, callbacks: list[Callback], logger: Any = False
-) -> Trainer:
+@dataclass(frozen=True)
+class _Stack:
+    """Configurations of one shape, and all that training them takes.
+
+    :param judged: rows that they are judged by.
+    """
+
+    configurations: Sequence[Configuration]
+    features: Features
+    scaling: Scaling
+    targets: Targets
+    tasks: Sequence[Task]
+    settings: HeadsSettings
+    judged: torch.Tensor
+    device: str
+    advance: Advance
+
+
+def make_trainer(max_epochs: int, device: str, callbacks: list[Callback]) -> Trainer:
     """A Trainer that keeps its own files, bars and advice to itself."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
@@ -221,7 +243,7 @@ def make_trainer(
         devices=[int(index or 0)] if kind == "cuda" else 1,
         max_epochs=max_epochs,
         callbacks=callbacks,
-        logger=logger,
+        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -263,11 +285,6 @@ class KeepBest(Callback):
         epoch = trainer.current_epoch + 1
         losses = self._measure(pl_module)
         self.curves.append(torch.stack([pl_module.average_losses(), losses]).cpu())
-        if trainer.logger is not None:
-            names = [task.name for task in pl_module.tasks]
-            record = dict(zip((f"{n}/validation_loss" for n in names), losses[:, -1].tolist(),
-                              strict=True))  # fmt: skip
-            trainer.logger.log_metrics(record, step=epoch)
         if epoch == 1:
             self.loss = torch.full_like(losses, float("inf"))
             self.epoch = torch.zeros_like(losses)
@@ -325,39 +342,29 @@ def compute_stacked_logits(
     return logits
 
 
-def _fit_batches(
-    features: Features,
-    scaling: Scaling,
-    targets: Targets,
-    tasks: Sequence[Task],
-    configurations: Sequence[Configuration],
-    settings: HeadsSettings,
-    judged: torch.Tensor,
-    device: str,
-    advance: Advance,
-    logger: Any,
-) -> tuple[list[dict[str, Candidate]], int]:
+def _fit_batches(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
     """Train a stack batch by batch."""
-    module = GradientHeads(features.width, tasks, configurations, targets).to(device)
-    keep = KeepBest(features, settings.patience, settings.keep == "last", advance)
-    batches = Epochs(features, settings.batch_size, configurations[0].seed)
-    _run(make_trainer(settings.max_epochs, device, [keep], logger), module, batches)
-    module.to(device)
+    features, targets, settings = stack.features, stack.targets, stack.settings
+    module = GradientHeads(features.width, stack.tasks, stack.configurations, targets)
+    module = module.to(stack.device)
+    keep = KeepBest(features, settings.patience, settings.keep == "last", stack.advance)
+    batches = Epochs(features, settings.batch_size, stack.configurations[0].seed)
+    _run(make_trainer(settings.max_epochs, stack.device, [keep]), module, batches)
+    module.to(stack.device)
     module.heads.load_state_dict(keep.state)
     curves = torch.stack(keep.curves).double().numpy()  # [epochs, 2, tasks, K]
-    F = targets.models
-    logits = compute_stacked_logits(module, features, first=int(judged[0]))
+    logits = compute_stacked_logits(module, features, first=int(stack.judged[0]))
     candidates: list[dict[str, Candidate]] = []
-    for number in range(len(configurations)):
-        k = number * F + F - 1  # the model that trains on all training rows
+    for number in range(len(stack.configurations)):
+        k = (number + 1) * targets.models - 1  # the model that trains on all training rows
         of_tasks = {}
-        for t, task in enumerate(tasks):
+        for t, task in enumerate(stack.tasks):
             head = module.heads[task.name]
             assert isinstance(head, StackedHead)
             mix = torch.softmax(head.mix[k], dim=0).tolist() if head.mixed else None
             of_tasks[task.name] = Candidate(
-                head=_take_head(head, k, task, scaling),
-                held_out=_take_held_out(logits[task.name], number, targets, judged),
+                head=_take_head(head, k, task, stack.scaling),
+                held_out=_take_held_out(logits[task.name], number, targets, stack.judged),
                 epoch=int(keep.epoch[t, k]),
                 validation_loss=float(keep.loss[t, k]),
                 curve=curves[:, :, t, k],
@@ -414,42 +421,31 @@ class _CountSteps(Callback):
         self.advance(1)
 
 
-def _fit_full_batch(
-    features: Features,
-    scaling: Scaling,
-    targets: Targets,
-    tasks: Sequence[Task],
-    configurations: Sequence[Configuration],
-    settings: HeadsSettings,
-    judged: torch.Tensor,
-    device: str,
-    advance: Advance,
-    logger: Any,
-) -> tuple[list[dict[str, Candidate]], int]:
+def _fit_full_batch(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
     """Train a stack of linear heads to their optimum."""
+    features, targets = stack.features, stack.targets
     basis = find_basis(features.sample())
-    module = FullBatchHeads(features, tasks, configurations, targets, basis)
-    steps = range(settings.max_epochs)
-    _run(make_trainer(1, device, [_CountSteps(advance)], logger), module, steps)
-    F = targets.models
-    candidates: list[dict[str, Candidate]] = [{} for _ in configurations]
-    for task in tasks:
+    module = FullBatchHeads(features, stack.tasks, stack.configurations, targets, basis)
+    steps = range(stack.settings.max_epochs)
+    _run(make_trainer(1, stack.device, [_CountSteps(stack.advance)]), module, steps)
+    candidates: list[dict[str, Candidate]] = [{} for _ in stack.configurations]
+    for task in stack.tasks:
         solver = module.solvers[task.name]
         weights, biases = (tensor.cpu().numpy() for tensor in solver.take_heads())
-        logits = solver.peek()[int(judged[0]) :]
+        logits = solver.peek()[int(stack.judged[0]) :]
         curves = torch.stack([torch.stack(pair) for pair in module.curves[task.name]])
         table = curves.double().cpu().numpy()  # [steps, 2, configurations]
-        for number in range(len(configurations)):
-            k = number * F + F - 1
+        for number in range(len(stack.configurations)):
+            k = (number + 1) * targets.models - 1
             ran = max(int(solver.steps[k]), 1)
             candidates[number][task.name] = Candidate(
-                head=_fold_linear(weights[k], biases[k], task, scaling),
-                held_out=_take_held_out(logits, number, targets, judged),
+                head=_fold_linear(weights[k], biases[k], task, stack.scaling),
+                held_out=_take_held_out(logits, number, targets, stack.judged),
                 epoch=ran,
                 validation_loss=float(table[-1, 1, number]),
                 curve=table[:ran, :, number],
             )
-    return candidates, len(module.curves[tasks[0].name])
+    return candidates, len(module.curves[stack.tasks[0].name])
 
 
 def _choose(

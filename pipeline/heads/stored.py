@@ -1,0 +1,100 @@
+"""The features of any of the cached layers: in memory, or from the store as they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline import paths
+from pipeline.console import say
+from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling, StreamedFeatures
+from pipeline.heads.module import Features
+from pipeline.store import read_vectors, stream_vectors
+
+_LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
+
+
+class StoredFeatures:
+    """Scaled features of the rows that heads train on and are validated by.
+
+    :param keys: of the training rows, then of the validation rows: fixed-size binary of 16.
+    :param layers: all that will be asked for.
+    :param width: of one layer's vector.
+    :param standardize: scale by the training rows; else leave them as they are.
+    :param memory_bytes: what the vectors may take; beyond it they are streamed.
+    """
+
+    def __init__(
+        self,
+        keys: Any,
+        train_rows: int,
+        layers: Sequence[int],
+        width: int,
+        *,
+        standardize: bool,
+        memory_bytes: float,
+        device: str,
+    ) -> None:
+        self._keys = keys
+        self._train_rows = train_rows
+        self._layers = tuple(layers)
+        self._width = width
+        self._standardize = standardize
+        self._memory_bytes = memory_bytes
+        self._device = device
+        self._held: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
+        self._vectors: Floats | None = None
+        needed = 2 * 4 * len(keys) * len(layers) * width  # as they are read, and scaled
+        if needed <= memory_bytes:
+            self._vectors = read_vectors(paths.EMBEDDINGS, keys, self._layers)
+        else:
+            say(
+                f"the vectors would take {needed / 1e9:.1f} GB of the {memory_bytes / 1e9:.1f} GB "
+                "that they may: reading them from the store as they are wanted"
+            )
+
+    def __call__(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
+        """The features of some layers, joined, and the scaling that made them."""
+        if layers not in self._held:
+            self._held.clear()  # one set of features at a time
+            self._held[layers] = (
+                self._stream(layers) if self._vectors is None else self._hold(self._vectors, layers)
+            )
+        return self._held[layers]
+
+    def _hold(self, vectors: Floats, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
+        chosen = [self._layers.index(layer) for layer in layers]
+        whole = layers == self._layers
+        flat = (vectors if whole else vectors[:, chosen]).reshape(len(vectors), -1)
+        scaling = Scaling.identity(flat.shape[1])
+        if self._standardize:
+            scaling = Scaling.fit(flat[: self._train_rows])
+        scaled = torch.from_numpy(scaling.apply(flat)).to(self._device)
+        return MemoryFeatures(scaled, self._train_rows), scaling
+
+    def _stream(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
+        width = len(layers) * self._width
+        # A window and what is left of the one before, as read and then scaled.
+        window = max(_LEAST_WINDOW, int(self._memory_bytes / (16 * width)))
+        block = min(window, BLOCK_ROWS)
+
+        def read(
+            rows: int, batch: int, seed: int | None
+        ) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+            for numbers, vectors in stream_vectors(
+                paths.EMBEDDINGS, self._keys[:rows], layers, batch, window_rows=window, seed=seed
+            ):
+                yield numbers, vectors.reshape(len(vectors), -1)
+
+        scaling = Scaling.identity(width)
+        if self._standardize:
+            blocks = (features for _, features in read(self._train_rows, block, None))
+            scaling = Scaling.fit_blocks(blocks)
+        features = StreamedFeatures(
+            read, len(self._keys), self._train_rows, scaling, self._device, block
+        )
+        return features, scaling
