@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from pipeline.heads.solver import Basis, find_basis
 
 Floats = npt.NDArray[np.float32]
 Rows = slice | torch.Tensor
@@ -107,9 +110,10 @@ class MemoryFeatures:
         for rows in torch.split(order, size):
             yield rows, self.features[rows.to(self.features.device)]
 
-    def sample(self) -> torch.Tensor:
-        """Rows that show how the features vary."""
-        return self.features[: self.train_rows]
+    @cached_property
+    def basis(self) -> Basis:
+        """How the features vary."""
+        return find_basis(self.features[: self.train_rows])
 
 
 class StreamedFeatures:
@@ -146,10 +150,11 @@ class StreamedFeatures:
         for rows, features in self._read(self.train_rows, size, seed):
             yield torch.from_numpy(rows), self._scale(features)
 
-    def sample(self) -> torch.Tensor:
-        """Rows that show how the features vary."""
+    @cached_property
+    def basis(self) -> Basis:
+        """How the features of some of the rows vary."""
         _, features = next(iter(self._read(self.train_rows, self._block_rows, 0)))
-        return self._scale(features)
+        return find_basis(self._scale(features))
 
     def _scale(self, features: Floats) -> torch.Tensor:
         return torch.from_numpy(self._scaling.apply(features)).to(self._device)

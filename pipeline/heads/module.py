@@ -14,7 +14,7 @@ from pipeline.heads.configurations import Configuration
 from pipeline.heads.features import Batch, MemoryFeatures, StreamedFeatures
 from pipeline.heads.lightning import LightningModule
 from pipeline.heads.losses import StackedLoss
-from pipeline.heads.solver import Basis, StackedLbfgs
+from pipeline.heads.solver import StackedLbfgs
 from pipeline.heads.tasks import Task, resolve_loss
 
 Features = MemoryFeatures | StreamedFeatures
@@ -254,7 +254,6 @@ class FullBatchHeads(LightningModule):
         tasks: Sequence[Task],
         configurations: Sequence[Configuration],
         targets: Targets,
-        basis: Basis,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -269,13 +268,13 @@ class FullBatchHeads(LightningModule):
             )
             for task in tasks
         }
-        self.solvers = {task.name: self._make_solver(task, features, basis) for task in tasks}
+        self.solvers = {task.name: self._make_solver(task, features) for task in tasks}
         # The loss of each model, without the penalty, after each step: [K].
         self.curves: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {
             t.name: [] for t in tasks
         }
 
-    def _make_solver(self, task: Task, features: Features, basis: Basis) -> StackedLbfgs:
+    def _make_solver(self, task: Task, features: Features) -> StackedLbfgs:
         loss, labels = self.losses[task.name], self.targets.labels[task.name]
         masks, F = self.targets.masks, self.targets.models
 
@@ -288,7 +287,7 @@ class FullBatchHeads(LightningModule):
             features.blocks,
             objective,
             masks.new_tensor([c.weight_decay for c in self.configurations]),
-            basis,
+            features.basis,
             rows=features.rows,
             weight_rows=task.weight_rows,
             bias=bias.to(masks),

@@ -28,7 +28,6 @@ from pipeline.heads.module import (
     StackedHead,
     Targets,
 )
-from pipeline.heads.solver import find_basis
 from pipeline.heads.tasks import Task
 
 _STACK_NUMBERS = 24_000_000  # in the largest tensor of a stack: below 100 MB in float32
@@ -424,8 +423,7 @@ class _CountSteps(Callback):
 def _fit_full_batch(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
     """Train a stack of linear heads to their optimum."""
     features, targets = stack.features, stack.targets
-    basis = find_basis(features.sample())
-    module = FullBatchHeads(features, stack.tasks, stack.configurations, targets, basis)
+    module = FullBatchHeads(features, stack.tasks, stack.configurations, targets)
     steps = range(stack.settings.max_epochs)
     _run(make_trainer(1, stack.device, [_CountSteps(stack.advance)]), module, steps)
     candidates: list[dict[str, Candidate]] = [{} for _ in stack.configurations]
