@@ -35,6 +35,7 @@ Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Name = Annotated[str, Field(min_length=1, strict=True)]
 Optimizer = Literal["sgd", "adamw", "lbfgs"]
+Head = Literal["linear", "kernel", "hidden"]
 Metric = Literal[
     "accuracy", "f1", "f1_macro", "f1_micro", "roc_auc", "loss",
     "mean_absolute_error", "root_mean_squared_error", "r2",
@@ -338,7 +339,8 @@ class SearchSettings(Section):
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = None
     combine: Values[Literal["join", "mix"]] | None = None
-    head: Values[Literal["linear", "hidden"]] | None = None
+    head: Values[Head] | None = None
+    bandwidth: Values[Positive] | None = None
     hidden_size: Values[Count] | None = None
     dropout: Values[Smoothing] | None = None
     optimizer: Values[Optimizer] | None = None
@@ -358,12 +360,14 @@ class HeadsSettings(Section):
     ``tasks``: one entry per head, named after its label; every label if left out.
     ``layers``: which of the cached layers make the features: ``all``, ``last``, numbers.
     ``combine``: ``join`` them side by side, or ``mix`` them by weights that each head learns.
-    ``head``: ``linear``, or with one ``hidden`` layer of ``hidden_size``.
+    ``head``: ``linear``; ``kernel``, linear in how like a row is to up to 4,096 training rows by a
+    Gaussian kernel, ``bandwidth`` times as wide as rows are apart on average: for ``lbfgs``, up to
+    20,000 training rows, and vectors in memory; or with one ``hidden`` layer of ``hidden_size``.
     ``dropout``: share of the inputs of each linear layer that a step leaves out.
     ``standardize``: scale each feature by the training rows' mean and deviation; folded into the
     saved weights. ``optimizer``: ``sgd`` (with Nesterov momentum), ``adamw``, or ``lbfgs``: all
-    rows at once to the optimum, for linear heads on joined layers; ``weight_decay`` is then the
-    factor of half the squared weights in the mean loss, 1 / (C n) of scikit-learn.
+    rows at once to the optimum, for linear and kernel heads on joined layers; ``weight_decay`` is
+    then the factor of half the squared weights in the mean loss, 1 / (C n) of scikit-learn.
     ``max_epochs``: of ``lbfgs``, its steps. ``patience``: stop after so many epochs without a lower
     validation loss; null to train them all. ``keep``: each task's ``best`` epoch by validation
     loss, or the ``last``. ``lbfgs`` looks at neither, nor at ``learning_rate`` and ``batch_size``.
@@ -376,7 +380,8 @@ class HeadsSettings(Section):
     tasks: Annotated[dict[TaskName, TaskSettings], Field(min_length=1)] | None = None
     layers: Layers = "all"
     combine: Literal["join", "mix"] = "join"
-    head: Literal["linear", "hidden"] = "linear"
+    head: Head = "linear"
+    bandwidth: Positive = 1.0
     hidden_size: Count = 64
     dropout: Smoothing = 0.0
     standardize: StrictBool = True

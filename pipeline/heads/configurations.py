@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from pipeline.config import ClassWeights, HeadsSettings, Loss, Optimizer, SearchSettings
+from pipeline.config import ClassWeights, Head, HeadsSettings, Loss, Optimizer, SearchSettings
 from pipeline.errors import SettingsError
 from pipeline.layers import resolve_layers
 
@@ -20,7 +20,8 @@ class Configuration:
 
     layers: tuple[int, ...]
     combine: Literal["join", "mix"]
-    head: Literal["linear", "hidden"]
+    head: Head
+    bandwidth: float
     hidden_size: int
     dropout: float
     optimizer: Optimizer
@@ -36,12 +37,13 @@ class Configuration:
     @property
     def shape(self) -> Hashable:
         """Equal for configurations that can be stacked."""
-        hidden = self.hidden_size if self.head == "hidden" else 0
+        size = {"hidden": self.hidden_size, "kernel": self.bandwidth}.get(self.head)
         distance = self.loss if self.loss in ("mse", "huber") else None
         return (
             self.layers,
             self.combine,
-            hidden,
+            self.head,
+            size,
             self.dropout,
             self.optimizer,
             self.seed,
@@ -104,6 +106,7 @@ def _configure(
         layers=resolve_layers(pick("layers"), available, f"{key}.layers"),
         combine=pick("combine"),
         head=pick("head"),
+        bandwidth=pick("bandwidth"),
         hidden_size=pick("hidden_size"),
         dropout=pick("dropout"),
         optimizer=pick("optimizer"),
@@ -114,22 +117,32 @@ def _configure(
         **{name: values.get(name) for name in _LOSS_KEYS if name != "class_weights"},
         class_weights=_Weights(weights) if isinstance(weights, dict) else weights,
     )
-    if found.optimizer == "lbfgs" and (found.head, found.combine, found.dropout) != (
-        "linear",
-        "join",
-        0.0,
-    ):
-        raise SettingsError(
-            f"params.yaml: {key}.optimizer: lbfgs trains linear heads on joined layers without "
-            f"dropout, got head {found.head}, combine {found.combine}, dropout {found.dropout:g}",
-            hint="set optimizer to adamw or sgd there; a search may have a grid for each",
-        )
+    _check_optimizer(found, key)
     return found
+
+
+def _check_optimizer(found: Configuration, key: str) -> None:
+    """:raises SettingsError: if its optimizer cannot train such a head."""
+    told = f"got head {found.head}, combine {found.combine}, dropout {found.dropout:g}"
+    if found.optimizer == "lbfgs":
+        if found.head == "hidden" or (found.combine, found.dropout) != ("join", 0.0):
+            raise SettingsError(
+                f"params.yaml: {key}.optimizer: lbfgs trains linear and kernel heads on joined "
+                f"layers without dropout, {told}",
+                hint="set optimizer to adamw or sgd there; a search may have a grid for each",
+            )
+    elif found.head == "kernel":
+        raise SettingsError(
+            f"params.yaml: {key}.optimizer: kernel heads are trained by lbfgs, got "
+            f"{found.optimizer}",
+            hint="set optimizer to lbfgs there; a search may have a grid for each",
+        )
 
 
 def _list_idle(head: str, optimizer: str) -> set[str]:
     """Settings that do not concern such a head."""
-    idle = {"hidden_size"} if head == "linear" else set()
+    idle = {"hidden_size", "bandwidth"}
+    idle -= {{"hidden": "hidden_size", "kernel": "bandwidth"}.get(head, "")}
     return idle | {"learning_rate", "seeds"} if optimizer == "lbfgs" else idle
 
 

@@ -22,15 +22,18 @@ from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.files import format_json, write_together
 from pipeline.heads.configurations import Configuration, list_configurations
 from pipeline.heads.tasks import Task, check_search, make_tasks
+from pipeline.heads.weights import Centers, name_tensors
 from pipeline.store import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from pipeline.heads.training import Fit, HeadWeights, TrainedHead
+    from pipeline.heads.training import Fit, TrainedHead
 
 FORMAT = 2
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
 _SHOWN_SCORES = 5
+# Beyond, few of the rows can be centers, and linear heads do as well in less time.
+_MOST_KERNEL_ROWS = 20_000
 _SPINS = "1000"
 
 
@@ -48,8 +51,10 @@ def run_train_heads(settings: Settings) -> dict[str, object]:
     configurations = list_configurations(settings.heads, manifest.layers)
     _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
+    streamed = _must_stream(settings, configurations, manifest, sum(map(len, parts)))
+    configurations = _leave_out_kernels(configurations, len(parts[0]), streamed)
     logger = _make_logger(settings)
-    fit = _fit(settings, rows, parts, tasks, configurations, manifest)
+    fit = _fit(settings, rows, parts, tasks, configurations, manifest, streamed)
     _save(settings, fit, backbone, manifest, configurations)
     _show_summary(fit, configurations)
     if logger is not None:
@@ -87,6 +92,46 @@ def _select_part(rows: LabelledRows, part: str) -> npt.NDArray[np.int64]:
     return chosen
 
 
+def _must_stream(
+    settings: Settings, configurations: Sequence[Configuration], manifest: Manifest, rows: int
+) -> bool:
+    """Whether the vectors would take more memory than they may."""
+    layers = {layer for c in configurations for layer in c.layers}
+    needed = 2 * 4 * rows * len(layers) * manifest.width  # as they are read, and scaled
+    allowed = _limit_memory(settings)
+    if needed > allowed:
+        say(
+            f"the vectors would take {needed / 1e9:.1f} GB of the {allowed / 1e9:.1f} GB that "
+            "they may: reading them from the store as they are wanted"
+        )
+    return needed > allowed
+
+
+def _leave_out_kernels(
+    configurations: list[Configuration], train_rows: int, streamed: bool
+) -> list[Configuration]:
+    """The configurations without kernel heads, if those cannot be trained here.
+
+    :raises SettingsError: if none is left.
+    """
+    if streamed:
+        reason = "kernel heads need the vectors in memory"
+    elif train_rows > _MOST_KERNEL_ROWS:
+        reason = (
+            f"kernel heads are for up to {_MOST_KERNEL_ROWS:,} training rows, not {train_rows:,}"
+        )
+    else:
+        return configurations
+    left = [c for c in configurations if c.head != "kernel"]
+    if not left:
+        raise SettingsError(
+            f"params.yaml: heads.head: {reason}", hint="set head to linear, or add a grid of them"
+        )
+    if len(left) < len(configurations):
+        say(f"{reason}: {len(configurations) - len(left)} of the search left out")
+    return left
+
+
 def _fit(
     settings: Settings,
     rows: LabelledRows,
@@ -94,6 +139,7 @@ def _fit(
     tasks: Sequence[Task],
     configurations: Sequence[Configuration],
     manifest: Manifest,
+    streamed: bool,
 ) -> Fit:
     # How often a thread of libgomp looks whether the others are done before it sleeps. By default
     # it does for some ten milliseconds: where another program has the core of one of them, each
@@ -125,6 +171,7 @@ def _fit(
         sorted({layer for c in configurations for layer in c.layers}),
         manifest.width,
         standardize=settings.heads.standardize,
+        streamed=streamed,
         memory_bytes=_limit_memory(settings),
         device=device,
     )
@@ -204,10 +251,12 @@ def _choose_threads(
     :returns: ``None`` for all cores.
     """
     outputs = max(
-        sum(task.outputs for task in tasks) if c.head == "linear" else c.hidden_size * len(tasks)
+        c.hidden_size * len(tasks) if c.head == "hidden" else sum(task.outputs for task in tasks)
         for c in configurations
     )
     width = max(len(c.layers) for c in configurations) * manifest.width
+    if any(c.head == "kernel" for c in configurations):
+        width = max(width, rows)
     models = len(configurations) * ((settings.heads.folds or 0) + 1)
     if any(c.optimizer == "lbfgs" for c in configurations):
         return 1 if rows * width * outputs * models < _SMALL_SOLVE else None
@@ -226,11 +275,14 @@ def _save(
 
     from pipeline.heads.choosing import list_scores
 
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    tensors: dict[str, npt.NDArray[Any]] = {}
     for head in fit.heads:
-        tensors |= _name_tensors(head.task.name, head.found.head)
+        tensors |= name_tensors(head.task.name, head.found.head)
         for seed, other in head.seeds.items():
-            tensors |= _name_tensors(f"{head.task.name}.seed_{seed}", other)
+            tensors |= name_tensors(f"{head.task.name}.seed_{seed}", other)
+    kernels = _name_kernels(fit)
+    for prefix, centers in kernels.items():
+        tensors |= name_tensors(prefix, centers)
     weights = save(tensors)
     description = {
         "format": FORMAT,
@@ -243,7 +295,7 @@ def _save(
             "width": manifest.width,
             "standardized": settings.heads.standardize,
         },
-        "tasks": {head.task.name: _describe_head(head) for head in fit.heads},
+        "tasks": {head.task.name: _describe_head(head, kernels) for head in fit.heads},
         "search": {head.task.name: list_scores(head.scores, configurations) for head in fit.heads},
         "training": {
             **settings.heads.model_dump(mode="json", exclude={"tasks", "layers", "search"}),
@@ -261,27 +313,22 @@ def _save(
     )
 
 
-def _name_tensors(prefix: str, head: HeadWeights) -> Mapping[str, npt.NDArray[np.float32]]:
-    named = {
-        "weight": head.weight,
-        "bias": head.bias,
-        "input_weight": head.input_weight,
-        "input_bias": head.input_bias,
-    }
-    return {
-        f"{prefix}.{name}": np.ascontiguousarray(tensor)
-        for name, tensor in named.items()
-        if tensor is not None
-    }
+def _name_kernels(fit: Fit) -> dict[str, Centers]:
+    """The centers that heads compare rows with, each once: tasks often share them."""
+    found = {id(c): c for head in fit.heads if (c := head.found.head.centers) is not None}
+    return {f"kernel_{number}": centers for number, centers in enumerate(found.values())}
 
 
-def _describe_head(head: TrainedHead) -> dict[str, Any]:
+def _describe_head(head: TrainedHead, kernels: Mapping[str, Centers]) -> dict[str, Any]:
     task, decision = head.task, head.decision
     weights = _name_weights(head)
     thresholds = decision.thresholds
     found: dict[str, Any] = {"type": task.type, "classes": list(task.classes)}
     if thresholds is not None:
         found["threshold"] = thresholds[0] if task.type == "binary" else list(thresholds)
+    for name, centers in kernels.items():
+        if centers is head.found.head.centers:
+            found["kernel"] = name
     return {
         **found,
         "temperature": decision.temperature,

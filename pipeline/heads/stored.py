@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from pipeline import paths
-from pipeline.console import say
 from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.module import Features
 from pipeline.store import read_vectors, stream_vectors
@@ -25,7 +24,8 @@ class StoredFeatures:
     :param layers: all that will be asked for.
     :param width: of one layer's vector.
     :param standardize: scale by the training rows; else leave them as they are.
-    :param memory_bytes: what the vectors may take; beyond it they are streamed.
+    :param streamed: read the vectors from the store whenever they are wanted, a window at a time.
+    :param memory_bytes: what such a window may take.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class StoredFeatures:
         width: int,
         *,
         standardize: bool,
+        streamed: bool,
         memory_bytes: float,
         device: str,
     ) -> None:
@@ -48,14 +49,8 @@ class StoredFeatures:
         self._device = device
         self._held: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
         self._vectors: Floats | None = None
-        needed = 2 * 4 * len(keys) * len(layers) * width  # as they are read, and scaled
-        if needed <= memory_bytes:
+        if not streamed:
             self._vectors = read_vectors(paths.EMBEDDINGS, keys, self._layers)
-        else:
-            say(
-                f"the vectors would take {needed / 1e9:.1f} GB of the {memory_bytes / 1e9:.1f} GB "
-                "that they may: reading them from the store as they are wanted"
-            )
 
     def __call__(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         """The features of some layers, joined, and the scaling that made them."""

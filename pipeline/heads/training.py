@@ -18,7 +18,8 @@ from pipeline.console import Advance
 from pipeline.errors import DataError
 from pipeline.heads.choosing import Decision, Score, choose_configuration, decide
 from pipeline.heads.configurations import Configuration, group_by_shape
-from pipeline.heads.features import Floats, Scaling
+from pipeline.heads.features import Floats, MemoryFeatures, Scaling
+from pipeline.heads.kernel import Kernel
 from pipeline.heads.lightning import Callback, LightningModule, Trainer
 from pipeline.heads.module import (
     Epochs,
@@ -29,35 +30,13 @@ from pipeline.heads.module import (
     Targets,
 )
 from pipeline.heads.tasks import Task
+from pipeline.heads.weights import HeadWeights
 
 _STACK_NUMBERS = 24_000_000  # in the largest tensor of a stack: below 100 MB in float32
 _COPIES = 4  # of weights a stack has so many more than of logits: moments, or steps and gradients
 
 # The features of some layers, scaled by the training rows, and the scaling.
 FeaturesOf = Callable[[tuple[int, ...]], tuple[Features, Scaling]]
-
-
-@dataclass(frozen=True)
-class HeadWeights:
-    """One head for raw features: scaling, mix of layers and centering are folded in.
-
-    :param weight: float32, [weight rows, D], or [weight rows, H] behind a hidden layer of H.
-    :param bias: float32, [outputs].
-    :param input_weight: of the hidden layer: float32, [H, D].
-    :param input_bias: of the hidden layer: float32, [H].
-    """
-
-    weight: Floats
-    bias: Floats
-    input_weight: Floats | None = None
-    input_bias: Floats | None = None
-
-    def compute_logits(self, features: Floats) -> Floats:
-        """Logits of raw features [B, D]: [B, outputs]."""
-        if self.input_weight is not None and self.input_bias is not None:
-            features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
-        logits: Floats = features @ self.weight.T + self.bias
-        return logits
 
 
 @dataclass
@@ -174,12 +153,27 @@ def fit_heads(
     found: dict[int, dict[str, Candidate]] = {}
     epochs = 0
     for group in group_by_shape(configurations):
-        features, scaling = features_of(group[0][1].layers)
+        first = group[0][1]
+        features, scaling = features_of(first.layers)
+        kernel = None
+        if first.head == "kernel":
+            assert isinstance(features, MemoryFeatures)
+            kernel = Kernel(features, scaling, first.bandwidth)
+            features = kernel.features
         limit = limit_stack([c for _, c in group], tasks, targets, features.width)
         for start in range(0, len(group), limit):
             numbers, members = zip(*group[start : start + limit], strict=True)
             stack = _Stack(
-                members, features, scaling, targets, tasks, settings, judged, device, advance
+                members,
+                features,
+                scaling,
+                kernel,
+                targets,
+                tasks,
+                settings,
+                judged,
+                device,
+                advance,
             )
             train = _fit_full_batch if members[0].optimizer == "lbfgs" else _fit_batches
             candidates, ran = train(stack)
@@ -224,6 +218,7 @@ class _Stack:
     configurations: Sequence[Configuration]
     features: Features
     scaling: Scaling
+    kernel: Kernel | None
     targets: Targets
     tasks: Sequence[Task]
     settings: HeadsSettings
@@ -388,9 +383,11 @@ def _take_head(head: StackedHead, k: int, task: Task, scaling: Scaling) -> HeadW
     )
 
 
-def _fold_linear(weight: Floats, bias: Floats, task: Task, scaling: Scaling) -> HeadWeights:
+def _fold_linear(weight: Floats, bias: Floats, task: Task, made: Scaling | Kernel) -> HeadWeights:
+    """:param made: what made the features from raw ones."""
     spread = np.float32(task.spread)
-    return HeadWeights(*scaling.fold(weight * spread, bias * spread + np.float32(task.center)))
+    folded = made.fold(weight * spread, bias * spread + np.float32(task.center))
+    return HeadWeights(*folded, centers=made.centers if isinstance(made, Kernel) else None)
 
 
 def _take_held_out(
@@ -437,7 +434,7 @@ def _fit_full_batch(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
             k = (number + 1) * targets.models - 1
             ran = max(int(solver.steps[k]), 1)
             candidates[number][task.name] = Candidate(
-                head=_fold_linear(weights[k], biases[k], task, stack.scaling),
+                head=_fold_linear(weights[k], biases[k], task, stack.kernel or stack.scaling),
                 held_out=_take_held_out(logits, number, targets, stack.judged),
                 epoch=ran,
                 validation_loss=float(table[-1, 1, number]),

@@ -17,6 +17,7 @@ from pipeline.corpus import PARTS as SPLITS
 from pipeline.corpus import LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.files import hash_file, read_json
+from pipeline.heads.weights import HeadWeights, read_weights
 
 PARTS = (*SPLITS, "test_unseen")
 STAGES = ("fetch", "prepare", "embed", "train-heads")
@@ -31,7 +32,6 @@ _DAMAGE: tuple[type[Exception], ...] = (
     OSError,
 )
 
-Floats32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 
@@ -63,29 +63,6 @@ class Task:
     def threshold(self) -> float | None:
         """Of a binary head."""
         return self.thresholds[0] if self.type == "binary" and self.thresholds else None
-
-
-@dataclass(frozen=True)
-class HeadWeights:
-    """What a head multiplies raw features with.
-
-    :param weight: [R, D], or [R, H] behind a hidden layer; R is 1 or the number of logits.
-    :param bias: [K]: K logits.
-    :param input_weight: of a hidden layer, [H, D].
-    :param input_bias: of a hidden layer, [H].
-    """
-
-    weight: Floats32
-    bias: Floats32
-    input_weight: Floats32 | None = None
-    input_bias: Floats32 | None = None
-
-    def compute_logits(self, features: Floats32) -> Floats32:
-        """Logits of raw features [B, D]: [B, K]."""
-        if self.input_weight is not None and self.input_bias is not None:
-            features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
-        logits: Floats32 = features @ self.weight.T + self.bias
-        return logits
 
 
 @dataclass(frozen=True)
@@ -232,6 +209,15 @@ def _read_task(
     if kind in ("binary", "multilabel"):
         given = [about["threshold"]] if kind == "binary" else about["threshold"]
         thresholds = tuple(float(threshold) for threshold in given)
+    try:
+        weights = tuple(
+            read_weights(
+                prefix, tensors, rows, outputs[kind], len(layers) * width, about.get("kernel")
+            )
+            for prefix in prefixes
+        )
+    except ValueError as error:
+        raise StageError(f"{paths.HEADS / 'heads.safetensors'}: {error}", hint=_RETRAIN) from error
     return Task(
         name=name,
         type=kind,
@@ -239,33 +225,10 @@ def _read_task(
         thresholds=thresholds,
         temperature=float(about.get("temperature", 1.0)),
         layers=layers,
-        weights=tuple(
-            _read_weights(prefix, tensors, rows, outputs[kind], len(layers) * width)
-            for prefix in prefixes
-        ),
+        weights=weights,
         about=about,
         search=tuple(dict(row) for row in search.get(name, ())),
     )
-
-
-def _read_weights(
-    prefix: str, tensors: Mapping[str, Any], rows: int, outputs: int, features: int
-) -> HeadWeights:
-    """The tensors of one head, each of the shape that ``heads.json`` tells."""
-    hidden = len(tensors.get(f"{prefix}.input_bias", ()))
-    wanted = {"weight": (rows, hidden or features), "bias": (outputs,)}
-    if hidden:
-        wanted |= {"input_weight": (hidden, features), "input_bias": (hidden,)}
-    for tensor, shape in wanted.items():
-        full = f"{prefix}.{tensor}"
-        found = tensors[full].shape if full in tensors else "no such tensor"
-        if found != shape:
-            raise StageError(
-                f"{paths.HEADS / 'heads.safetensors'}: {full}: {found}, heads.json tells of "
-                f"shape {shape}",
-                hint=_RETRAIN,
-            )
-    return HeadWeights(**{name: tensors[f"{prefix}.{name}"].astype(np.float32) for name in wanted})
 
 
 def read_corpus(heads: Heads) -> Corpus:

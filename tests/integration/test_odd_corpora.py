@@ -15,7 +15,12 @@ from pipeline import paths
 from tests.conftest import Cli, run_stages
 
 Row = dict[str, object]
-OPTIMIZERS = ["lbfgs", "adamw"]
+HEADS: dict[str, Row] = {
+    "lbfgs": {"optimizer": "lbfgs"},
+    "adamw": {"optimizer": "adamw"},
+    "kernel": {"optimizer": "lbfgs", "head": "kernel"},
+}
+WIDTH = 32 * 3
 
 
 @pytest.fixture
@@ -74,16 +79,16 @@ def read_metrics() -> dict[str, dict[str, dict[str, float]]]:
     return json.loads((paths.REPORT / "metrics.json").read_text())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_ten_rows(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_ten_rows(learn: Callable[..., str], head: str) -> None:
     label = {"kind": {"column": "kind", "classes": ["a", "b"]}}
-    learn(10, lambda n, part: {"kind": "ab"[n % 2]}, label, optimizer=optimizer)
-    assert read_heads()["kind.weight"].shape == (1, 32 * 3)
+    learn(10, lambda n, part: {"kind": "ab"[n % 2]}, label, **HEADS[head])
+    assert read_heads()["kind.weight"].shape == (1, 7 if head == "kernel" else WIDTH)
     assert read_metrics()["train"]["kind"]["rows"] == 7
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_twelve_tasks_with_partial_labels(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_twelve_tasks_with_partial_labels(learn: Callable[..., str], head: str) -> None:
     """Row n has a label of task t unless t divides n."""
     names = [f"t{number}" for number in range(3, 15)]
 
@@ -91,67 +96,68 @@ def test_twelve_tasks_with_partial_labels(learn: Callable[..., str], optimizer: 
         return {n: None if number % int(n[1:]) == 0 else "ab"[number % 2] for n in names}
 
     labels = {n: {"column": n, "classes": ["a", "b"], "optional": True} for n in names}
-    learn(80, make_row, labels, optimizer=optimizer)
-    assert len(read_heads()) == 2 * len(names)
+    learn(80, make_row, labels, **HEADS[head])
+    # All tasks compare rows with the same training rows, which are saved once.
+    assert len(read_heads()) == 2 * len(names) + (3 if head == "kernel" else 0)
     metrics = read_metrics()
     for name in names:
         given = sum(number % int(name[1:]) != 0 for number in range(80))
         assert sum(metrics[part][name]["rows"] for part in ("train", "validation", "test")) == given
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_thousand_classes(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_a_thousand_classes(learn: Callable[..., str], head: str) -> None:
     said = learn(
         1500,
         lambda n, part: {"word": f"w{n % 1000}"},
         {"word": {"column": "word"}},
-        optimizer=optimizer,
+        **HEADS[head],
         max_epochs=2,
     )
-    assert read_heads()["word.weight"].shape == (1000, 32 * 3)
+    assert read_heads()["word.weight"].shape == (1000, 1050 if head == "kernel" else WIDTH)
     # Six lines at most, not one for each of hundreds of classes.
     assert 0 < said.count("warning") <= 6
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_class_that_only_training_rows_have(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_a_class_that_only_training_rows_have(learn: Callable[..., str], head: str) -> None:
     learn(
         60,
         lambda n, part: {"kind": "c" if part == "train" and n % 3 == 0 else "ab"[n % 2]},
         {"kind": {"column": "kind", "classes": ["a", "b", "c"]}},
-        optimizer=optimizer,
+        **HEADS[head],
     )
-    assert read_heads()["kind.weight"].shape == (3, 32 * 3)
+    assert read_heads()["kind.weight"].shape == (3, 42 if head == "kernel" else WIDTH)
     assert read_metrics()["validation"]["kind"]["support_c"] == 0
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_class_that_no_training_row_has(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_a_class_that_no_training_row_has(learn: Callable[..., str], head: str) -> None:
     said = learn(
         60,
         lambda n, part: {"kind": "ab"[n % 2] if part == "train" else "abc"[n % 3]},
         {"kind": {"column": "kind", "classes": ["a", "b", "c"]}},
-        optimizer=optimizer,
+        **HEADS[head],
         search=[{"class_weights": ["none", "balanced"], "logit_adjustment": [0, 0.5]}],
     )
     assert "no training row is 'c', so its head cannot learn it" in said
     read_heads()
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_texts_that_are_all_the_same(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_texts_that_are_all_the_same(learn: Callable[..., str], head: str) -> None:
     """Constant features, and one text, so that no fold can be left out."""
     learn(
         40,
         lambda n, part: {"text": "one and the same", "kind": "ab"[n % 3 == 0]},
         {"kind": {"column": "kind", "classes": ["a", "b"]}},
-        optimizer=optimizer,
+        **HEADS[head],
     )
-    assert read_heads()["kind.weight"].shape == (1, 32 * 3)
+    assert read_heads()["kind.weight"].shape == (1, 28 if head == "kernel" else WIDTH)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_tags_and_numbers_with_gaps(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_tags_and_numbers_with_gaps(learn: Callable[..., str], head: str) -> None:
     """A tag that only test rows have, rows without tags, and numbers that are null or absent."""
 
     def make_row(number: int, part: str) -> Row:
@@ -165,24 +171,24 @@ def test_tags_and_numbers_with_gaps(learn: Callable[..., str], optimizer: str) -
             "tags": {"column": "tags", "kind": "tags", "optional": True},
             "price": {"column": "price", "kind": "number", "optional": True},
         },
-        optimizer=optimizer,
+        **HEADS[head],
     )
     assert "no training row is 'rare'" in said
-    assert read_heads()["tags.weight"].shape == (2, 32 * 3)
+    assert read_heads()["tags.weight"].shape == (2, 56 if head == "kernel" else WIDTH)
     assert sum(read_metrics()[p]["price"]["rows"] for p in ("train", "validation", "test")) == 64
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_validation_rows_that_all_lack_a_label(learn: Callable[..., str], optimizer: str) -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_validation_rows_that_all_lack_a_label(learn: Callable[..., str], head: str) -> None:
     for folds in (None, 3):
         learn(
             60,
             lambda n, part: {"kind": "ab"[n % 2] if part == "train" else None},
             {"kind": {"column": "kind", "classes": ["a", "b"], "optional": True}},
-            optimizer=optimizer,
+            **HEADS[head],
             folds=folds,
         )
-        assert read_heads()["kind.weight"].shape == (1, 32 * 3)
+        assert read_heads()["kind.weight"].shape == (1, 42 if head == "kernel" else WIDTH)
 
 
 def test_what_cannot_be_learned_stops_with_one_message(learn: Callable[..., str]) -> None:
@@ -203,8 +209,9 @@ def test_what_cannot_be_learned_stops_with_one_message(learn: Callable[..., str]
         {"search": [{"weight_decay": [0.01, 0.1], "logit_adjustment": [0, 0.5]}]},
         {"optimizer": "adamw", "head": "hidden", "dropout": 0.5, "search": [{"seeds": [3, 4]}]},
         {"optimizer": "sgd", "combine": "mix"},
+        {"head": "kernel", "search": [{"bandwidth": [0.5, 1.0]}]},
     ],
-    ids=["lbfgs", "hidden", "mix"],
+    ids=["lbfgs", "hidden", "mix", "kernel"],
 )
 def test_the_same_seed_writes_the_same_files(
     learn: Callable[..., str], cli: Cli, heads: dict[str, object]
@@ -221,7 +228,7 @@ def test_the_same_seed_writes_the_same_files(
     assert set(first) == {"heads.safetensors", "heads.json", "curves.csv"}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
 def test_vectors_that_exceed_the_memory(learn: Callable[..., str], optimizer: str) -> None:
     """Two windows of them: the optimum is the same, and AdamW sees rows in another order."""
     kind = {"kind": {"column": "kind", "classes": ["a", "b"]}}
@@ -246,6 +253,26 @@ def test_vectors_that_exceed_the_memory(learn: Callable[..., str], optimizer: st
     assert streamed["validation_loss"] == pytest.approx(whole["validation_loss"], abs=noise)
     if optimizer == "lbfgs":
         np.testing.assert_allclose(other, weight, atol=1e-2 * np.abs(weight).max())
+
+
+def test_kernel_heads_are_left_out_where_they_cannot_be_trained(
+    learn: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = {"kind": {"column": "kind", "classes": ["a", "b"]}}
+    both = [{"head": ["linear", "kernel"]}]
+
+    def make_row(number: int, part: str) -> Row:
+        return {"kind": "ab"[number % 2]}
+
+    said = learn(60, make_row, kind, max_memory=1e-6, search=both)
+    assert "kernel heads need the vectors in memory: 1 of the search left out" in said
+    assert "1 head of 1 configuration" in said
+    said = learn(60, make_row, kind, max_memory=1e-6, head="kernel", fails=True)
+    assert "params.yaml: heads.head: kernel heads need the vectors in memory" in said
+    assert "set head to linear" in said
+    monkeypatch.setattr("pipeline.heads.run._MOST_KERNEL_ROWS", 41)
+    said = learn(60, make_row, kind, search=both)
+    assert "kernel heads are for up to 41 training rows, not 42: 1 of the search left out" in said
 
 
 def test_seeds_of_what_draws_nothing_are_one(learn: Callable[..., str]) -> None:

@@ -8,21 +8,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy.special import softmax
 from sklearn.datasets import make_classification
+from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score, log_loss, precision_recall_curve, roc_auc_score
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
 from pipeline.corpus import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
-from pipeline.heads import training
+from pipeline.heads import kernel, training
 from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scores, score
 from pipeline.heads.configurations import Configuration, group_by_shape, list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.tasks import LossOptions, Task, compute_class_weights, make_tasks
-from pipeline.heads.training import Fit, draw_folds, fit_heads, make_targets
+from pipeline.heads.training import Fit, TrainedHead, draw_folds, fit_heads, make_targets
+from pipeline.heads.weights import name_tensors, read_weights
 
 SPAM = Task("spam", "binary", ("ham", "spam"), counts=(300, 100), rows=400)
 MOOD = Task("mood", "multiclass", ("a", "b", "c"), counts=(150, 130, 120), rows=400)
@@ -133,6 +137,11 @@ def test_scaling_is_scikit_learns_and_folds_into_the_weights() -> None:
     )
 
 
+def to_probabilities(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    return softmax(np.hstack([0 * wide, wide]) if wide.shape[1] == 1 else wide, axis=1)
+
+
 # --- the full-batch solver ---------------------------------------------------------------------
 
 
@@ -146,9 +155,8 @@ def test_the_solver_reaches_scikit_learns_optimum(decay: float) -> None:
         wanted = labels[head.task.name][:400]
         reference = LogisticRegression(C=1 / (400 * decay), max_iter=5000, tol=1e-8)
         reference.fit(scaled, wanted)
-        logits = head.found.head.compute_logits(features[:400]).astype(np.float64)
-        full = np.hstack([np.zeros_like(logits), logits]) if logits.shape[1] == 1 else logits
-        ours = log_loss(wanted, np.exp(full) / np.exp(full).sum(axis=1, keepdims=True))
+        logits = head.found.head.compute_logits(features[:400])
+        ours = log_loss(wanted, to_probabilities(logits))
         weight = head.found.head.weight * scaler.scale_
         theirs = log_loss(wanted, reference.predict_proba(scaled))
         total = ours + decay / 2 * np.square(weight).sum()
@@ -171,6 +179,79 @@ def test_the_solver_reaches_ridge_regression() -> None:
     np.testing.assert_allclose(ours, reference.predict(scaled[400:]), rtol=1e-3)
 
 
+# --- kernel heads ------------------------------------------------------------------------------
+
+KERNEL: dict[str, object] = {
+    "optimizer": "lbfgs", "head": "kernel", "weight_decay": 0.01, "max_epochs": 200,
+}  # fmt: skip
+
+
+def test_kernel_heads_are_scikit_learns() -> None:
+    """Kernel logistic regression on the whole kernel, written down from its definition."""
+    features, labels = make_data()
+    scaled = StandardScaler().fit(features[:400].astype(np.float64)).transform(features)
+    gamma = 1 / (0.8**2 * 2 * scaled[:400].var(axis=0).sum())
+    inner = rbf_kernel(scaled[:400], gamma=gamma)
+    nystroem = Nystroem(gamma=gamma, n_components=400).fit(scaled[:400])
+    # Our features have a mean square of 1; these have that of the centered kernel's diagonal.
+    centered = inner - inner.mean(axis=0) - inner.mean(axis=1)[:, None] + inner.mean()
+    size = np.trace(centered) / 400**2
+    for head in fit(bandwidth=0.8, **KERNEL).heads:
+        wanted = labels[head.task.name][:400]
+        reference = LogisticRegression(C=1 / (400 * 0.01 * size), max_iter=5000, tol=1e-8)
+        reference.fit(nystroem.transform(scaled[:400]), wanted)
+
+        def predict(rows: slice, head: TrainedHead = head) -> np.ndarray:
+            return to_probabilities(head.found.head.compute_logits(features[rows]))
+
+        weight = head.found.head.weight.astype(np.float64)
+        squares = np.einsum("ch,hl,cl->", weight, inner, weight)
+        total = log_loss(wanted, predict(slice(400))) + 0.005 * size * squares
+        theirs = log_loss(wanted, reference.predict_proba(nystroem.transform(scaled[:400])))
+        expected = theirs + 0.005 * size * np.square(reference.coef_).sum()
+        assert total == pytest.approx(expected, rel=1e-4)
+        unseen = reference.predict_proba(nystroem.transform(scaled[400:]))
+        np.testing.assert_allclose(predict(slice(400, None)), unseen, atol=0.01)
+        assert np.abs(unseen - unseen.mean(axis=0)).max() > 0.2
+
+
+@pytest.mark.parametrize("most", [4096, 150])
+def test_saved_kernel_heads_give_for_raw_rows_what_was_trained(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "MOST_CENTERS", most)
+    features, _ = make_data()
+    spam, mood = fit(search=({"logit_adjustment": (0, 0.5)},), **KERNEL).heads
+    for head in (spam, mood):
+        logits = head.found.head.compute_logits(features[400:])
+        np.testing.assert_allclose(logits, head.found.held_out, atol=1e-3)
+        tensors = name_tensors(head.task.name, head.found.head)
+        assert head.found.head.centers is not None
+        tensors |= name_tensors("kernel_0", head.found.head.centers)
+        outputs = logits.shape[1]
+        again = read_weights(head.task.name, tensors, outputs, outputs, WIDTH, "kernel_0")
+        np.testing.assert_array_equal(again.compute_logits(features[400:]), logits)
+        with pytest.raises(ValueError, match=r"kernel_0.places: .* tells of shape \(\d+, 21\)"):
+            read_weights(head.task.name, tensors, outputs, outputs, WIDTH + 1, "kernel_0")
+    assert spam.found.head.weight.shape == (1, min(most, 400))
+    assert spam.found.head.centers is mood.found.head.centers
+    assert mood.scores[0].loss < 0.9 * np.log(3)
+
+
+def test_the_bandwidth_is_in_units_of_how_far_rows_are_apart() -> None:
+    """So that it means the same whatever the features' unit, and however many are constant."""
+    rows = torch.from_numpy(make_data()[0])
+    whole = MemoryFeatures(rows, 400)
+    other = MemoryFeatures(torch.hstack([rows * 100 + 7, torch.ones(len(rows), 3)]), 400)
+    made = kernel.Kernel(whole, Scaling.identity(WIDTH), 1.0)
+    same = kernel.Kernel(other, Scaling.identity(WIDTH + 3), 1.0)
+    torch.testing.assert_close(made.features.features, same.features.features, atol=2e-2, rtol=0)
+    likeness = made.centers.compare(rows[:400].numpy())
+    distances = -np.log(likeness)
+    assert distances.mean() == pytest.approx(1, rel=1e-3)
+    np.testing.assert_allclose(np.diag(likeness), 1, atol=1e-5)
+
+
 # --- stacks ------------------------------------------------------------------------------------
 
 GRIDS: dict[str, dict[str, object]] = {
@@ -182,6 +263,8 @@ GRIDS: dict[str, dict[str, object]] = {
                            "class_weights": ("none", "balanced")},)},
     "lbfgs": {"optimizer": "lbfgs", "max_epochs": 100,
               "search": ({"weight_decay": (1.0, 0.1, 0.01)},)},
+    "kernel": {"optimizer": "lbfgs", "head": "kernel", "max_epochs": 100,
+               "search": ({"weight_decay": (0.1, 0.01), "bandwidth": (0.7, 1.0)},)},
 }  # fmt: skip
 
 
@@ -211,7 +294,9 @@ def test_a_stack_is_each_configuration_alone(name: str, folds: int | None) -> No
         for table in head.scores:
             (place,) = table.numbers
             assert alone[place].scores[0].loss == pytest.approx(table.loss, rel=1e-5)
-        np.testing.assert_allclose(head.found.head.weight, alone[best].found.head.weight, atol=1e-5)
+        weight = head.found.head.weight
+        other = alone[best].found.head.weight
+        np.testing.assert_allclose(weight, other, atol=1e-5 * max(1, np.abs(weight).max()))
         np.testing.assert_allclose(head.found.held_out, alone[best].found.held_out, atol=1e-4)
 
 
@@ -240,6 +325,8 @@ def test_a_stack_too_large_trains_in_parts(name: str, monkeypatch: pytest.Monkey
 def test_lbfgs_refuses_what_it_cannot_train() -> None:
     with pytest.raises(SettingsError, match=r"heads.search.0.optimizer: lbfgs trains linear"):
         configure(optimizer="lbfgs", search=({"head": ("hidden",)},))
+    with pytest.raises(SettingsError, match=r"heads.optimizer: kernel heads are trained by lbfgs"):
+        configure(optimizer="adamw", head="kernel")
 
 
 def test_training_by_torchs_own_optimizers_gives_the_same_heads() -> None:
@@ -273,7 +360,8 @@ def test_training_by_torchs_own_optimizers_gives_the_same_heads() -> None:
 
 
 def test_the_same_seed_gives_the_same_heads_bit_for_bit() -> None:
-    for changes in ({}, {"optimizer": "lbfgs"}, {"head": "hidden", "dropout": 0.5}):
+    hidden = {"head": "hidden", "dropout": 0.5}
+    for changes in ({}, {"optimizer": "lbfgs"}, hidden, KERNEL):
         first, second = fit(**changes), fit(**changes)
         for a, b in zip(first.heads, second.heads, strict=True):
             np.testing.assert_array_equal(a.found.head.weight, b.found.head.weight)
@@ -321,6 +409,9 @@ def test_settings_that_do_not_concern_a_head_make_no_other_of_it() -> None:
     assert len(configure(search=({"hidden_size": (4, 8)},))) == 1
     both = configure(search=({"hidden_size": (4, 8), "head": ("linear", "hidden")},))
     assert [c.head for c in both] == ["linear", "hidden", "hidden"]
+    kernels = {"head": ("linear", "kernel"), "optimizer": ("lbfgs",)}
+    both = configure(search=({**kernels, "bandwidth": (0.5, 1.0), "hidden_size": (4, 8)},))
+    assert [c.describe().get("bandwidth") for c in both] == [None, 0.5, 1.0]
 
 
 def test_the_search_table_tells_the_kind_of_loss_and_the_loss() -> None:

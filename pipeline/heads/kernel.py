@@ -1,0 +1,81 @@
+"""Heads that are linear in how like a row is to the training rows, by a Gaussian kernel.
+
+A row x is described by k(x, l) = exp(-|x - l|² / (b² m)) for up to 4,096 training rows l: m is the
+mean of |x - l|² over pairs of training rows, and b the bandwidth. These numbers are turned so that
+plain weight decay is the norm of the kernel's own space, and scaled to a mean square of 1, as
+standardized features have it; then they are features like any other, and L-BFGS finds the optimum
+of a head on them.
+
+Sources: Zhu, Hastie (2005), Kernel logistic regression and the import vector machine; Williams,
+Seeger (2001), Using the Nyström method to speed up kernel machines.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling
+from pipeline.heads.weights import Centers
+
+MOST_CENTERS = 4096
+# Added to the kernel of the centers with itself, whose diagonal is 1: copies of a text are alike.
+_RIDGE = 1e-4
+
+
+class Kernel:
+    """The features that a kernel makes, and the way back from a head on them.
+
+    :param features: scaled, in memory.
+    :param scaling: that made them from raw ones.
+    :param bandwidth: b.
+    :ivar features: the new ones, width H, for the same rows.
+    :ivar centers: what raw rows are compared with, H of them.
+    """
+
+    def __init__(self, features: MemoryFeatures, scaling: Scaling, bandwidth: float) -> None:
+        rows, cut = features.features, features.train_rows
+        variance, middle = torch.var_mean(rows[:cut], dim=0, correction=0)
+        # Rows differ by twice the variance, squared and on average; by none if all are the same.
+        usual = float(2 * variance.double().sum()) ** 0.5 or 1.0
+        factor = 1 / (bandwidth * usual)
+        # In the precision that centers are saved in, so that each is just like its own row.
+        z = (rows - middle).mul_(factor).half().float()
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(cut, generator=generator)
+        chosen = order[:MOST_CENTERS].sort().values.to(rows.device)
+        places = z[chosen]
+        made = _compare(z, places)
+        inner = made[chosen].double()
+        inner.diagonal().add_(_RIDGE)
+        self._turn = torch.linalg.cholesky(inner).mT  # upper, [H, H]
+        for block in torch.split(made, BLOCK_ROWS):
+            turned = torch.linalg.solve_triangular(
+                self._turn, block.double(), upper=True, left=False
+            )
+            block.copy_(turned)
+        self._mean = made[:cut].mean(dim=0)
+        made -= self._mean
+        self._size = made[:cut].square().mean().sqrt().clamp_min(1e-12)
+        self.features = MemoryFeatures(made.div_(self._size), cut)
+        scale = factor / scaling.deviation
+        shift = -scaling.mean * scale - middle.cpu().double().numpy() * factor
+        self.centers = Centers(
+            places.half().cpu().numpy(), scale.astype(np.float32), shift.astype(np.float32)
+        )
+
+    def fold(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
+        """A head on what ``Centers.compare`` gives, from one on the features.
+
+        :param weight: float32, [C, H], or [1, H] that all outputs share.
+        :param bias: float32, [C].
+        """
+        wide = torch.from_numpy(weight).to(self._turn) / self._size
+        shift = wide @ self._mean.double()
+        turned = torch.linalg.solve_triangular(self._turn, wide.mT, upper=True).mT
+        return turned.float().contiguous().cpu().numpy(), bias - shift.float().cpu().numpy()
+
+
+def _compare(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    distances = rows.square().sum(dim=1)[:, None] + places.square().sum(dim=1)
+    return torch.addmm(distances, rows, places.T, alpha=-2).clamp_min_(0).neg_().exp_()
