@@ -99,7 +99,8 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
         "layers": "last",
         "combine": "join",
         "head": "linear",
-        "hidden_size": 64,  # of no head
+        "bandwidth": 1.0,  # of no head
+        "hidden_size": 64,  # nor this
         "dropout": 0.0,
         "standardize": False,
         "optimizer": "adamw",
