@@ -154,6 +154,14 @@ def fit_scikit_learn_mlp(case: Case) -> float:
     )
 
 
+def fit_scikit_learn_svc(case: Case) -> float:
+    """Support vector machines with the kernel that kernel heads of bandwidth 1 have."""
+    from sklearn.svm import SVC
+
+    gamma = 1 / (2 * case.features[: case.train_rows].var(axis=0).sum())
+    return _best_of_each(case, [lambda c=c: SVC(C=c, gamma=gamma) for c in (1, 3, 10)])
+
+
 def _best_of_each(case: Case, makers: Sequence[Callable[[], Any]]) -> float:
     from sklearn.metrics import f1_score
 
@@ -273,6 +281,10 @@ def compare(case: Case, *, quick: bool, large: bool) -> list[dict[str, Any]]:
         rows.append(measure(f"{case.name}: hidden layer of 64", "ours",
                             lambda: fit_ours(case, (0.1,), head="hidden", optimizer="adamw",
                                              dropout=0.5, patience=4)))  # fmt: skip
+        rows.append(measure(f"{case.name}: 3 Gaussian kernels", "SVC",
+                            lambda: fit_scikit_learn_svc(case)))  # fmt: skip
+        rows.append(measure(f"{case.name}: 3 Gaussian kernels", "ours",
+                            lambda: fit_ours(case, (0.01, 0.03, 0.1), head="kernel")))  # fmt: skip
     return rows
 
 
