@@ -114,8 +114,6 @@ def _compile(function: Any) -> Any:
 class OneDnnLinear:
     """By oneDNN: weights laid out for the processor once, what follows fused into the product.
 
-    The operators are those that torch's own compiler emits for CPUs; calling them needs none.
-
     :param weight: [D_out, D_in], float32 or bfloat16, on the CPU.
     :param bias: [D_out].
     """
@@ -128,19 +126,6 @@ class OneDnnLinear:
         os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.bias = bias
-
-    @staticmethod
-    def can_run(dtype: torch.dtype) -> bool:
-        """Whether this build of torch and this processor have it."""
-        # Untyped in torch itself.
-        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            return False
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return False
-        if dtype not in (torch.float32, torch.bfloat16):
-            return False
-        ops = torch.ops.mkldnn
-        return hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         return self._run(x, "none", "")

@@ -21,6 +21,7 @@ from pipeline.embed.linears import (
     PlainLinear,
 )
 from pipeline.embed.pooling import make_pooling
+from pipeline.onednn import has_onednn
 
 # What configurations call GELU.
 _GELU: dict[str, GeluKind] = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -72,7 +73,7 @@ class PackedBert:
         self.device = reference.device
         self._dtype: torch.dtype = getattr(torch, precision)
         self._linear: type[OneDnnLinear] | type[PlainLinear] = PlainLinear
-        if self.device.type == "cpu" and OneDnnLinear.can_run(self._dtype):
+        if self.device.type == "cpu" and has_onednn(self._dtype):
             self._linear = OneDnnLinear
         elif compiled and CompiledLinear.can_run(self._dtype, self.device, config.hidden_size):
             self._linear = CompiledLinear

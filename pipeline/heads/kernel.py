@@ -17,6 +17,7 @@ import torch
 
 from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling
 from pipeline.heads.weights import Centers
+from pipeline.onednn import multiply
 
 MOST_CENTERS = 4096
 # Added to the kernel of the centers with itself, whose diagonal is 1: copies of a text are alike.
@@ -77,5 +78,5 @@ class Kernel:
 
 
 def _compare(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    distances = rows.square().sum(dim=1)[:, None] + places.square().sum(dim=1)
-    return torch.addmm(distances, rows, places.T, alpha=-2).clamp_min_(0).neg_().exp_()
+    squares = rows.square().sum(dim=1)[:, None] + places.square().sum(dim=1)
+    return multiply(rows, places).mul_(2).sub_(squares).clamp_max_(0).exp_()

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.onednn import multiply
+
 # Loss of each head from its logits [B, K, outputs]; the second argument says which heads.
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Rows = slice | torch.Tensor
@@ -56,10 +58,10 @@ def find_basis(features: torch.Tensor, directions: int = DIRECTIONS) -> Basis:
     R = min(directions, features.shape[1], len(rows))
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(features.shape[1], R, generator=generator).to(features.device)
-    span = torch.linalg.qr(rows.T @ (rows @ start)).Q
-    span = torch.linalg.qr(rows.T @ (rows @ span)).Q
-    projected = rows @ span
-    squares, rotation = torch.linalg.eigh(projected.T @ projected / len(rows))
+    span = torch.linalg.qr(multiply(rows.T, multiply(start.T, rows))).Q
+    span = torch.linalg.qr(multiply(rows.T, multiply(span.T, rows))).Q
+    projected = multiply(rows, span.T)
+    squares, rotation = torch.linalg.eigh(multiply(projected.T, projected.T) / len(rows))
     squares = squares.clamp_min(0)
     whole = features.shape[1] == R
     return Basis(span @ rotation, squares, 0.0 if whole else float(squares[0]))
@@ -228,7 +230,7 @@ class StackedLbfgs:
         weight = direction[:, :split].reshape(K * self._R, self._D)
         moved = torch.empty_like(self._state.logits)
         for rows, features in self._blocks():
-            moved[rows] = (features @ weight.T).view(-1, K, self._R) + direction[:, split:]
+            moved[rows] = multiply(features, weight).view(-1, K, self._R) + direction[:, split:]
         return moved
 
     def _pull_back(self, slopes: torch.Tensor) -> torch.Tensor:
@@ -238,7 +240,7 @@ class StackedLbfgs:
         flat = by_weight.reshape(len(slopes), K * self._R)
         weight = torch.zeros(K * self._R, self._D, device=slopes.device)
         for rows, features in self._blocks():
-            weight.addmm_(flat[rows].T, features)
+            weight += multiply(flat[rows].T, features.T)
         return torch.cat([weight.view(K, -1), slopes.sum(dim=0)], dim=1)
 
     def _search(
@@ -271,10 +273,10 @@ class StackedLbfgs:
         decay = self._decay[which][:, None, None].clamp_min(1e-8)
         basis, c = self._basis, self._curvature
         weight = vector[:, :split].reshape(-1, self._D)
-        along = (weight @ basis.directions).view(len(vector), self._R, -1)
+        along = multiply(weight, basis.directions.T).view(len(vector), self._R, -1)
         elsewhere = 1 / (c * basis.rest + decay)
         factor = 1 / (c * basis.variances + decay) - elsewhere
-        back = (along * factor).view(-1, factor.shape[-1]) @ basis.directions.T
+        back = multiply((along * factor).view(-1, factor.shape[-1]), basis.directions)
         scaled = back.view(len(vector), -1) + elsewhere[:, 0] * vector[:, :split]
         return torch.cat([scaled, vector[:, split:] / c], dim=1)
 

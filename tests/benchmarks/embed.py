@@ -37,9 +37,9 @@ from pipeline import paths
 from pipeline.assets import read_assets
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Architecture
-from pipeline.embed.linears import OneDnnLinear
 from pipeline.embed.loading import TOKEN_BUDGET
 from pipeline.embed.tokens import load_tokenizer
+from pipeline.onednn import has_onednn
 from pipeline.prepare import hash_texts
 from pipeline.sources import read_source
 from tests.benchmarks.table import PeakMemory, describe_machine, present
@@ -308,7 +308,7 @@ def list_ways(device: torch.device, *, quick: bool) -> list[Way]:
             ways.insert(-1, SentenceTransformers(flash=True))
         else:
             click.echo("without sentence-transformers' unpadded path: flash_attn not installed")
-    elif OneDnnLinear.can_run(torch.bfloat16):
+    elif has_onednn(torch.bfloat16):
         ways[-1:-1] = [Ours(precision="bfloat16"), SentenceTransformers(precision="bfloat16")]
     return ways
 

@@ -141,7 +141,7 @@ def test_compiled_operations_give_the_same_vectors(
         pytest.skip("torch compiles with a C++ compiler, and there is none")
     reference = make_plan(tiny_backbone).load_reference(CPUS[0])
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.embed.linears.OneDnnLinear.can_run", lambda dtype: False)
+        patch.setattr("pipeline.embed.packed.has_onednn", lambda dtype: False)
         encoder = PackedBert(reference, "float32", compiled=True)
     assert "not compiled" not in capsys.readouterr().out
     assert isinstance(encoder._layers[0].up, CompiledLinear)
@@ -158,7 +158,7 @@ def test_without_a_compiler_the_plain_operations_serve(
     def fail(function: object) -> None:
         raise RuntimeError("no compiler here\nand more")
 
-    monkeypatch.setattr("pipeline.embed.linears.OneDnnLinear.can_run", lambda dtype: False)
+    monkeypatch.setattr("pipeline.embed.packed.has_onednn", lambda dtype: False)
     monkeypatch.setattr("pipeline.embed.linears._compile", fail)
     reference = make_plan(tiny_backbone).load_reference(CPUS[0])
     encoder = PackedBert(reference, "float32", compiled=True)
