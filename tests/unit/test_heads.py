@@ -230,6 +230,13 @@ def test_kernel_heads_are_scikit_learns() -> None:
         assert np.abs(unseen - unseen.mean(axis=0)).max() > 0.2
 
 
+@pytest.mark.parametrize("bandwidth", [0.01, 100.0])
+def test_the_widest_and_the_narrowest_kernel_are_trained(bandwidth: float) -> None:
+    for head in fit(bandwidth=bandwidth, folds=3, **KERNEL).heads:
+        assert np.isfinite(head.found.head.compute_logits(make_data()[0])).all()
+        assert np.isfinite(head.scores[0].loss)
+
+
 @pytest.mark.parametrize("most", [4096, 150])
 def test_saved_kernel_heads_give_for_raw_rows_what_was_trained(
     most: int, monkeypatch: pytest.MonkeyPatch
