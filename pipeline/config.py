@@ -36,8 +36,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Name = Annotated[str, Field(min_length=1, strict=True)]
 Optimizer = Literal["sgd", "adamw", "lbfgs"]
 Head = Literal["linear", "kernel", "hidden"]
-# Beyond, all rows are alike, or none is like another.
-Bandwidth = Annotated[float, Field(ge=0.01, le=100, strict=True)]
+# Narrower, no row is like another; wider, a kernel head is little else than a linear one.
+Bandwidth = Annotated[float, Field(ge=0.1, le=3, strict=True)]
 Metric = Literal[
     "accuracy", "f1", "f1_macro", "f1_micro", "roc_auc", "loss",
     "mean_absolute_error", "root_mean_squared_error", "r2",
@@ -363,8 +363,8 @@ class HeadsSettings(Section):
     ``layers``: which of the cached layers make the features: ``all``, ``last``, numbers.
     ``combine``: ``join`` them side by side, or ``mix`` them by weights that each head learns.
     ``head``: ``linear``; ``kernel``, linear in how like a row is to up to 4,096 training rows by a
-    Gaussian kernel, ``bandwidth``, 0.01 to 100, times as wide as rows are apart on average: for
-    ``lbfgs``, up to 20,000 training rows, and vectors in memory; or with one ``hidden`` layer of
+    Gaussian kernel, ``bandwidth``, 0.1 to 3, times as wide as rows are apart on average: for up to
+    20,000 training rows, always by ``lbfgs`` on joined layers; or with one ``hidden`` layer of
     ``hidden_size``.
     ``dropout``: share of the inputs of each linear layer that a step leaves out.
     ``standardize``: scale each feature by the training rows' mean and deviation; folded into the

@@ -12,6 +12,8 @@ from pipeline.errors import SettingsError
 from pipeline.layers import resolve_layers
 
 _LOSS_KEYS = ("loss", "class_weights", "label_smoothing", "focal_gamma", "logit_adjustment")
+# How kernel heads are trained, whatever the settings say of the others.
+_KERNEL = {"optimizer": "lbfgs", "combine": "join", "dropout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def _configure(
         return values.get(name, getattr(settings, name))
 
     weights = values.get("class_weights")
+    if pick("head") == "kernel":
+        values = values | _KERNEL
     idle = _list_idle(pick("head"), pick("optimizer"))
     values = {k: v for k, v in values.items() if k not in idle}
     found = Configuration(
@@ -117,26 +121,16 @@ def _configure(
         **{name: values.get(name) for name in _LOSS_KEYS if name != "class_weights"},
         class_weights=_Weights(weights) if isinstance(weights, dict) else weights,
     )
-    _check_optimizer(found, key)
-    return found
-
-
-def _check_optimizer(found: Configuration, key: str) -> None:
-    """:raises SettingsError: if its optimizer cannot train such a head."""
-    told = f"got head {found.head}, combine {found.combine}, dropout {found.dropout:g}"
-    if found.optimizer == "lbfgs":
-        if found.head == "hidden" or (found.combine, found.dropout) != ("join", 0.0):
-            raise SettingsError(
-                f"params.yaml: {key}.optimizer: lbfgs trains linear and kernel heads on joined "
-                f"layers without dropout, {told}",
-                hint="set optimizer to adamw or sgd there; a search may have a grid for each",
-            )
-    elif found.head == "kernel":
+    if found.optimizer == "lbfgs" and (
+        found.head == "hidden" or (found.combine, found.dropout) != ("join", 0.0)
+    ):
         raise SettingsError(
-            f"params.yaml: {key}.optimizer: kernel heads are trained by lbfgs, got "
-            f"{found.optimizer}",
-            hint="set optimizer to lbfgs there; a search may have a grid for each",
+            f"params.yaml: {key}.optimizer: lbfgs trains heads without a hidden layer, on joined "
+            f"layers, without dropout; got head {found.head}, combine {found.combine}, dropout "
+            f"{found.dropout:g}",
+            hint="set optimizer to adamw or sgd there; a search may have a grid for each",
         )
+    return found
 
 
 def _list_idle(head: str, optimizer: str) -> set[str]:

@@ -12,11 +12,14 @@ Seeger (2001), Using the Nyström method to speed up kernel machines.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling
-from pipeline.heads.weights import Centers
+from pipeline.heads.module import Features
+from pipeline.heads.weights import FARTHEST, Centers
 from pipeline.onednn import multiply
 
 MOST_CENTERS = 4096
@@ -27,27 +30,33 @@ _RIDGE = 1e-4
 class Kernel:
     """The features that a kernel makes, and the way back from a head on them.
 
-    :param features: scaled, in memory.
+    :param features: scaled; read twice, block by block.
     :param scaling: that made them from raw ones.
     :param bandwidth: b.
-    :ivar features: the new ones, width H, for the same rows.
+    :ivar features: the new ones, width H, for the same rows, in memory.
     :ivar centers: what raw rows are compared with, H of them.
     """
 
-    def __init__(self, features: MemoryFeatures, scaling: Scaling, bandwidth: float) -> None:
-        rows, cut = features.features, features.train_rows
-        variance, middle = torch.var_mean(rows[:cut], dim=0, correction=0)
+    def __init__(self, features: Features, scaling: Scaling, bandwidth: float) -> None:
+        cut = features.train_rows
+        order = torch.randperm(cut, generator=torch.Generator().manual_seed(0))
+        chosen = order[:MOST_CENTERS].sort().values
+        mean, variance, places = _survey(features, chosen)
         # Rows differ by twice the variance, squared and on average; by none if all are the same.
-        usual = float(2 * variance.double().sum()) ** 0.5 or 1.0
+        usual = float(2 * variance.sum()) ** 0.5 or 1.0
         factor = 1 / (bandwidth * usual)
-        # In the precision that centers are saved in, so that each is just like its own row.
-        z = (rows - middle).mul_(factor).half().float()
-        generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(cut, generator=generator)
-        chosen = order[:MOST_CENTERS].sort().values.to(rows.device)
-        places = z[chosen]
-        made = _compare(z, places)
-        inner = made[chosen].double()
+        middle = mean.float()
+
+        def place(rows: torch.Tensor) -> torch.Tensor:
+            # In the precision that centers are saved in, so that each is just like its own row.
+            z = (rows - middle).mul_(factor).clamp_(-FARTHEST, FARTHEST)
+            return z.half().float()
+
+        places = place(places)
+        made = torch.empty(features.rows, len(places), device=places.device)
+        for rows, block in _split(features):
+            made[rows] = _compare(place(block), places)
+        inner = made[chosen.to(made.device)].double()
         inner.diagonal().add_(_RIDGE)
         self._turn = torch.linalg.cholesky(inner).mT  # upper, [H, H]
         for block in torch.split(made, BLOCK_ROWS):
@@ -57,10 +66,11 @@ class Kernel:
             block.copy_(turned)
         self._mean = made[:cut].mean(dim=0)
         made -= self._mean
-        self._size = made[:cut].square().mean().sqrt().clamp_min(1e-12)
+        # Of rows that are all the same, nothing but rounding is left.
+        self._size = made[:cut].square().mean().sqrt().clamp_min(1e-6)
         self.features = MemoryFeatures(made.div_(self._size), cut)
         scale = factor / scaling.deviation
-        shift = -scaling.mean * scale - middle.cpu().double().numpy() * factor
+        shift = -scaling.mean * scale - mean.cpu().numpy() * factor
         self.centers = Centers(
             places.half().cpu().numpy(), scale.astype(np.float32), shift.astype(np.float32)
         )
@@ -75,6 +85,40 @@ class Kernel:
         shift = wide @ self._mean.double()
         turned = torch.linalg.solve_triangular(self._turn, wide.mT, upper=True).mT
         return turned.float().contiguous().cpu().numpy(), bias - shift.float().cpu().numpy()
+
+
+def _split(features: Features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All rows, at most ``BLOCK_ROWS`` at a time: which, and their features."""
+    for rows, block in features.blocks():
+        numbers = torch.arange(features.rows)[rows] if isinstance(rows, slice) else rows
+        yield from zip(
+            torch.split(numbers.to(block.device), BLOCK_ROWS),
+            torch.split(block, BLOCK_ROWS),
+            strict=True,
+        )
+
+
+def _survey(
+    features: Features, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and variance of the training rows, float64 [D], and some of these rows.
+
+    :param chosen: which, int64, [H], ascending.
+    """
+    total = squares = torch.zeros(())
+    found = torch.empty(0)
+    for rows, block in _split(features):
+        if not len(found):
+            found = torch.empty(len(chosen), features.width, device=block.device)
+            chosen = chosen.to(block.device)
+        place = torch.searchsorted(chosen, rows).clamp_max(len(chosen) - 1)
+        taken = chosen[place] == rows
+        found[place[taken]] = block[taken]
+        wide = block[rows < features.train_rows].double()
+        total = total.to(wide) + wide.sum(dim=0)
+        squares = squares.to(wide) + wide.square().sum(dim=0)
+    mean = total / features.train_rows
+    return mean, (squares / features.train_rows - mean.square()).clamp_min(0), found
 
 
 def _compare(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -243,7 +243,7 @@ class GradientHeads(LightningModule):
 
 
 class FullBatchHeads(LightningModule):
-    """Linear heads that learn from all rows at once, by L-BFGS; one solver a task.
+    """Linear or kernel heads that learn from all rows at once, by L-BFGS; one solver a task.
 
     :param configurations: K of one shape, each with F models.
     """

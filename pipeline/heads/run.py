@@ -28,13 +28,16 @@ from pipeline.store import Manifest, read_manifest
 if TYPE_CHECKING:
     from pipeline.heads.training import Fit, TrainedHead
 
-FORMAT = 2
+FORMAT = 3
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
 _SHOWN_SCORES = 5
 # Beyond, few of the rows can be centers, and linear heads do as well in less time.
 _MOST_KERNEL_ROWS = 20_000
 _SPINS = "1000"
+_OF_ALL = {
+    "standardize", "batch_size", "max_epochs", "patience", "keep", "folds", "calibrate", "seed",
+}  # fmt: skip
 
 
 def run_train_heads(settings: Settings) -> dict[str, object]:
@@ -51,10 +54,9 @@ def run_train_heads(settings: Settings) -> dict[str, object]:
     configurations = list_configurations(settings.heads, manifest.layers)
     _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
-    streamed = _must_stream(settings, configurations, manifest, sum(map(len, parts)))
-    configurations = _leave_out_kernels(configurations, len(parts[0]), streamed)
+    configurations = _leave_out_kernels(configurations, len(parts[0]))
     logger = _make_logger(settings)
-    fit = _fit(settings, rows, parts, tasks, configurations, manifest, streamed)
+    fit = _fit(settings, rows, parts, tasks, configurations, manifest)
     _save(settings, fit, backbone, manifest, configurations)
     _show_summary(fit, configurations)
     if logger is not None:
@@ -92,43 +94,20 @@ def _select_part(rows: LabelledRows, part: str) -> npt.NDArray[np.int64]:
     return chosen
 
 
-def _must_stream(
-    settings: Settings, configurations: Sequence[Configuration], manifest: Manifest, rows: int
-) -> bool:
-    """Whether the vectors would take more memory than they may."""
-    layers = {layer for c in configurations for layer in c.layers}
-    needed = 2 * 4 * rows * len(layers) * manifest.width  # as they are read, and scaled
-    allowed = _limit_memory(settings)
-    if needed > allowed:
-        say(
-            f"the vectors would take {needed / 1e9:.1f} GB of the {allowed / 1e9:.1f} GB that "
-            "they may: reading them from the store as they are wanted"
-        )
-    return needed > allowed
-
-
-def _leave_out_kernels(
-    configurations: list[Configuration], train_rows: int, streamed: bool
-) -> list[Configuration]:
-    """The configurations without kernel heads, if those cannot be trained here.
+def _leave_out_kernels(configurations: list[Configuration], train_rows: int) -> list[Configuration]:
+    """The configurations without kernel heads, if there are too many rows for those.
 
     :raises SettingsError: if none is left.
     """
-    if streamed:
-        reason = "kernel heads need the vectors in memory"
-    elif train_rows > _MOST_KERNEL_ROWS:
-        reason = (
-            f"kernel heads are for up to {_MOST_KERNEL_ROWS:,} training rows, not {train_rows:,}"
-        )
-    else:
-        return configurations
     left = [c for c in configurations if c.head != "kernel"]
+    if train_rows <= _MOST_KERNEL_ROWS or len(left) == len(configurations):
+        return configurations
+    reason = f"kernel heads are for up to {_MOST_KERNEL_ROWS:,} training rows, not {train_rows:,}"
     if not left:
         raise SettingsError(
             f"params.yaml: heads.head: {reason}", hint="set head to linear, or add a grid of them"
         )
-    if len(left) < len(configurations):
-        say(f"{reason}: {len(configurations) - len(left)} of the search left out")
+    say(f"{reason}: {len(configurations) - len(left)} of the search left out")
     return left
 
 
@@ -139,7 +118,6 @@ def _fit(
     tasks: Sequence[Task],
     configurations: Sequence[Configuration],
     manifest: Manifest,
-    streamed: bool,
 ) -> Fit:
     # How often a thread of libgomp looks whether the others are done before it sleeps. By default
     # it does for some ten milliseconds: where another program has the core of one of them, each
@@ -171,7 +149,6 @@ def _fit(
         sorted({layer for c in configurations for layer in c.layers}),
         manifest.width,
         standardize=settings.heads.standardize,
-        streamed=streamed,
         memory_bytes=_limit_memory(settings),
         device=device,
     )
@@ -298,7 +275,8 @@ def _save(
         "tasks": {head.task.name: _describe_head(head, kernels) for head in fit.heads},
         "search": {head.task.name: list_scores(head.scores, configurations) for head in fit.heads},
         "training": {
-            **settings.heads.model_dump(mode="json", exclude={"tasks", "layers", "search"}),
+            # The rest is told of each head, as its configuration.
+            **settings.heads.model_dump(mode="json", include=_OF_ALL),
             "configurations": fit.configurations,
             "judged_rows": fit.judged_rows,
             "epochs_run": fit.epochs,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline import paths
+from pipeline.console import format_bytes, say
 from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.module import Features
 from pipeline.store import read_vectors, stream_vectors
@@ -24,8 +25,7 @@ class StoredFeatures:
     :param layers: all that will be asked for.
     :param width: of one layer's vector.
     :param standardize: scale by the training rows; else leave them as they are.
-    :param streamed: read the vectors from the store whenever they are wanted, a window at a time.
-    :param memory_bytes: what such a window may take.
+    :param memory_bytes: what the vectors may take; beyond it they are streamed.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class StoredFeatures:
         width: int,
         *,
         standardize: bool,
-        streamed: bool,
         memory_bytes: float,
         device: str,
     ) -> None:
@@ -49,8 +48,15 @@ class StoredFeatures:
         self._device = device
         self._held: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
         self._vectors: Floats | None = None
-        if not streamed:
+        needed = 2 * 4 * len(keys) * len(layers) * width  # as they are read, and scaled
+        if needed <= memory_bytes:
             self._vectors = read_vectors(paths.EMBEDDINGS, keys, self._layers)
+        else:
+            say(
+                f"the vectors would take {format_bytes(needed)} of the "
+                f"{format_bytes(int(memory_bytes))} that they may: reading them from the store as "
+                "they are wanted"
+            )
 
     def __call__(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         """The features of some layers, joined, and the scaling that made them."""

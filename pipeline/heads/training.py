@@ -18,7 +18,7 @@ from pipeline.console import Advance
 from pipeline.errors import DataError
 from pipeline.heads.choosing import Decision, Score, choose_configuration, decide
 from pipeline.heads.configurations import Configuration, group_by_shape
-from pipeline.heads.features import Floats, MemoryFeatures, Scaling
+from pipeline.heads.features import Floats, Scaling
 from pipeline.heads.kernel import Kernel
 from pipeline.heads.lightning import Callback, LightningModule, Trainer
 from pipeline.heads.module import (
@@ -153,32 +153,11 @@ def fit_heads(
     found: dict[int, dict[str, Candidate]] = {}
     epochs = 0
     for group in group_by_shape(configurations):
-        first = group[0][1]
-        features, scaling = features_of(first.layers)
-        kernel = None
-        if first.head == "kernel":
-            assert isinstance(features, MemoryFeatures)
-            kernel = Kernel(features, scaling, first.bandwidth)
-            features = kernel.features
-        limit = limit_stack([c for _, c in group], tasks, targets, features.width)
-        for start in range(0, len(group), limit):
-            numbers, members = zip(*group[start : start + limit], strict=True)
-            stack = _Stack(
-                members,
-                features,
-                scaling,
-                kernel,
-                targets,
-                tasks,
-                settings,
-                judged,
-                device,
-                advance,
-            )
-            train = _fit_full_batch if members[0].optimizer == "lbfgs" else _fit_batches
-            candidates, ran = train(stack)
-            epochs += ran
-            found |= dict(zip(numbers, candidates, strict=True))
+        trained, ran = _fit_group(
+            group, features_of, targets, tasks, settings, judged, device, advance
+        )
+        found |= trained
+        epochs += ran
     heads = tuple(
         _choose(task, [found[n][task.name] for n in range(len(configurations))], configurations,
                 targets, judged, settings)
@@ -186,6 +165,37 @@ def fit_heads(
     )  # fmt: skip
     seconds = time.perf_counter() - started
     return Fit(heads, len(configurations), len(judged), epochs, seconds)
+
+
+def _fit_group(
+    group: Sequence[tuple[int, Configuration]],
+    features_of: FeaturesOf,
+    targets: Targets,
+    tasks: Sequence[Task],
+    settings: HeadsSettings,
+    judged: torch.Tensor,
+    device: str,
+    advance: Advance,
+) -> tuple[dict[int, dict[str, Candidate]], int]:
+    """Train numbered configurations of one shape: what was found for each, and epochs in all."""
+    first = group[0][1]
+    features, made = features_of(first.layers)
+    kernel = Kernel(features, made, first.bandwidth) if first.head == "kernel" else None
+    if kernel is not None:
+        features = kernel.features
+    limit = limit_stack([c for _, c in group], tasks, targets, features.width)
+    found: dict[int, dict[str, Candidate]] = {}
+    epochs = 0
+    for start in range(0, len(group), limit):
+        numbers, members = zip(*group[start : start + limit], strict=True)
+        stack = _Stack(
+            members, features, kernel or made, targets, tasks, settings, judged, device, advance
+        )
+        train = _fit_full_batch if first.optimizer == "lbfgs" else _fit_batches
+        candidates, ran = train(stack)
+        epochs += ran
+        found |= dict(zip(numbers, candidates, strict=True))
+    return found, epochs
 
 
 def _list_judged(targets: Targets) -> torch.Tensor:
@@ -212,13 +222,13 @@ def limit_stack(
 class _Stack:
     """Configurations of one shape, and all that training them takes.
 
+    :param made: what made the features from raw ones.
     :param judged: rows that they are judged by.
     """
 
     configurations: Sequence[Configuration]
     features: Features
-    scaling: Scaling
-    kernel: Kernel | None
+    made: Scaling | Kernel
     targets: Targets
     tasks: Sequence[Task]
     settings: HeadsSettings
@@ -357,7 +367,7 @@ def _fit_batches(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
             assert isinstance(head, StackedHead)
             mix = torch.softmax(head.mix[k], dim=0).tolist() if head.mixed else None
             of_tasks[task.name] = Candidate(
-                head=_take_head(head, k, task, stack.scaling),
+                head=_take_head(head, k, task, stack.made),
                 held_out=_take_held_out(logits[task.name], number, targets, stack.judged),
                 epoch=int(keep.epoch[t, k]),
                 validation_loss=float(keep.loss[t, k]),
@@ -369,11 +379,11 @@ def _fit_batches(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
 
 
 @torch.no_grad()
-def _take_head(head: StackedHead, k: int, task: Task, scaling: Scaling) -> HeadWeights:
+def _take_head(head: StackedHead, k: int, task: Task, made: Scaling | Kernel) -> HeadWeights:
     first_weight, first_bias = (tensor[k].cpu().numpy() for tensor in head.first_layer())
     if not head.hidden:
-        return _fold_linear(first_weight, first_bias, task, scaling)
-    weight, bias = scaling.fold(first_weight, first_bias)
+        return _fold_linear(first_weight, first_bias, task, made)
+    weight, bias = made.fold(first_weight, first_bias)
     last = head.weight[k].cpu().numpy() * task.spread
     return HeadWeights(
         last.astype(np.float32),
@@ -418,7 +428,7 @@ class _CountSteps(Callback):
 
 
 def _fit_full_batch(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
-    """Train a stack of linear heads to their optimum."""
+    """Train a stack of linear or kernel heads to their optimum."""
     features, targets = stack.features, stack.targets
     module = FullBatchHeads(features, stack.tasks, stack.configurations, targets)
     steps = range(stack.settings.max_epochs)
@@ -434,7 +444,7 @@ def _fit_full_batch(stack: _Stack) -> tuple[list[dict[str, Candidate]], int]:
             k = (number + 1) * targets.models - 1
             ran = max(int(solver.steps[k]), 1)
             candidates[number][task.name] = Candidate(
-                head=_fold_linear(weights[k], biases[k], task, stack.kernel or stack.scaling),
+                head=_fold_linear(weights[k], biases[k], task, stack.made),
                 held_out=_take_held_out(logits, number, targets, stack.judged),
                 epoch=ran,
                 validation_loss=float(table[-1, 1, number]),

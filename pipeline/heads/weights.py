@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+FARTHEST = 60_000.0  # that float16 can tell
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Centers:
     def compare(self, features: Floats) -> Floats:
         """How like raw rows, [B, D], are to each center, from 0 to 1: [B, H]."""
         places = self.places.astype(np.float32)
-        z = (features * self.scale + self.shift).astype(np.float16).astype(np.float32)
+        z = np.clip(features * self.scale + self.shift, -FARTHEST, FARTHEST)
+        z = z.astype(np.float16).astype(np.float32)
         distances = np.square(z).sum(axis=1)[:, None] + np.square(places).sum(axis=1)
         distances -= 2 * (z @ places.T)
         likeness: Floats = np.exp(-np.maximum(distances, 0))
@@ -60,9 +62,15 @@ class HeadWeights:
         if self.input_weight is not None and self.input_bias is not None:
             features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
         if self.centers is not None:
-            features = self.centers.compare(features)
+            return self.weigh(self.centers.compare(features))
         logits: Floats = features @ self.weight.T + self.bias
         return logits
+
+    def weigh(self, likeness: Floats) -> Floats:
+        """Logits of a kernel head from what ``centers.compare`` gave, [B, H]: [B, K]."""
+        # Of a wide kernel, large weights of both signs nearly cancel.
+        logits = likeness.astype(np.float64) @ self.weight.T + self.bias
+        return logits.astype(np.float32)
 
 
 def name_tensors(prefix: str, made: HeadWeights | Centers) -> dict[str, npt.NDArray[Any]]:
@@ -77,27 +85,42 @@ def read_weights(
     rows: int,
     outputs: int,
     features: int,
-    kernel: str | None = None,
+    centers: Centers | None = None,
 ) -> HeadWeights:
     """One head of those that ``name_tensors`` named.
 
     :param rows: R.
     :param outputs: K.
     :param features: D.
-    :param kernel: prefix of its centers.
+    :param centers: of a kernel head.
     :raises ValueError: naming a tensor that is missing or of another shape.
     """
-    inside = len(tensors.get(f"{prefix}.input_bias", ()))
     wanted: dict[str, tuple[int, ...]] = {}
-    if inside:
+    inside = features
+    if centers is not None:
+        inside = len(centers.places)
+    elif f"{prefix}.input_bias" in tensors:
+        inside = tensors[f"{prefix}.input_bias"].size
         wanted = {"input_weight": (inside, features), "input_bias": (inside,)}
-    centers = None
-    if kernel is not None:
-        inside = len(tensors.get(f"{kernel}.places", ()))
-        shapes = {"places": (inside, features), "scale": (features,), "shift": (features,)}
-        centers = Centers(**dict(_take(kernel, tensors, shapes)))
-    wanted |= {"weight": (rows, inside or features), "bias": (outputs,)}
-    return HeadWeights(**dict(_take(prefix, tensors, wanted)), centers=centers)
+    wanted |= {"weight": (rows, inside), "bias": (outputs,)}
+    found = {name: tensor.astype(np.float32) for name, tensor in _take(prefix, tensors, wanted)}
+    return HeadWeights(**found, centers=centers)
+
+
+def read_centers(prefix: str, tensors: Mapping[str, Any], features: int) -> Centers:
+    """Centers that ``name_tensors`` named.
+
+    :param features: D.
+    :raises ValueError: naming a tensor that is missing or of another shape.
+    """
+    number = tensors[f"{prefix}.places"].shape[:1] if f"{prefix}.places" in tensors else ()
+    shapes = {"places": (*number, features), "scale": (features,), "shift": (features,)}
+    found = dict(_take(prefix, tensors, shapes))
+    return Centers(
+        found["places"].astype(np.float16),
+        found["scale"].astype(np.float32),
+        found["shift"].astype(np.float32),
+    )
 
 
 def _take(
@@ -105,7 +128,8 @@ def _take(
 ) -> Iterator[tuple[str, Any]]:
     for name, shape in wanted.items():
         full = f"{prefix}.{name}"
-        found = tensors[full].shape if full in tensors else "no such tensor"
-        if found != shape:
-            raise ValueError(f"{full}: {found}, heads.json tells of shape {shape}")
+        if full not in tensors:
+            raise ValueError(f"{full}: no such tensor")
+        if tensors[full].shape != shape:
+            raise ValueError(f"{full}: {tensors[full].shape}, heads.json tells of shape {shape}")
         yield name, tensors[full]

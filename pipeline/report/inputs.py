@@ -17,11 +17,11 @@ from pipeline.corpus import PARTS as SPLITS
 from pipeline.corpus import LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.files import hash_file, read_json
-from pipeline.heads.weights import HeadWeights, read_weights
+from pipeline.heads.weights import Centers, HeadWeights, read_centers, read_weights
 
 PARTS = (*SPLITS, "test_unseen")
 STAGES = ("fetch", "prepare", "embed", "train-heads")
-_FORMAT = 2
+_FORMAT = 3
 _RETRAIN = "run `pipeline train-heads` again"
 
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -172,8 +172,9 @@ def read_heads() -> Heads:
             )
         layers = tuple(int(layer) for layer in record["features"]["layers"])
         width = int(record["features"]["width"])
+        kernels: dict[tuple[str, int], Centers] = {}
         tasks = tuple(
-            _read_task(name, about, tensors, width, record.get("search") or {})
+            _read_task(name, about, tensors, kernels, width, record.get("search") or {})
             for name, about in record["tasks"].items()
         )
         return Heads(
@@ -192,9 +193,11 @@ def _read_task(
     name: str,
     about: Mapping[str, Any],
     tensors: Mapping[str, Any],
+    kernels: dict[tuple[str, int], Centers],
     width: int,
     search: Mapping[str, Any],
 ) -> Task:
+    """:param kernels: read so far, by name and number of features: heads may share them."""
     classes = tuple(str(name) for name in about["classes"])
     kind, C = about["type"], len(classes)
     outputs = {"binary": 1, "multiclass": C, "multilabel": C, "ordinal": C - 1, "regression": 1}
@@ -209,11 +212,15 @@ def _read_task(
     if kind in ("binary", "multilabel"):
         given = [about["threshold"]] if kind == "binary" else about["threshold"]
         thresholds = tuple(float(threshold) for threshold in given)
+    features = len(layers) * width
+    centers = None
     try:
+        if about.get("kernel") is not None:
+            key = str(about["kernel"]), features
+            centers = kernels.get(key) or read_centers(key[0], tensors, features)
+            kernels[key] = centers
         weights = tuple(
-            read_weights(
-                prefix, tensors, rows, outputs[kind], len(layers) * width, about.get("kernel")
-            )
+            read_weights(prefix, tensors, rows, outputs[kind], features, centers)
             for prefix in prefixes
         )
     except ValueError as error:

@@ -175,6 +175,11 @@ def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
         "figures": draw_figures(content, task) if scores["test"].rows else [],
         "training": Markup(draw_history(history, kept)) if history.epochs else None,
         "kept_epoch": kept,
+        "configuration": ", ".join(
+            f"{key.replace('_', ' ')} {format_value(item)}"
+            for key, item in (task.about.get("configuration") or {}).items()
+            if key != "layers"
+        ),
     }
 
 

@@ -108,15 +108,23 @@ def compute_logits(heads: Heads, keys: Any) -> dict[str, list[Logits]]:
                     f"{paths.HEADS} was trained on {shape}",
                     hint="run `pipeline train-heads`",
                 )
+            likeness: dict[int, npt.NDArray[np.float32]] = {}  # heads may share their centers
             for task in heads.tasks:
                 chosen = [heads.layers.index(layer) for layer in task.layers]
                 features = vectors[:, chosen].reshape(len(chunk), -1)
                 for head, found in zip(task.weights, logits[task.name], strict=True):
-                    part = head.compute_logits(features)
+                    if head.centers is None:
+                        part = head.compute_logits(features)
+                    else:
+                        number = id(head.centers)
+                        if number not in likeness:
+                            likeness[number] = head.centers.compare(features)
+                        part = head.weigh(likeness[number])
                     if not np.isfinite(part).all():
                         raise StageError(
                             f"{paths.HEADS}: the head {task.name} gives values that are not finite",
-                            hint="run `pipeline train-heads` again, with a lower learning rate",
+                            hint="run `pipeline train-heads` again; if by sgd or adamw, with a "
+                            "lower learning rate",
                         )
                     found[start : start + len(chunk)] = part
             advance(len(chunk))

@@ -92,7 +92,7 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
     pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), paths.LABELS)
     save_file(tensors, paths.HEADS / "heads.safetensors")
     description = {
-        "format": 2,
+        "format": 3,
         "backbone": BACKBONE,
         "fingerprint": read_manifest(paths.EMBEDDINGS).fingerprint,
         "features": {"layers": list(LAYERS), "width": WIDTH, "standardized": True},
@@ -386,7 +386,7 @@ def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
         (_edit_heads(lambda h: h["tasks"]["spam"].update(classes=["spam", "ham"])), "classes"),
         (_edit_heads(lambda h: h["tasks"].update(new=h["tasks"]["spam"])), "new.weight"),
         (_edit_heads(lambda h: h["backbone"]["files"].update({"x": "1"})), "other files"),
-        (_edit_heads(lambda h: h.update(format=3)), "format 3"),
+        (_edit_heads(lambda h: h.update(format=4)), "format 4"),
         (_drop_label("kind"), "no labels 'kind'"),
     ],
 )
