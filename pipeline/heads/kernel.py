@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling
+from pipeline.heads.features import Floats, MemoryFeatures, Scaling
 from pipeline.heads.module import Features
 from pipeline.heads.weights import FARTHEST, Centers
 from pipeline.onednn import multiply
@@ -25,6 +25,7 @@ from pipeline.onednn import multiply
 MOST_CENTERS = 4096
 # Added to the kernel of the centers with itself, whose diagonal is 1: copies of a text are alike.
 _RIDGE = 1e-4
+_ROWS = 1024  # at a time, in float64 in part
 
 
 class Kernel:
@@ -59,7 +60,7 @@ class Kernel:
         inner = made[chosen.to(made.device)].double()
         inner.diagonal().add_(_RIDGE)
         self._turn = torch.linalg.cholesky(inner).mT  # upper, [H, H]
-        for block in torch.split(made, BLOCK_ROWS):
+        for block in torch.split(made, _ROWS):
             turned = torch.linalg.solve_triangular(
                 self._turn, block.double(), upper=True, left=False
             )
@@ -88,12 +89,12 @@ class Kernel:
 
 
 def _split(features: Features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """All rows, at most ``BLOCK_ROWS`` at a time: which, and their features."""
+    """All rows, at most ``_ROWS`` at a time: which, and their features."""
     for rows, block in features.blocks():
         numbers = torch.arange(features.rows)[rows] if isinstance(rows, slice) else rows
         yield from zip(
-            torch.split(numbers.to(block.device), BLOCK_ROWS),
-            torch.split(block, BLOCK_ROWS),
+            torch.split(numbers.to(block.device), _ROWS),
+            torch.split(block, _ROWS),
             strict=True,
         )
 
