@@ -356,6 +356,14 @@ class SearchSettings(Section):
     seeds: Values[Seed] | None = None
 
 
+# Enough for most corpora, and done in seconds; tests/benchmarks/heads.py measures it.
+DEFAULT_SEARCH = (
+    SearchSettings(weight_decay=(0.01, 0.03, 0.1), logit_adjustment=(0, 0.5)),
+    SearchSettings(head=("kernel",), weight_decay=(0.003, 0.01, 0.03), logit_adjustment=(0, 0.5)),
+)
+_VARIED = {"head", "optimizer", "weight_decay", "logit_adjustment"}
+
+
 class HeadsSettings(Section):
     """How the heads train.
 
@@ -377,7 +385,10 @@ class HeadsSettings(Section):
     ``folds``: configurations are judged by validation rows and, in as many folds, by training rows
     that the head of a fold has not seen; null for validation rows alone.
     ``calibrate``: fit a temperature to the held-out rows.
-    ``search``: grids of configurations to choose among, for each task its own.
+    ``search``: grids of configurations to choose among, for each task its own. Left out, the
+    default one, unless something that it varies is given: ``head``, ``optimizer``,
+    ``weight_decay``, or a task's ``logit_adjustment``. Empty, the one configuration that the other
+    settings make.
     """
 
     tasks: Annotated[dict[TaskName, TaskSettings], Field(min_length=1)] | None = None
@@ -398,7 +409,16 @@ class HeadsSettings(Section):
     folds: Annotated[int, Field(ge=2, le=20, strict=True)] | None = 5
     calibrate: StrictBool = True
     seed: Seed = 0
-    search: tuple[SearchSettings, ...] = ()
+    search: tuple[SearchSettings, ...] | None = None
+
+    @property
+    def grids(self) -> tuple[SearchSettings, ...]:
+        """What ``search`` comes to."""
+        if self.search is not None:
+            return self.search
+        of_tasks = (task.model_fields_set for task in (self.tasks or {}).values())
+        given = self.model_fields_set.union(*of_tasks)
+        return () if given & _VARIED else DEFAULT_SEARCH
 
 
 class ReportSettings(Section):

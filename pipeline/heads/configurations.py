@@ -79,7 +79,7 @@ def list_configurations(settings: HeadsSettings, available: tuple[int, ...]) -> 
     :param available: numbers of the cached layers.
     :raises SettingsError: if a layer is not cached, or ``lbfgs`` is asked for what it cannot train.
     """
-    grids = settings.search or (SearchSettings(),)
+    grids = settings.grids or (SearchSettings(),)
     found = [
         _configure(
             settings, values, available, f"heads.search.{number}" if settings.search else "heads"

@@ -82,7 +82,7 @@ def _check_backbone(backbone: Asset, manifest: Manifest) -> None:
 
 
 def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]) -> None:
-    several = any(grid.seeds and len(grid.seeds) > 1 for grid in settings.heads.search)
+    several = any(grid.seeds and len(grid.seeds) > 1 for grid in settings.heads.grids)
     if several and any(c.optimizer == "lbfgs" for c in configurations):
         say("lbfgs draws nothing at random: one head stands for all seeds of its grid")
 

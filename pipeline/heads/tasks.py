@@ -295,7 +295,7 @@ def check_search(tasks: Sequence[Task], settings: HeadsSettings) -> None:
 
     :raises SettingsError: naming the grid and the key.
     """
-    for number, grid in enumerate(settings.search):
+    for number, grid in enumerate(settings.grids):
         for loss in grid.loss or ():
             if not any(loss in LOSSES[task.type] for task in tasks):
                 raise SettingsError(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import (
     PRESETS,
+    HeadsSettings,
     Settings,
     SplitSettings,
     TaskSettings,
@@ -19,6 +20,7 @@ from pipeline.config import (
     read_preset,
 )
 from pipeline.errors import SettingsError
+from pipeline.heads.configurations import list_configurations
 from tests.conftest import ROOT, Cli
 
 
@@ -47,11 +49,28 @@ def test_presets_leave_nothing_to_guess(name: str) -> None:
     assert unwritten <= optional
 
 
+def test_the_default_search_gives_way_to_what_it_would_vary() -> None:
+    def count(heads: dict[str, object]) -> int:
+        return len(list_configurations(HeadsSettings(**heads), (0, 1)))
+
+    assert count({}) == count({"layers": "last"}) == count({"tasks": {"a": {}}}) == 12
+    for given in (
+        {"weight_decay": 0.1},
+        {"optimizer": "adamw"},
+        {"head": "kernel"},
+        {"tasks": {"a": {"logit_adjustment": 1.0}}},
+        {"search": ()},
+    ):
+        assert count(given) == 1, given
+    assert count({"weight_decay": 0.1, "search": ({"weight_decay": (0.1, 0.2)},)}) == 2
+
+
 def test_default_preset_is_what_an_empty_file_gives() -> None:
     written, empty = parse_settings(read_preset("default"), "a"), parse_settings("", "b")
     assert empty == Settings()
-    # The file spells out a task for each label, and a search of some strengths of decay.
+    # The file spells out a task for each label, and the search.
     left_out = {"heads": {"tasks", "search"}}
+    assert written.heads.search == empty.heads.grids
     assert written.model_dump(exclude=left_out) == empty.model_dump(exclude=left_out)
     tasks = written.heads.tasks
     assert tasks is not None
