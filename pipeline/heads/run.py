@@ -346,7 +346,7 @@ def _show_summary(fit: Fit, configurations: Sequence[Configuration]) -> None:
 
     if len(configurations) > 1:
         for head in fit.heads:
-            _show_scores(head, list_scores(head.scores[:_SHOWN_SCORES], configurations))
+            _show_scores(head, list_scores(head.scores, configurations)[:_SHOWN_SCORES])
     show_table(
         ("head", "type", "metric", "held out", "epoch kept", "validation loss"),
         [
