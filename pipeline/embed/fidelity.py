@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Texts in the sample: one in 64, so that a small run does not spend its time on this, but within
 # these bounds.
 _FEWEST, _MOST = 8, 16
+_LONG = 128  # tokens
 # The lowest cosine to float32 that rounding explains: bfloat16 has 8 bits of mantissa, float16 11.
 _TOLERANCE = {"float32": 0.999999, "float16": 0.9999, "bfloat16": 0.99}
 
@@ -56,9 +57,10 @@ def measure_fidelity(
     sample = np.unique(np.linspace(0, len(rows.vectors) - 1, size).astype(np.int64))
     lowest, largest = 1.0, 0.0
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more gain little on single texts, and much is lost on a busy machine
     for text in sample.tolist():
         ids = tokens.ids[tokens.offsets[text] : tokens.offsets[text + 1]].astype(np.int64)
+        # On a short text more threads gain little, and much is lost on a busy machine.
+        torch.set_num_threads(threads if len(ids) >= _LONG else 1)
         batch = torch.from_numpy(ids[None]).to(reference.device)
         states = reference.compute_states(batch, torch.ones_like(batch, dtype=torch.bool))
         expected = np.stack([states[n][0].mean(dim=0).cpu().numpy() for n in layers])
