@@ -22,17 +22,16 @@ from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.files import format_json, write_together
 from pipeline.heads.configurations import Configuration, list_configurations
 from pipeline.heads.tasks import Task, check_search, make_tasks
-from pipeline.heads.weights import Centers, name_tensors
+from pipeline.heads.weights import FORMAT, Centers, name_tensors
 from pipeline.store import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from pipeline.heads.training import Fit, TrainedHead
 
-FORMAT = 3
 _SMALL_STEP = 50_000_000  # multiplications in one forward pass
 _SMALL_SOLVE = 2_000_000_000  # the same, of all rows at once
 _SHOWN_SCORES = 5
-# Beyond, few of the rows can be centers, and linear heads do as well in less time.
+# Beyond, less than a fifth of the rows can be centers, while the memory grows with all of them.
 _MOST_KERNEL_ROWS = 20_000
 _SPINS = "1000"
 _OF_ALL = {

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+FORMAT = 3  # of heads.json and the tensors beside it
 FARTHEST = 60_000.0  # that float16 can tell
 
 

@@ -17,11 +17,16 @@ from pipeline.corpus import PARTS as SPLITS
 from pipeline.corpus import LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.files import hash_file, read_json
-from pipeline.heads.weights import Centers, HeadWeights, read_centers, read_weights
+from pipeline.heads.weights import (
+    FORMAT,
+    Centers,
+    HeadWeights,
+    read_centers,
+    read_weights,
+)
 
 PARTS = (*SPLITS, "test_unseen")
 STAGES = ("fetch", "prepare", "embed", "train-heads")
-_FORMAT = 3
 _RETRAIN = "run `pipeline train-heads` again"
 
 _DAMAGE: tuple[type[Exception], ...] = (
@@ -166,9 +171,9 @@ def read_heads() -> Heads:
     with _reading(path, "train-heads"):
         if record.get("weights_sha256", hash_file(tensors_path)) != hash_file(tensors_path):
             raise StageError(f"{tensors_path} is not the file that {path} tells of", hint=_RETRAIN)
-        if record["format"] != _FORMAT:
+        if record["format"] != FORMAT:
             raise StageError(
-                f"{path}: format {record['format']}, this version reads {_FORMAT}", hint=_RETRAIN
+                f"{path}: format {record['format']}, this version reads {FORMAT}", hint=_RETRAIN
             )
         layers = tuple(int(layer) for layer in record["features"]["layers"])
         width = int(record["features"]["width"])

@@ -116,10 +116,10 @@ def compute_logits(heads: Heads, keys: Any) -> dict[str, list[Logits]]:
                     if head.centers is None:
                         part = head.compute_logits(features)
                     else:
-                        number = id(head.centers)
-                        if number not in likeness:
-                            likeness[number] = head.centers.compare(features)
-                        part = head.weigh(likeness[number])
+                        shared = id(head.centers)
+                        if shared not in likeness:
+                            likeness[shared] = head.centers.compare(features)
+                        part = head.weigh(likeness[shared])
                     if not np.isfinite(part).all():
                         raise StageError(
                             f"{paths.HEADS}: the head {task.name} gives values that are not finite",

@@ -195,7 +195,7 @@ def fit_plain_lightning(case: Case, epochs: int) -> float:
                 torch.nn.Linear(features.shape[1], len(task.classes)) for task in tasks
             )
 
-        def training_step(self, batch, index):  # type: ignore[no-untyped-def]
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
             x, *wanted = batch
             losses = zip(self.heads, wanted, strict=True)
             return sum(torch.nn.functional.cross_entropy(head(x), y) for head, y in losses)

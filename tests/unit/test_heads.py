@@ -318,7 +318,9 @@ def test_a_stack_is_each_configuration_alone(name: str, folds: int | None) -> No
             assert alone[place].scores[0].loss == pytest.approx(table.loss, rel=1e-5)
         weight = head.found.head.weight
         other = alone[best].found.head.weight
-        np.testing.assert_allclose(weight, other, atol=1e-5 * max(1, np.abs(weight).max()))
+        # Those of a kernel head nearly cancel, so they are compared with the largest of them.
+        size = np.abs(weight).max() if name == "kernel" else 1
+        np.testing.assert_allclose(weight, other, atol=1e-5 * size)
         np.testing.assert_allclose(head.found.held_out, alone[best].found.held_out, atol=1e-4)
 
 
