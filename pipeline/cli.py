@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import signal
 import sys
 import time
@@ -13,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import __version__, paths
-from pipeline.errors import PipelineError
+from pipeline import __version__
+from pipeline.console import shorten_paths
+from pipeline.errors import PipelineError, SettingsError
+from pipeline.presets import list_presets
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
+    from pipeline.project import Project
 
 _STARTED = time.perf_counter()
-_PRESETS = ("default", "notebook")
 _INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _TERMINATED = 143  # and of one that SIGTERM ended
 
@@ -42,86 +46,107 @@ def cli() -> None:
     """
 
 
-_params_option = click.option(
-    "--params",
-    "params",
-    type=click.Path(path_type=Path),
-    default=paths.PARAMS,
-    show_default=True,
-    help="The settings file.",
-)
+def _in_project(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say which project it is for.
+
+    The command is called with ``project`` and, where it takes it, ``params``, the settings file.
+    """
+
+    @click.option(
+        "--params",
+        type=click.Path(path_type=Path),
+        help="The settings file.  [default: the nearest params.yaml at or above this folder]",
+    )
+    @click.option(
+        "--project",
+        "root",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="The project's folder.  [default: the nearest one with a dvc.yaml at or above the "
+        "settings file, else the file's own]",
+    )
+    @functools.wraps(command)
+    def run(root: Path | None, params: Path | None, **options: Any) -> None:
+        from pipeline.project import Project, find_project, find_settings_file
+
+        if params is None:
+            found = Project(root).settings if root else find_settings_file(Path())
+            params = Path(os.path.relpath(found))
+        project = Project(root) if root else find_project(params)
+        command(project=project, params=params, **options)
+
+    return run
 
 
 @cli.command()
-@_params_option
+@_in_project
 @click.option("--refresh", is_flag=True, help="Fetch again what is already on this machine.")
-def fetch(params: Path, refresh: bool) -> None:
+def fetch(project: Project, params: Path, refresh: bool) -> None:
     """Get the dataset, the lexicon and the backbone."""
 
     def stage(settings: Settings) -> dict[str, object]:
-        from pipeline.fetch import run_fetch
+        from pipeline.fetch.run import run_fetch
 
-        return run_fetch(settings, refresh=refresh)
+        return run_fetch(project, settings, refresh=refresh)
 
-    _run_stage("fetch", params, stage)
+    _run_stage("fetch", project, params, stage)
 
 
 @cli.command()
-@_params_option
-def prepare(params: Path) -> None:
+@_in_project
+def prepare(project: Project, params: Path) -> None:
     """Read, check, label and split the texts."""
 
     def stage(settings: Settings) -> dict[str, object]:
-        from pipeline.prepare import run_prepare
+        from pipeline.prepare.run import run_prepare
 
-        return run_prepare(settings)
+        return run_prepare(project, settings)
 
-    _run_stage("prepare", params, stage)
+    _run_stage("prepare", project, params, stage)
 
 
 @cli.command()
-@_params_option
-def embed(params: Path) -> None:
+@_in_project
+def embed(project: Project, params: Path) -> None:
     """Run the frozen backbone over each new text."""
 
     def stage(settings: Settings) -> dict[str, object] | None:
         from pipeline.embed.run import run_embed
 
-        return run_embed(settings)
+        return run_embed(project, settings)
 
-    _run_stage("embed", params, stage)
+    _run_stage("embed", project, params, stage)
 
 
 @cli.command()
-@_params_option
-def train_heads(params: Path) -> None:
+@_in_project
+def train_heads(project: Project, params: Path) -> None:
     """Train a head for each task on the cached vectors."""
 
     def stage(settings: Settings) -> dict[str, object]:
         from pipeline.heads.run import run_train_heads
 
-        return run_train_heads(settings)
+        return run_train_heads(project, settings)
 
-    _run_stage("train-heads", params, stage)
+    _run_stage("train-heads", project, params, stage)
 
 
 @cli.command()
-@_params_option
+@_in_project
 @click.option("--show", is_flag=True, help="Print the summary of the last report; compute nothing.")
-def report(params: Path, show: bool) -> None:
+def report(project: Project, params: Path, show: bool) -> None:
     """Measure the saved heads; write metrics, plots and a page."""
     if show:
         from pipeline.report.run import show_report
 
-        show_report()
+        show_report(project)
         return
 
     def stage(settings: Settings) -> dict[str, object]:
         from pipeline.report.run import run_report
 
-        return run_report(settings)
+        return run_report(project, settings)
 
-    _run_stage("report", params, stage)
+    _run_stage("report", project, params, stage)
 
 
 @cli.group(cls=_Commands)
@@ -130,57 +155,66 @@ def cache() -> None:
 
 
 @cache.command()
-def info() -> None:
+@_in_project
+def info(project: Project, params: Path) -> None:
     """Print what the store holds."""
-    from pipeline.upkeep import show_info
+    from pipeline.cache_commands import show_info
 
-    show_info()
+    show_info(project)
 
 
 @cache.command()
+@_in_project
 @click.option("--repair", is_flag=True, help="Drop what is damaged; `pipeline embed` redoes it.")
-def verify(repair: bool) -> None:
+def verify(project: Project, params: Path, repair: bool) -> None:
     """Check every byte of the store."""
-    from pipeline import upkeep
+    from pipeline import cache_commands
 
-    with _locked():
-        upkeep.verify(repair=repair)
+    with _locked(project):
+        cache_commands.verify(project, repair=repair)
 
 
 @cache.command()
+@_in_project
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--layers", default="all", show_default=True, help="all, last, or numbers: 0,5,6.")
-def export(target: Path, layers: str) -> None:
+def export(project: Project, params: Path, target: Path, layers: str) -> None:
     """Write all rows' vectors to TARGET: .npy, .parquet (with texts and labels) or .safetensors."""
-    from pipeline import upkeep
+    from pipeline import cache_commands
 
-    upkeep.export(target, layers)
+    cache_commands.export(project, target, layers)
 
 
 @cache.command()
-def prune() -> None:
+@_in_project
+def prune(project: Project, params: Path) -> None:
     """Drop vectors of texts that the corpus no longer has."""
-    from pipeline import upkeep
+    from pipeline import cache_commands
 
-    with _locked():
-        upkeep.prune()
+    with _locked(project):
+        cache_commands.prune(project)
 
 
 @cli.command()
-@click.argument("preset", type=click.Choice(_PRESETS))
+@click.argument("preset", type=click.Choice(list_presets()))
 def params(preset: str) -> None:
     """Print the settings of a preset, to write to params.yaml."""
-    from pipeline.config import read_preset
+    from pipeline.presets import read_preset
 
     click.echo(read_preset(preset), nl=False)
 
 
 def _run_stage(
-    name: str, params: Path, stage: Callable[[Settings], dict[str, object] | None]
+    name: str,
+    project: Project,
+    params: Path,
+    stage: Callable[[Settings], dict[str, object] | None],
 ) -> None:
     """Run one stage under the lock of ``cache/``, time it from Enter, and say so.
 
     A stage that returns ``None`` found nothing to do, and the timing of its last real run stays.
+
+    :raises SettingsError: naming the settings file that was given.
     """
     from datetime import UTC, datetime
 
@@ -189,8 +223,11 @@ def _run_stage(
     from pipeline.files import write_json
 
     settings = load_settings(params)
-    with _locked():
-        details = stage(settings)
+    with _locked(project):
+        try:
+            details = stage(settings)
+        except SettingsError as error:
+            raise error.name_source(str(params)) from error
         seconds = time.perf_counter() - _STARTED
         if details is not None:
             timing: dict[str, Any] = {
@@ -199,15 +236,15 @@ def _run_stage(
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "details": details,
             }
-            write_json(paths.TIMINGS / f"{name}.json", timing)
+            write_json(project.timings / f"{name}.json", timing)
     say(f"{name}: {'done' if details is not None else 'nothing to do'} in {seconds:.1f} s")
 
 
-def _locked() -> AbstractContextManager[None]:
+def _locked(project: Project) -> AbstractContextManager[None]:
     """The lock of ``cache/``: one run at a time may write there."""
     from pipeline.files import hold_lock
 
-    return hold_lock(paths.LOCK, what=f"{paths.CACHE}/")
+    return hold_lock(project.lock, what=f"{project.cache}/")
 
 
 def main() -> None:
@@ -251,6 +288,6 @@ def main() -> None:
 
 
 def _complain(message: str, hint: str | None = None) -> None:
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {shorten_paths(message)}", err=True)
     if hint:
-        click.echo(f"  next: {hint}", err=True)
+        click.echo(f"  next: {shorten_paths(hint)}", err=True)

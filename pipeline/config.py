@@ -7,7 +7,6 @@ models are the ``default`` preset; ``pipeline/presets`` holds it, and the others
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,8 +24,6 @@ from pydantic import (
 
 from pipeline.config_errors import NestedError, PlacedError, describe_errors, suggest
 from pipeline.errors import SettingsError
-
-PRESETS = ("default", "notebook")
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
@@ -516,11 +513,6 @@ def label_classes(label: Label) -> tuple[str, ...] | None:
     return None
 
 
-def read_preset(name: str) -> str:
-    """The text of a preset's ``params.yaml``."""
-    return resources.files("pipeline").joinpath("presets", f"{name}.yaml").read_text("utf-8")
-
-
 def load_settings(path: Path) -> Settings:
     """Read and validate a settings file.
 
@@ -533,27 +525,35 @@ def load_settings(path: Path) -> Settings:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise SettingsError(
-            f"{name}: no such file",
-            hint="run from the project's root, name the file with --params, or write one with "
+            "no such file",
+            hint="run in the project, name the file with --params, or write one with "
             "`pipeline params default > params.yaml`",
+            source=name,
         ) from error
     except OSError as error:
         raise SettingsError(
-            f"{name}: cannot be read: {error.strerror}", hint="name another file with --params"
+            f"cannot be read: {error.strerror}",
+            hint="name another file with --params",
+            source=name,
         ) from error
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise SettingsError(
-            f"{name}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8",
+            f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8",
             hint="save the file as UTF-8",
+            source=name,
         ) from error
     return parse_settings(text, name)
 
 
 def parse_settings(text: str, name: str) -> Settings:
-    """Validate the text of a settings file; ``name`` stands in the messages."""
+    """Validate the text of a settings file.
+
+    :param name: what the messages call it.
+    :raises SettingsError: listing every problem at once, one a line.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -561,20 +561,22 @@ def parse_settings(text: str, name: str) -> Settings:
         content = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         line = _find_line(error, text)
-        where = f" line {line}" if line else ""
+        where = f"line {line} " if line else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise SettingsError(f"{name}:{where} is not valid YAML: {problem}") from error
+        raise SettingsError(f"{where}is not valid YAML: {problem}", source=name) from error
     except (ValueError, RecursionError) as error:  # an impossible date, an endless number
-        raise SettingsError(f"{name}: holds a value that YAML cannot read: {error}") from error
+        raise SettingsError(f"holds a value that YAML cannot read: {error}", source=name) from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise SettingsError(f"{name}: must hold sections such as `embed:`, got {content!r:.60}")
+        raise SettingsError(
+            f"must hold sections such as `embed:`, got {content!r:.60}", source=name
+        )
     try:
         return Settings.model_validate(content)
     except ValidationError as error:
-        lines = [f"{name}: {line}" for line in describe_errors(error, Settings, content)]
-        raise SettingsError("\n".join(lines)) from None
+        lines = describe_errors(error, Settings, content)
+        raise SettingsError("\n".join(lines), source=name) from None
 
 
 def _find_line(error: Exception, text: str) -> int | None:

@@ -7,8 +7,10 @@ file stays readable.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,9 +29,15 @@ def _console() -> Console:
 
 
 def say(message: str = "") -> None:
-    """Print one line."""
-    sys.stdout.write(message + "\n")
+    """Print one line; paths below the working directory are shortened."""
+    sys.stdout.write(shorten_paths(message) + "\n")
     sys.stdout.flush()
+
+
+def shorten_paths(text: str) -> str:
+    """A text whose paths below the working directory are relative to it, as a person has them."""
+    prefix = f"{Path.cwd()}{os.sep}"
+    return text if prefix == 2 * os.sep else text.replace(prefix, "")
 
 
 def warn(message: str) -> None:

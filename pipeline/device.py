@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.errors import DeviceError
+from pipeline.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ def choose_devices(wanted: str | Sequence[str]) -> list[torch.device]:
 
     :param wanted: ``auto`` for all GPUs, else the CPU; or ``cpu``, ``cuda``, ``cuda:N``, ``mps``;
         or a list of these.
-    :raises DeviceError: if one is not there.
+    :raises SettingsError: if one is not there.
     """
     import torch
 
@@ -32,14 +32,14 @@ def _find_device(name: str) -> torch.device:
 
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"params.yaml: runtime.devices: {name}: this machine has "
+        raise SettingsError(
+            f"runtime.devices: {name}: this machine has "
             f"{torch.cuda.device_count()} GPUs that torch {torch.__version__} can use",
             hint="set it to auto or cpu, or install a build of torch for your GPU",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(
-            f"params.yaml: runtime.devices: {name}: torch cannot use it on this machine",
+        raise SettingsError(
+            f"runtime.devices: {name}: torch cannot use it on this machine",
             hint="set it to auto or cpu",
         )
     return device

@@ -4,6 +4,8 @@ Each message says what was found and where (file, key, row); ``hint`` says what 
 command line prints both without a traceback and exits with status 1.
 """
 
+from __future__ import annotations
+
 
 class PipelineError(Exception):
     """A mistake or a mishap that the user can mend.
@@ -19,7 +21,25 @@ class PipelineError(Exception):
 
 
 class SettingsError(PipelineError):
-    """``params.yaml`` cannot be read or holds a bad value."""
+    """The settings cannot be read or hold a bad value.
+
+    :param message: one line a problem, ``key: what is wrong with it``.
+    :param hint: what to do next.
+    :param source: what the settings were read from, if whoever raises it knows; the command line
+        adds the file that it was given otherwise.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, source: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.source = source
+        if source is not None:
+            self.message = "\n".join(f"{source}: {line}" for line in message.splitlines())
+
+    def name_source(self, source: str) -> SettingsError:
+        """The same error with its source, unless it knows one already."""
+        if self.source is not None:
+            return self
+        return SettingsError(self.message, hint=self.hint, source=source)
 
 
 class AssetError(PipelineError):

@@ -186,3 +186,26 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into an error that names the stage to run.
+
+    :param path: the file.
+    :param stage: the stage that writes it.
+    :param damage: errors that mean damage, beside those of Python's own conversions.
+    :raises StageError: in their place.
+    """
+    kinds: tuple[type[Exception], ...] = (
+        KeyError, TypeError, ValueError, AttributeError, OSError, *damage
+    )  # fmt: skip
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
+    except kinds as error:
+        raise StageError(
+            f"{path}: damaged ({type(error).__name__}: {error})",
+            hint=f"run `pipeline {stage}` again",
+        ) from error

@@ -26,6 +26,6 @@ def resolve_layers(
     wrong = sorted(chosen - set(available))
     if wrong:
         raise SettingsError(
-            f"params.yaml: {key}: no layer {wrong[0]}; there are {', '.join(map(str, available))}"
+            f"{key}: no layer {wrong[0]}; there are {', '.join(map(str, available))}"
         )
     return tuple(sorted(chosen))

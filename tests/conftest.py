@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.project import Project, user_cache
+
 # Tests run side by side, a process for each core, so each has one thread; torch and the tokenizers
 # read this when they are imported, which is after this file.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -179,11 +181,9 @@ def few_messages(project: Path, real_assets: Path) -> Path:
     """A project on the first 600 messages of the SMS corpus, MiniLM and the default settings."""
     import json
 
-    from pipeline import paths
-
-    record = json.loads((real_assets / paths.ASSETS).read_text())["dataset"]
+    record = json.loads(Project(real_assets).assets.read_text())["dataset"]
     (name,) = record["files"]
-    source = paths.user_cache() / record["folder"] / name
+    source = user_cache() / record["folder"] / name
     lines = source.read_text("utf-8").splitlines(keepends=True)[:600]
     (project / "messages.tsv").write_text("".join(lines), "utf-8")
     edit_params(

@@ -65,7 +65,7 @@ class Architecture:
         except (ValueError, KeyError, TypeError) as error:
             raise AssetError(
                 f"{path}: not the configuration of a text encoder ({error})",
-                hint="choose another backbone in params.yaml: fetch.backbones",
+                hint="choose another backbone in fetch.backbones",
             ) from error
         if model_type in _OFFSET_POSITIONS:
             positions -= pad_id + 1
@@ -75,7 +75,7 @@ class Architecture:
         """:raises SettingsError: if the backbone has no positions for texts of that length."""
         if max_tokens > self.max_tokens:
             raise SettingsError(
-                f"params.yaml: embed.max_tokens: must be <= {self.max_tokens} for this backbone, "
+                f"embed.max_tokens: must be <= {self.max_tokens} for this backbone, "
                 f"got {max_tokens}"
             )
 
@@ -212,7 +212,7 @@ def _load_model(name: str, folder: Path) -> Any:
     if missing:
         raise AssetError(
             f"backbone {name}: the weights lack {len(missing)} tensors, the first is {missing[0]}",
-            hint="fetch it again, or choose another backbone in params.yaml: fetch.backbones",
+            hint="fetch it again, or choose another backbone in fetch.backbones",
         )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None

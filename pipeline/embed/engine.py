@@ -156,7 +156,7 @@ class Engine:
         if len(lengths) == 1:
             raise DeviceError(
                 f"not enough memory on {self.encoder.device} for one text of {lengths[0]} tokens",
-                hint="lower params.yaml: embed.max_tokens, or run on the CPU",
+                hint="lower embed.max_tokens, or run on the CPU",
             ) from error
         tokens = int(lengths.sum())
         if tokens <= self.token_budget:  # else another batch has lowered it already

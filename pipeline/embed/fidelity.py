@@ -85,5 +85,5 @@ def check_fidelity(fidelity: Fidelity, precision: str) -> None:
             f"vectors computed in {precision} are not those of the backbone: the lowest cosine to "
             f"Hugging Face in float32 is {fidelity.lowest_cosine:.6f} over {fidelity.texts} texts; "
             "nothing was written",
-            hint="set params.yaml: embed.precision to float32",
+            hint="set embed.precision to float32",
         )

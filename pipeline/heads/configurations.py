@@ -125,7 +125,7 @@ def _configure(
         found.head == "hidden" or (found.combine, found.dropout) != ("join", 0.0)
     ):
         raise SettingsError(
-            f"params.yaml: {key}.optimizer: lbfgs trains heads without a hidden layer, on joined "
+            f"{key}.optimizer: lbfgs trains heads without a hidden layer, on joined "
             f"layers, without dropout; got head {found.head}, combine {found.combine}, dropout "
             f"{found.dropout:g}",
             hint="set optimizer to adamw or sgd there; a search may have a grid for each",

@@ -19,7 +19,7 @@ import torch
 
 from pipeline.heads.features import Floats, MemoryFeatures, Scaling
 from pipeline.heads.module import Features
-from pipeline.heads.weights import FARTHEST, Centers
+from pipeline.model.weights import FARTHEST, Centers
 from pipeline.onednn import multiply
 
 MOST_CENTERS = 4096

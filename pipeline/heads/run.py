@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import paths
 from pipeline.assets import Asset, read_assets
 from pipeline.config import Settings
 from pipeline.console import count, say, show_progress, show_table
-from pipeline.corpus import LabelledRows, read_labelled_rows
+from pipeline.corpus.tables import LabelledRows, read_labelled_rows
 from pipeline.device import choose_devices
 from pipeline.errors import DataError, SettingsError, StageError
-from pipeline.files import format_json, write_together
 from pipeline.heads.configurations import Configuration, list_configurations
 from pipeline.heads.tasks import Task, check_search, make_tasks
-from pipeline.heads.weights import FORMAT, Centers, name_tensors
+from pipeline.model.decision import Decision
+from pipeline.model.saved import Heads, History, SavedHead
+from pipeline.model.tasks import TASK_TYPES
+from pipeline.project import Project
 from pipeline.store import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -39,25 +37,26 @@ _OF_ALL = {
 }  # fmt: skip
 
 
-def run_train_heads(settings: Settings) -> dict[str, object]:
+def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     """Train heads for each task, choose among them, and save all that inference needs.
 
+    :param project: the project whose vectors and labels they train on.
     :returns: details for the timing file.
     """
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(project)
     tasks = make_tasks(settings.heads.tasks, rows)
     check_search(tasks, settings.heads)
-    manifest = read_manifest(paths.EMBEDDINGS)
-    backbone = read_assets()["backbone"]
-    _check_backbone(backbone, manifest)
+    manifest = read_manifest(project.embeddings)
+    backbone = read_assets(project.assets)["backbone"]
+    _check_backbone(project, backbone, manifest)
     configurations = list_configurations(settings.heads, manifest.layers)
     _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
     configurations = _leave_out_kernels(configurations, len(parts[0]))
-    logger = _make_logger(settings)
-    fit = _fit(settings, rows, parts, tasks, configurations, manifest)
-    _save(settings, fit, backbone, manifest, configurations)
-    _show_summary(fit, configurations)
+    logger = _make_logger(project, settings)
+    fit = _fit(project, settings, rows, parts, tasks, configurations, manifest)
+    describe_fit(settings, fit, backbone, manifest, configurations).save(project.heads)
+    _show_summary(project, fit, configurations)
     if logger is not None:
         _log_curves(logger, fit.heads)
     return {
@@ -70,11 +69,11 @@ def run_train_heads(settings: Settings) -> dict[str, object]:
     }
 
 
-def _check_backbone(backbone: Asset, manifest: Manifest) -> None:
+def _check_backbone(project: Project, backbone: Asset, manifest: Manifest) -> None:
     files = manifest.recipe["files"]
     if any(backbone.files.get(name) != sha256 for name, sha256 in files.items()):
         raise StageError(
-            f"{paths.EMBEDDINGS} holds vectors of {manifest.backbone}, but {paths.ASSETS} now "
+            f"{project.embeddings} holds vectors of {manifest.backbone}, but {project.assets} now "
             f"names {backbone.id}",
             hint="run `pipeline embed` first",
         )
@@ -89,7 +88,7 @@ def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]
 def _select_part(rows: LabelledRows, part: str) -> npt.NDArray[np.int64]:
     chosen = rows.select(part)
     if not len(chosen):
-        raise DataError(f"no {part} rows", hint="change params.yaml: prepare.split")
+        raise DataError(f"no {part} rows", hint="change prepare.split")
     return chosen
 
 
@@ -104,13 +103,14 @@ def _leave_out_kernels(configurations: list[Configuration], train_rows: int) -> 
     reason = f"kernel heads are for up to {_MOST_KERNEL_ROWS:,} training rows, not {train_rows:,}"
     if not left:
         raise SettingsError(
-            f"params.yaml: heads.head: {reason}", hint="set head to linear, or add a grid of them"
+            f"heads.head: {reason}", hint="set head to linear, or add a grid of them"
         )
     say(f"{reason}: {len(configurations) - len(left)} of the search left out")
     return left
 
 
 def _fit(
+    project: Project,
     settings: Settings,
     rows: LabelledRows,
     parts: Sequence[npt.NDArray[np.int64]],
@@ -143,6 +143,7 @@ def _fit(
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
     targets = make_targets(labels, len(parts[0]), folds, device)
     features_of = StoredFeatures(
+        project.embeddings,
         keys,
         len(parts[0]),
         sorted({layer for c in configurations for layer in c.layers}),
@@ -174,7 +175,7 @@ def _limit_memory(settings: Settings) -> float:
         return 8e9
 
 
-def _make_logger(settings: Settings) -> Any:
+def _make_logger(project: Project, settings: Settings) -> Any:
     """Lightning's logger of the user's choice; ``None`` for ``curves.csv`` alone."""
     if settings.runtime.logger == "csv":
         return None
@@ -184,17 +185,15 @@ def _make_logger(settings: Settings) -> Any:
         if settings.runtime.logger == "tensorboard":
             from lightning.pytorch.loggers import TensorBoardLogger
 
-            return TensorBoardLogger(paths.CACHE / "logs", name="heads")
+            return TensorBoardLogger(project.logs, name="heads")
         # The user's own choice to install, so neither here nor in the tests.
         from dvclive.lightning import DVCLiveLogger  # type: ignore[import-not-found]
 
         # Neither a commit of the user's work nor a line in the user's dvc.yaml.
-        return DVCLiveLogger(
-            dir=str(paths.CACHE / "logs" / "dvclive"), save_dvc_exp=False, dvcyaml=None
-        )
+        return DVCLiveLogger(dir=str(project.logs / "dvclive"), save_dvc_exp=False, dvcyaml=None)
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"params.yaml: runtime.logger: {settings.runtime.logger} is not installed"
+            f"runtime.logger: {settings.runtime.logger} is not installed"
             + (f" (no module {error.name})" if error.name else ""),
             hint=f"pip install {settings.runtime.logger}, or set it to csv",
         ) from error
@@ -239,88 +238,67 @@ def _choose_threads(
     return 1 if settings.heads.batch_size * width * outputs * models < _SMALL_STEP else None
 
 
-def _save(
+def describe_fit(
     settings: Settings,
     fit: Fit,
     backbone: Asset,
     manifest: Manifest,
     configurations: Sequence[Configuration],
-) -> None:
-    """Weights, curves, and last the description, whose hash of the weights ties them together."""
-    from safetensors.numpy import save
-
-    from pipeline.heads.choosing import list_scores
-
-    tensors: dict[str, npt.NDArray[Any]] = {}
-    for head in fit.heads:
-        tensors |= name_tensors(head.task.name, head.found.head)
-        for seed, other in head.seeds.items():
-            tensors |= name_tensors(f"{head.task.name}.seed_{seed}", other)
-    kernels = _name_kernels(fit)
-    for prefix, centers in kernels.items():
-        tensors |= name_tensors(prefix, centers)
-    weights = save(tensors)
-    description = {
-        "format": FORMAT,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "backbone": backbone.to_record(),
-        "fingerprint": manifest.fingerprint,
-        "recipe": manifest.recipe,
-        "features": {
+) -> Heads:
+    """A finished training run as heads that can be saved and used."""
+    return Heads(
+        heads=tuple(_describe_head(head, configurations) for head in fit.heads),
+        layers=tuple(sorted({layer for head in fit.heads for layer in head.configuration.layers})),
+        width=manifest.width,
+        backbone=backbone.to_record(),
+        fingerprint=manifest.fingerprint,
+        recipe=manifest.recipe,
+        features={
             "layers": sorted({layer for head in fit.heads for layer in head.configuration.layers}),
             "width": manifest.width,
             "standardized": settings.heads.standardize,
         },
-        "tasks": {head.task.name: _describe_head(head, kernels) for head in fit.heads},
-        "search": {head.task.name: list_scores(head.scores, configurations) for head in fit.heads},
-        "training": {
+        training={
             # The rest is told of each head, as its configuration.
             **settings.heads.model_dump(mode="json", include=_OF_ALL),
             "configurations": fit.configurations,
             "judged_rows": fit.judged_rows,
             "epochs_run": fit.epochs,
         },
-    }
-    write_together(
-        {
-            paths.HEADS / "heads.safetensors": weights,
-            paths.HEADS / "curves.csv": _format_curves(fit.heads),
-            paths.HEADS / "heads.json": format_json(description),
-        }
     )
 
 
-def _name_kernels(fit: Fit) -> dict[str, Centers]:
-    """The centers that heads compare rows with, each once: tasks often share them."""
-    found = {id(c): c for head in fit.heads if (c := head.found.head.centers) is not None}
-    return {f"kernel_{number}": centers for number, centers in enumerate(found.values())}
+def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -> SavedHead:
+    from pipeline.heads.choosing import list_scores
 
-
-def _describe_head(head: TrainedHead, kernels: Mapping[str, Centers]) -> dict[str, Any]:
-    task, decision = head.task, head.decision
-    weights = _name_weights(head)
-    thresholds = decision.thresholds
-    found: dict[str, Any] = {"type": task.type, "classes": list(task.classes)}
-    if thresholds is not None:
-        found["threshold"] = thresholds[0] if task.type == "binary" else list(thresholds)
-    for name, centers in kernels.items():
-        if centers is head.found.head.centers:
-            found["kernel"] = name
-    return {
-        **found,
-        "temperature": decision.temperature,
-        "layers": list(head.configuration.layers),
-        "loss_weight": task.loss_weight,
-        "class_weights": weights,
-        "best_epoch": head.found.epoch,
-        "validation_loss": head.found.validation_loss,
-        "metric": task.metric,
-        "held_out_score": head.scores[0].value,
-        "held_out_loss": {"before": decision.loss_before, "after": decision.loss_after},
-        "configuration": head.configuration.describe(),
-        "layer_mix": head.found.layer_mix,
-        "seeds": [head.configuration.seed, *head.seeds],
-    }
+    task, decision, found = head.task, head.decision, head.found
+    losses = found.curve.tolist()
+    return SavedHead(
+        name=task.name,
+        type=TASK_TYPES[task.type],
+        classes=task.classes,
+        layers=head.configuration.layers,
+        decision=Decision(decision.temperature, decision.thresholds),
+        weights=(found.head, *head.seeds.values()),
+        seeds=(head.configuration.seed, *head.seeds),
+        about={
+            "loss_weight": task.loss_weight,
+            "class_weights": _name_weights(head),
+            "best_epoch": found.epoch,
+            "validation_loss": found.validation_loss,
+            "metric": task.metric,
+            "held_out_score": head.scores[0].value,
+            "held_out_loss": {"before": decision.loss_before, "after": decision.loss_after},
+            "configuration": head.configuration.describe(),
+            "layer_mix": found.layer_mix,
+        },
+        search=tuple(list_scores(head.scores, configurations)),
+        history=History(
+            tuple(range(1, len(losses) + 1)),
+            tuple(train for train, _ in losses),
+            tuple(validation for _, validation in losses),
+        ),
+    )
 
 
 def _name_weights(head: TrainedHead) -> dict[str, float] | None:
@@ -330,17 +308,7 @@ def _name_weights(head: TrainedHead) -> dict[str, float] | None:
     return dict(zip(head.task.classes, weights, strict=True)) if weights else None
 
 
-def _format_curves(heads: Sequence[TrainedHead]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "task", "train_loss", "validation_loss"))
-    for head in heads:
-        for epoch, (train, validation) in enumerate(head.found.curve.tolist(), start=1):
-            writer.writerow((epoch, head.task.name, train, validation))
-    return text.getvalue().encode("utf-8")
-
-
-def _show_summary(fit: Fit, configurations: Sequence[Configuration]) -> None:
+def _show_summary(project: Project, fit: Fit, configurations: Sequence[Configuration]) -> None:
     from pipeline.heads.choosing import list_scores
 
     if len(configurations) > 1:
@@ -363,7 +331,7 @@ def _show_summary(fit: Fit, configurations: Sequence[Configuration]) -> None:
     say(
         f"{count(len(fit.heads), 'head')} of {count(len(configurations), 'configuration')}, judged "
         f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
-        f"{fit.fit_seconds:.2f} s → {paths.HEADS}"
+        f"{fit.fit_seconds:.2f} s → {project.heads}"
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import paths
 from pipeline.console import format_bytes, say
 from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.module import Features
@@ -21,6 +21,7 @@ _LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
 class StoredFeatures:
     """Scaled features of the rows that heads train on and are validated by.
 
+    :param folder: the embedding store.
     :param keys: of the training rows, then of the validation rows: fixed-size binary of 16.
     :param layers: all that will be asked for.
     :param width: of one layer's vector.
@@ -30,6 +31,7 @@ class StoredFeatures:
 
     def __init__(
         self,
+        folder: Path,
         keys: Any,
         train_rows: int,
         layers: Sequence[int],
@@ -39,6 +41,7 @@ class StoredFeatures:
         memory_bytes: float,
         device: str,
     ) -> None:
+        self._folder = folder
         self._keys = keys
         self._train_rows = train_rows
         self._layers = tuple(layers)
@@ -50,7 +53,7 @@ class StoredFeatures:
         self._vectors: Floats | None = None
         needed = 2 * 4 * len(keys) * len(layers) * width  # as they are read, and scaled
         if needed <= memory_bytes:
-            self._vectors = read_vectors(paths.EMBEDDINGS, keys, self._layers)
+            self._vectors = read_vectors(self._folder, keys, self._layers)
         else:
             say(
                 f"the vectors would take {format_bytes(needed)} of the "
@@ -87,7 +90,7 @@ class StoredFeatures:
             rows: int, batch: int, seed: int | None
         ) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
             for numbers, vectors in stream_vectors(
-                paths.EMBEDDINGS, self._keys[:rows], layers, batch, window_rows=window, seed=seed
+                self._folder, self._keys[:rows], layers, batch, window_rows=window, seed=seed
             ):
                 yield numbers, vectors.reshape(len(vectors), -1)
 

@@ -21,7 +21,7 @@ from pipeline.config import (
 )
 from pipeline.config_errors import suggest
 from pipeline.console import warn
-from pipeline.corpus import LabelledRows, TaskLabels
+from pipeline.corpus.tables import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
 
 METRICS: dict[TaskType, tuple[Metric, ...]] = {
@@ -114,8 +114,7 @@ def make_tasks(settings: Mapping[str, TaskSettings] | None, rows: LabelledRows) 
 def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
     if name not in rows.tasks:
         raise SettingsError(
-            f"params.yaml: heads.tasks.{name}: no such label in cache/labels.parquet"
-            f"{suggest(name, rows.tasks)}",
+            f"heads.tasks.{name}: no such label in cache/labels.parquet{suggest(name, rows.tasks)}",
             hint="correct the name, or run `pipeline prepare` again",
         )
     labels = rows.tasks[name]
@@ -128,7 +127,7 @@ def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
     if not len(present):
         raise DataError(
             f"task {name}: none of the {len(train):,} training rows has a label",
-            hint="label some, or take the task out of params.yaml: heads.tasks",
+            hint="label some, or take the task out of heads.tasks",
         )
     task = Task(
         name,
@@ -153,7 +152,7 @@ def _choose_type(name: str, settings: TaskSettings, labels: TaskLabels) -> TaskT
     kind = settings.type or by_kind.get(labels.kind) or ("binary" if C == 2 else "multiclass")
     if kind == "binary" and C != 2:
         raise SettingsError(
-            f"params.yaml: heads.tasks.{name}.type: binary needs two classes, the label has "
+            f"heads.tasks.{name}.type: binary needs two classes, the label has "
             f"{C}: {', '.join(labels.classes[:20])}",
             hint="set it to multiclass",
         )
@@ -163,7 +162,7 @@ def _choose_type(name: str, settings: TaskSettings, labels: TaskLabels) -> TaskT
 def _check_choice(name: str, key: str, value: str, known: Sequence[str], kind: TaskType) -> None:
     if value not in known:
         raise SettingsError(
-            f"params.yaml: heads.tasks.{name}.{key}: must be one of {', '.join(known)} for a "
+            f"heads.tasks.{name}.{key}: must be one of {', '.join(known)} for a "
             f"{kind} task, got {value!r}"
         )
 
@@ -183,7 +182,7 @@ def _check_labels(task: Task, labels: TaskLabels, present: npt.NDArray[Any]) -> 
         if task.spread <= 1e-12 * max(1.0, abs(task.center)):
             raise DataError(
                 f"task {task.name}: {number} {task.center:g}; a head needs numbers that differ",
-                hint="give other rows, or take the task out of params.yaml: heads.tasks",
+                hint="give other rows, or take the task out of heads.tasks",
             )
         return
     counts = np.array(task.counts)
@@ -268,7 +267,7 @@ def compute_class_weights(
         given = {normalize_value(name): weight for name, weight in setting.items()}
         if set(given) != set(classes):
             raise SettingsError(
-                f"params.yaml: heads.tasks.{task}.class_weights: must give a weight for each of "
+                f"heads.tasks.{task}.class_weights: must give a weight for each of "
                 f"{', '.join(classes)}, got {', '.join(sorted(given))}"
             )
         return tuple(given[name] for name in classes)
@@ -283,7 +282,7 @@ def compute_class_weights(
         weights = np.array([1.0, counts[0] / max(counts[1], 1)])
     else:
         raise SettingsError(
-            f"params.yaml: heads.tasks.{task}.class_weights: pos_weight needs two classes or tags, "
+            f"heads.tasks.{task}.class_weights: pos_weight needs two classes or tags, "
             f"the label has {len(counts)} classes",
             hint="set it to balanced",
         )
@@ -299,7 +298,7 @@ def check_search(tasks: Sequence[Task], settings: HeadsSettings) -> None:
         for loss in grid.loss or ():
             if not any(loss in LOSSES[task.type] for task in tasks):
                 raise SettingsError(
-                    f"params.yaml: heads.search.{number}.loss: no task takes {loss!r}",
+                    f"heads.search.{number}.loss: no task takes {loss!r}",
                     hint="set it to cross_entropy or focal, or of a regression to mse or huber",
                 )
         for weights in grid.class_weights or ():

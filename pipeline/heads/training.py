@@ -30,7 +30,7 @@ from pipeline.heads.module import (
     Targets,
 )
 from pipeline.heads.tasks import Task
-from pipeline.heads.weights import HeadWeights
+from pipeline.model.weights import HeadWeights
 
 _STACK_NUMBERS = 24_000_000  # in the largest tensor of a stack: below 100 MB in float32
 _COPIES = 4  # of weights a stack has so many more than of logits: moments, or steps and gradients
@@ -470,7 +470,7 @@ def _choose(
         epoch = int(bad[0]) + 1 if len(bad) else len(worst)
         raise DataError(
             f"task {task.name}: the loss is not a number in epoch {epoch}",
-            hint="lower params.yaml: heads.learning_rate",
+            hint="lower heads.learning_rate",
         )
     best = scores[0].numbers[0]
     decision = decide(task, scaled[best], labels, calibrate=settings.calibrate)

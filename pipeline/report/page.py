@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report.inputs import PARTS, Corpus, Heads, History, Task
-from pipeline.report.metrics import Ints, PartScores
+from pipeline.model.decision import Ints
+from pipeline.model.metrics import PartScores
+from pipeline.model.saved import Heads, SavedHead
+from pipeline.report.inputs import PARTS, Corpus
 from pipeline.report.plots import (
     SERIES_COLORS,
     Curve,
@@ -59,7 +61,6 @@ class PageContent:
 
     :param scores: part → task → scores.
     :param curves: task → its curves on the test part.
-    :param history: task → its loss by epoch.
     :param files: the machine-readable files beside the page, relative to it.
     """
 
@@ -69,7 +70,6 @@ class PageContent:
     corpus: Corpus
     scores: Mapping[str, Mapping[str, PartScores]]
     curves: Mapping[str, TaskCurves]
-    history: Mapping[str, History]
     timings: Sequence[Mapping[str, Any]]
     files: Sequence[str]
 
@@ -91,7 +91,7 @@ def render_page(content: PageContent) -> str:
         wanted=wanted if wanted != backbone["id"] else None,
         assets=content.assets,
         parts=describe_parts(content.corpus),
-        tasks=[describe_task(content, task) for task in content.heads.tasks],
+        tasks=[describe_head(content, head) for head in content.heads.heads],
         features=content.heads.features,
         width=len(content.heads.layers) * content.heads.width,
         fingerprint=content.heads.fingerprint,
@@ -137,28 +137,31 @@ def describe_parts(corpus: Corpus) -> list[dict[str, Any]]:
     ]
 
 
-def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
-    """What the page shows of one task."""
-    scores = {part: content.scores[part][task.name] for part in PARTS}
-    history = content.history[task.name]
-    kept = int(task.about["best_epoch"])
-    binary = task.threshold is not None
+def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
+    """What the page shows of one head."""
+    scores = {part: content.scores[part][head.name] for part in PARTS}
+    history = head.history
+    kept = int(head.about["best_epoch"])
+    binary = head.threshold is not None
     given = {metric for of_part in scores.values() for metric in of_part.overall}
     columns = [(metric, label) for metric, label in _COLUMNS if metric in given]
     return {
-        "name": task.name,
-        "about": task.about,
+        "name": head.name,
+        "about": head.about,
+        "type": head.type.name,
+        "layers": head.layers,
+        "decision": head.decision,
         "binary": binary,
-        "classes": task.classes,
+        "classes": head.classes,
         "headline": [
             (
-                f"F1 of {task.classes[1]}" if metric == "f1" else _LABELS[metric],
+                f"F1 of {head.classes[1]}" if metric == "f1" else _LABELS[metric],
                 scores["test"].overall.get(metric),
                 scores["test_unseen"].overall.get(metric),
                 scores["test"].intervals.get(metric),
                 scores["test"].seeds.get(metric),
             )
-            for metric in _HEADLINE[task.type]
+            for metric in _HEADLINE[head.type.name]
         ],
         "columns": [label for _, label in columns],
         "parts": [
@@ -166,34 +169,34 @@ def describe_task(content: PageContent, task: Task) -> dict[str, Any]:
             for part, of_part in scores.items()
         ],
         "scores": scores,
-        "confusion": shade_confusion(scores["test"].confusion, task.classes)
+        "confusion": shade_confusion(scores["test"].confusion, head.classes)
         if 0 < len(scores["test"].confusion) <= _MATRIX_CLASSES
         else None,
-        "confusions": list_confusions(scores["test"].confusion, task.classes),
+        "confusions": list_confusions(scores["test"].confusion, head.classes),
         "has_confusion": bool(len(scores["test"].confusion)),
-        "search": describe_search(task),
-        "figures": draw_figures(content, task) if scores["test"].rows else [],
+        "search": describe_search(head),
+        "figures": draw_figures(content, head) if scores["test"].rows else [],
         "training": Markup(draw_history(history, kept)) if history.epochs else None,
         "kept_epoch": kept,
         "configuration": ", ".join(
             f"{key.replace('_', ' ')} {format_value(item)}"
-            for key, item in (task.about.get("configuration") or {}).items()
+            for key, item in (head.about.get("configuration") or {}).items()
             if key != "layers"
         ),
     }
 
 
-def describe_search(task: Task) -> dict[str, Any] | None:
+def describe_search(head: SavedHead) -> dict[str, Any] | None:
     """The search table of one task, its first lines; ``None`` without a search."""
-    if len(task.search) < 2:
+    if len(head.search) < 2:
         return None
-    shown = task.search[:_SHOWN_SEARCH]
+    shown = head.search[:_SHOWN_SEARCH]
     columns = list(dict.fromkeys(key for row in shown for key in row))
     return {
         "columns": [column.replace("_", " ") for column in columns],
         "rows": [[format_value(row[c]) if c in row else "–" for c in columns] for row in shown],
-        "left_out": len(task.search) - len(shown),
-        "total": len(task.search),
+        "left_out": len(head.search) - len(shown),
+        "total": len(head.search),
     }
 
 
@@ -228,12 +231,12 @@ def list_confusions(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, 
     ]
 
 
-def draw_figures(content: PageContent, task: Task) -> list[dict[str, Any]]:
+def draw_figures(content: PageContent, head: SavedHead) -> list[dict[str, Any]]:
     """ROC and precision-recall curves on the test part, with what their legends say."""
-    curves = content.curves[task.name]
-    test = content.scores["test"][task.name]
+    curves = content.curves[head.name]
+    test = content.scores["test"][head.name]
     recall, false_positives, precision = (
-        _find_threshold(test) if task.threshold is not None else (0.0, 0.0, 0.0)
+        _find_threshold(test) if head.threshold is not None else (0.0, 0.0, 0.0)
     )
     roc_labels = ("false positive rate", "true positive rate")
     kinds: list[tuple[str, list[Curve], tuple[str, str], tuple[float, float], bool]] = [
@@ -251,12 +254,12 @@ def draw_figures(content: PageContent, task: Task) -> list[dict[str, Any]]:
     for title, traced, labels, point, diagonal in kinds:
         chosen = [curve for curve in traced if curve.index in shown]
         if chosen:
-            mark = point if task.threshold is not None else None
+            mark = point if head.threshold is not None else None
             figures.append(
                 {
                     "title": title,
                     "svg": Markup(draw_curves(chosen, labels, diagonal=diagonal, mark=mark)),
-                    "legend": [task.classes[curve.index] for curve in chosen],
+                    "legend": [head.classes[curve.index] for curve in chosen],
                     "left_out": len(traced) - len(chosen),
                 }
             )

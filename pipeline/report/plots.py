@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.inputs import Heads, History
-from pipeline.report.metrics import Floats, Ints, PartScores, sweep_thresholds, take_classes
+from pipeline.model.decision import Floats, Ints
+from pipeline.model.metrics import PartScores, sweep_thresholds, take_classes
+from pipeline.model.saved import Heads, History
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +122,6 @@ def list_files(
     heads: Heads,
     scores: Mapping[str, PartScores],
     curves: Mapping[str, TaskCurves],
-    history: Mapping[str, History],
 ) -> dict[str, bytes]:
     """The data behind the plots, one CSV file for each kind and task.
 
@@ -130,12 +130,12 @@ def list_files(
         stop, is left out.
     """
     files = {}
-    for task in heads.tasks:
-        past, traced = history[task.name], curves[task.name]
+    for head in heads.heads:
+        past, traced = head.history, curves[head.name]
         losses = zip(past.epochs, past.train_loss, past.validation_loss, strict=True)
-        confusion = _list_confusion(scores[task.name].confusion, task.classes)
-        roc = list_points(traced.roc, task.classes)
-        precision_recall = list_points(traced.precision_recall, task.classes)
+        confusion = _list_confusion(scores[head.name].confusion, head.classes)
+        roc = list_points(traced.roc, head.classes)
+        precision_recall = list_points(traced.precision_recall, head.classes)
         tables: dict[str, tuple[Sequence[str], list[Any]]] = {
             "training": (("epoch", "train_loss", "validation_loss"), list(losses)),
             "confusion": (("actual", "predicted"), confusion),
@@ -144,7 +144,7 @@ def list_files(
         }
         for kind, (header, rows) in tables.items():
             if rows:
-                files[f"{kind}/{task.name}.csv"] = write_csv(header, rows)
+                files[f"{kind}/{head.name}.csv"] = write_csv(header, rows)
     return files
 
 

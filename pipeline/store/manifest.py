@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
 from pipeline.files import write_json
-from pipeline.keys import hash_keys
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -236,7 +236,7 @@ def _check_layers(folder: Path, manifest: Manifest, layers: Sequence[int]) -> No
         if layer not in manifest.layers:
             raise StoreError(
                 f"{folder}: has no layer {layer}; it holds {', '.join(map(str, manifest.layers))}",
-                hint="choose among them, or change params.yaml: embed.layers and embed again",
+                hint="choose among them, or change embed.layers and embed again",
             )
 
 

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.keys import view_keys
+from pipeline.corpus.keys import view_keys
 from pipeline.store import manifest as layout
 from pipeline.store.manifest import Manifest, Recipe, Rows, name_layer
 

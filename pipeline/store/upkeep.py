@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.console import show_progress
+from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
 from pipeline.files import describe_os_error, hash_file, write_aside
-from pipeline.keys import hash_keys
 from pipeline.store.manifest import (
     MANIFEST,
     Manifest,

@@ -324,5 +324,5 @@ def check_vectors(vectors: Vectors, rows: npt.NDArray[np.int64]) -> None:
         raise StoreError(
             f"the vectors of {count(len(bad), 'text')} are zero or not finite: rows {named}{more} "
             "of cache/texts.parquet (the first is 0); nothing was written for them",
-            hint="try params.yaml: embed.precision float32 and embed.dtype float32",
+            hint="try embed.precision float32 and embed.dtype float32",
         )

@@ -33,15 +33,15 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from pipeline import paths
 from pipeline.assets import read_assets
+from pipeline.corpus.sources import read_source
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Architecture
 from pipeline.embed.loading import TOKEN_BUDGET
 from pipeline.embed.tokens import load_tokenizer
 from pipeline.onednn import has_onednn
-from pipeline.prepare import hash_texts
-from pipeline.sources import read_source
+from pipeline.prepare.run import hash_texts
+from pipeline.project import Project
 from tests.benchmarks.table import PeakMemory, describe_machine, present
 from tests.benchmarks.ways import (
     Case,
@@ -97,10 +97,10 @@ def time_products(width: int, inner: int, case: Case) -> float:
 
 def read_messages() -> list[str]:
     """The distinct messages of the SMS Spam Collection."""
-    dataset = read_assets()["dataset"]
+    dataset = read_assets(Project().assets)["dataset"]
     (file,) = dataset.files
     frame = read_source(
-        dataset.locate() / file, dataset.extra["format"], dataset.extra.get("header")
+        dataset.locate(Project()) / file, dataset.extra["format"], dataset.extra.get("header")
     )
     return list(dict.fromkeys(frame["message"]))
 
@@ -133,7 +133,7 @@ def make_messages(messages: Sequence[str], count: int) -> list[str]:
 def make_backbone(folder: Path, shape: str) -> Path:
     """A BERT of that shape with random weights from seed 0, and MiniLM's tokenizer."""
     set_project(folder.parent / "tokenizer", MINILM)
-    source = read_assets()["backbone"].locate()
+    source = read_assets(Project().assets)["backbone"].locate(Project())
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=30522, num_attention_heads=HEADS[shape], **SHAPES[shape]
@@ -149,7 +149,7 @@ def set_project(folder: Path, backbone: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     text = "prepare: {}\nembed: {}\nheads: {}\nreport: {}\n"
-    paths.PARAMS.write_text(f"fetch: {{backbones: [{json.dumps(backbone)}]}}\n{text}")
+    Project().settings.write_text(f"fetch: {{backbones: [{json.dumps(backbone)}]}}\n{text}")
     subprocess.run(
         [sys.executable, "-m", "pipeline", "fetch"], check=True, stdout=subprocess.DEVNULL
     )
@@ -158,7 +158,9 @@ def set_project(folder: Path, backbone: str) -> None:
 def write_texts(texts: list[str]) -> None:
     table = {"row": np.arange(len(texts)), "text": texts}
     keys = pa.array(hash_texts(texts), pa.binary(16))
-    pq.write_table(pa.table(table).append_column("key", keys), paths.TEXTS, row_group_size=16_384)
+    pq.write_table(
+        pa.table(table).append_column("key", keys), Project().texts, row_group_size=16_384
+    )
 
 
 def embed_reference(case: Case, rows: np.ndarray) -> np.ndarray:
@@ -261,16 +263,16 @@ def run_growth(root: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
         shape = "wide" if free else "tiny"
         if number == 0 or free:
             set_project(root / f"growth-{shape}", str(make_backbone(root / shape, shape)))
-            settings = paths.PARAMS.read_text().replace("embed: {}", "embed: {layers: last}")
-            paths.PARAMS.write_text(settings)
+            settings = Project().settings.read_text().replace("embed: {}", "embed: {layers: last}")
+            Project().settings.write_text(settings)
             messages = read_messages()
-        shutil.rmtree(paths.EMBEDDINGS, ignore_errors=True)
+        shutil.rmtree(Project().embeddings, ignore_errors=True)
         write_texts(make_messages(messages, size))
         run = subprocess.run(
             [sys.executable, "-c", _EMBED_FREE if free else _EMBED],
             check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        details = json.loads((paths.TIMINGS / "embed.json").read_text())["details"]
+        details = json.loads((Project().timings / "embed.json").read_text())["details"]
         seconds = details["seconds"]
         added = None
         if 0 < number < len(counts):
@@ -343,7 +345,7 @@ def main(
         if random_weights:
             backbone = str(make_backbone(root / random_weights, random_weights))
         set_project(root / "project", backbone)
-        folder = read_assets()["backbone"].locate()
+        folder = read_assets(Project().assets)["backbone"].locate(Project())
         messages = read_messages()
         if quick:
             cases, texts, rounds = "sms", 200, 1

@@ -28,14 +28,14 @@ import click
 import numpy as np
 import torch
 
-from pipeline import paths
 from pipeline.config import HeadsSettings, load_settings
-from pipeline.corpus import read_labelled_rows
+from pipeline.corpus.tables import read_labelled_rows
 from pipeline.heads.choosing import score
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
 from pipeline.heads.tasks import LossOptions, Task
 from pipeline.heads.training import draw_folds, fit_heads, make_targets, make_trainer
+from pipeline.project import Project
 from pipeline.store import read_manifest, read_vectors
 from tests.benchmarks.table import describe_machine, present
 
@@ -65,12 +65,12 @@ class Case:
 
 def load_messages() -> Case | None:
     """The SMS corpus with every layer of its backbone, if it is there."""
-    if not (paths.EMBEDDINGS / "manifest.json").exists() or not paths.LABELS.exists():
+    if not (Project().embeddings / "manifest.json").exists() or not Project().labels.exists():
         return None
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(Project())
     chosen = np.concatenate([rows.select("train"), rows.select("validation")])
-    layers = read_manifest(paths.EMBEDDINGS).layers
-    vectors = read_vectors(paths.EMBEDDINGS, rows.keys.take(chosen), layers)
+    layers = read_manifest(Project().embeddings).layers
+    vectors = read_vectors(Project().embeddings, rows.keys.take(chosen), layers)
     labels = {name: task.values[chosen] for name, task in rows.tasks.items()}
     return make_case("SMS", vectors.reshape(len(chosen), -1), labels, len(rows.select("train")))
 
@@ -220,7 +220,7 @@ def time_backbone(part: int = 64) -> float | None:
     from pipeline.assets import read_assets
 
     try:
-        folder = read_assets()["backbone"].locate()
+        folder = read_assets(Project().assets)["backbone"].locate(Project())
         import transformers
 
         model = transformers.AutoModel.from_pretrained(folder).eval()
@@ -297,21 +297,21 @@ def try_seeds(number: int) -> list[dict[str, Any]]:
     from pipeline.heads.run import run_train_heads
     from pipeline.report.run import run_report
 
-    settings = load_settings(paths.PARAMS)
-    inputs = [path.absolute() for path in (paths.ASSETS, paths.TEXTS, paths.LABELS)]
-    inputs.append(paths.EMBEDDINGS.absolute())
+    settings = load_settings(Project().settings)
+    inputs = [path.absolute() for path in (Project().assets, Project().texts, Project().labels)]
+    inputs.append(Project().embeddings.absolute())
     rows: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        paths.CACHE.mkdir()
+        Project().cache.mkdir()
         for path in inputs:
-            (paths.CACHE / path.name).symlink_to(path)
+            (Project().cache / path.name).symlink_to(path)
         for seed in range(number):
             heads = settings.heads.model_copy(update={"seed": seed})
             with contextlib.redirect_stdout(io.StringIO()):
-                run_train_heads(settings.model_copy(update={"heads": heads}))
-                run_report(settings)
-            test = json.loads((paths.REPORT / "metrics.json").read_text())["test"]
-            search = json.loads((paths.HEADS / "heads.json").read_text())["search"]
+                run_train_heads(Project(), settings.model_copy(update={"heads": heads}))
+                run_report(Project(), settings)
+            test = json.loads((Project().report / "metrics.json").read_text())["test"]
+            search = json.loads((Project().heads / "heads.json").read_text())["search"]
             for task, figures in test.items():
                 chosen = search[task][0]
                 rows.setdefault(task, []).append(

@@ -26,7 +26,8 @@ from pipeline.assets import read_assets
 from pipeline.device import choose_devices
 from pipeline.embed.fidelity import measure_fidelity
 from pipeline.embed.tokens import find_distinct, load_tokenizer
-from pipeline.prepare import hash_texts
+from pipeline.prepare.run import hash_texts
+from pipeline.project import Project
 from pipeline.store import Recipe, Rows, StoreUpdate
 from tests.benchmarks.embed import MINILM, make_backbone, read_messages, set_project
 from tests.benchmarks.table import describe_machine, present
@@ -79,7 +80,7 @@ def main(
         if random_weights:
             backbone = str(make_backbone(root / random_weights, random_weights))
         set_project(root / "project", str(backbone))
-        folder = read_assets()["backbone"].locate()
+        folder = read_assets(Project().assets)["backbone"].locate(Project())
         chosen = choose_devices(device)[0]
         case = Case("profile", read_messages()[:texts], folder, 128, chosen)
         texts = pa.array(case.texts)

@@ -23,15 +23,16 @@ import tokenizers
 import torch
 import transformers
 
-from pipeline import paths
 from pipeline.assets import read_assets
-from pipeline.config import parse_settings, read_preset
+from pipeline.config import parse_settings
 from pipeline.embed import run
 from pipeline.embed.backbone import Architecture
 from pipeline.embed.batches import plan_batches
 from pipeline.embed.loading import EnginePlan
 from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens
+from pipeline.presets import read_preset
+from pipeline.project import Project
 from pipeline.store import read_manifest, read_vectors
 
 
@@ -121,7 +122,7 @@ class Ours(Way):
         super().__init__()
 
     def load(self, case: Case) -> None:
-        asset = read_assets()["backbone"]
+        asset = read_assets(Project().assets)["backbone"]
         top = Architecture.read(case.folder).layers
         layers = (top,) if self.layers == "last" else tuple(range(top + 1))
         precision: Any = self.precision or case.precision
@@ -164,16 +165,16 @@ class Ours(Way):
                 "runtime": settings.runtime.model_copy(update={"devices": str(case.device)}),
             }
         )
-        shutil.rmtree(paths.EMBEDDINGS, ignore_errors=True)
+        shutil.rmtree(Project().embeddings, ignore_errors=True)
         fewest = 0 if self.compiled else run._TEXTS_TO_COMPILE
         with (
             contextlib.redirect_stdout(io.StringIO()),
             mock.patch.object(run, "_TEXTS_TO_COMPILE", fewest),
         ):
-            run.run_embed(settings)
-        keys = pq.read_table(paths.TEXTS)["key"].combine_chunks()
-        top = read_manifest(paths.EMBEDDINGS).layers[-1]
-        return read_vectors(paths.EMBEDDINGS, keys, (top,))[:, 0]
+            run.run_embed(Project(), settings)
+        keys = pq.read_table(Project().texts)["key"].combine_chunks()
+        top = read_manifest(Project().embeddings).layers[-1]
+        return read_vectors(Project().embeddings, keys, (top,))[:, 0]
 
 
 class Free(PackedBert):

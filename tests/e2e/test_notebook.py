@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import read_preset
+from pipeline.presets import read_preset
 from tests.conftest import Cli, edit_params, run_stages
 
 

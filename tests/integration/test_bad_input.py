@@ -22,8 +22,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import paths
 from pipeline.cli import main
+from pipeline.project import Project
 from tests.conftest import ROOT, Cli, edit_params, run_stages
 
 Contents = dict[str, bytes]
@@ -197,7 +197,7 @@ def test_a_mistake_gets_one_message_and_loses_nothing(own: Path, cli: Cli, name:
         "unknown parameter", "wrong type", "ratios that do not sum to one",
     }:  # fmt: skip
         run_stages(cli, "fetch")
-        before[str(paths.ASSETS)] = (own / paths.ASSETS).read_bytes()
+        before[str(Project().assets)] = Project(own).assets.read_bytes()
     assert_refused(cli(failing), *parts, hint=hint)
     assert read_all(own) == before
 
@@ -246,9 +246,9 @@ def test_odd_texts_go_through(own: Path, cli: Cli) -> None:
     blank = odd[7]  # nothing but separators: Python counts them as white space
     edit_params({"prepare.on_bad_rows": "drop"})
     run_stages(cli, "fetch", "prepare", "embed")
-    texts = pq.read_table(own / paths.TEXTS)["text"].to_pylist()
+    texts = pq.read_tableProject(own).texts["text"].to_pylist()
     assert texts == [text for _, text in ROWS] + [text for text in odd if text != blank]
-    manifest = json.loads((own / paths.EMBEDDINGS / "manifest.json").read_text())
+    manifest = json.loads((Project(own).embeddings / "manifest.json").read_text())
     assert str(len(set(texts))) in json.dumps(manifest)
 
 
@@ -284,15 +284,15 @@ def test_weights_that_changed_since_they_were_fetched(
 @pytest.mark.parametrize(
     ("stage", "absent", "missing", "first"),
     [
-        ("prepare", paths.CACHE, "cache/assets.json: no such file", "fetch"),
-        ("embed", paths.CACHE, "cache/assets.json: no such file", "fetch"),
-        ("embed", paths.TEXTS, "cache/texts.parquet: no such file", "prepare"),
-        ("train-heads", paths.CACHE, "cache/labels.parquet: no such file", "prepare"),
-        ("train-heads", paths.TEXTS, "cache/texts.parquet: no such file", "prepare"),
-        ("train-heads", paths.EMBEDDINGS, "cache/embeddings", "embed"),
-        ("report", paths.CACHE, "cache/assets.json: no such file", "fetch"),
-        ("report", paths.HEADS, "cache/heads/heads.json: no such file", "train-heads"),
-        ("report", paths.LABELS, "cache/labels.parquet: no such file", "prepare"),
+        ("prepare", Project().cache, "cache/assets.json: no such file", "fetch"),
+        ("embed", Project().cache, "cache/assets.json: no such file", "fetch"),
+        ("embed", Project().texts, "cache/texts.parquet: no such file", "prepare"),
+        ("train-heads", Project().cache, "cache/labels.parquet: no such file", "prepare"),
+        ("train-heads", Project().texts, "cache/texts.parquet: no such file", "prepare"),
+        ("train-heads", Project().embeddings, "cache/embeddings", "embed"),
+        ("report", Project().cache, "cache/assets.json: no such file", "fetch"),
+        ("report", Project().heads, "cache/heads/heads.json: no such file", "train-heads"),
+        ("report", Project().labels, "cache/labels.parquet: no such file", "prepare"),
     ],
     ids=lambda value: str(value).replace("/", "-"),
 )
@@ -323,7 +323,7 @@ def make_work_for(stage: str, own: Path, cli: Cli) -> None:
         edit_params({"heads.weight_decay": 0.2, "heads.search": []})
         return
     if stage == "report":
-        for plot in (own / paths.REPORT / "plots").rglob("*.csv"):
+        for plot in (Project(own).report / "plots").rglob("*.csv"):
             plot.write_text(plot.read_text() + "of,another,run\n")
         return
     grow(own, 500)

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import paths
 from pipeline.assets import Asset
 from pipeline.embed.engine import Engine
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
@@ -24,6 +23,7 @@ from pipeline.embed.loading import EngineGroup, EnginePlan
 from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens, load_tokenizer
 from pipeline.errors import AssetError, DeviceError
+from pipeline.project import Project
 from tests.conftest import ROOT, Cli, edit_params, run_stages
 
 CPUS = [torch.device("cpu")] * 2
@@ -124,13 +124,13 @@ def test_embed_on_several_devices_writes_the_same_store(
     monkeypatch.setattr(run, "_SHARDS_A_DEVICE", 1)
     edit_params({"fetch.backbones": [str(tiny_backbone)], "embed.dtype": "float32"})
     run_stages(cli, "fetch", "prepare", "embed")
-    one = {file.name: file.read_bytes() for file in paths.EMBEDDINGS.glob("*.parquet")}
-    shutil.rmtree(paths.EMBEDDINGS)
+    one = {file.name: file.read_bytes() for file in Project().embeddings.glob("*.parquet")}
+    shutil.rmtree(Project().embeddings)
     edit_params({"runtime.devices": ["cpu", "cpu"]})
     result = cli("embed")
     assert result.returncode == 0, result.stderr
     assert "2 devices" in result.stdout
-    assert {file.name: file.read_bytes() for file in paths.EMBEDDINGS.glob("*.parquet")} == one
+    assert {file.name: file.read_bytes() for file in Project().embeddings.glob("*.parquet")} == one
 
 
 def test_compiled_operations_give_the_same_vectors(

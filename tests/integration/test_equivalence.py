@@ -10,15 +10,16 @@ import pytest
 import torch
 import transformers
 
-from pipeline import paths
 from pipeline.assets import read_assets
-from pipeline.config import Settings, load_settings, parse_settings, read_preset
-from pipeline.corpus import read_labelled_rows
+from pipeline.config import Settings, load_settings, parse_settings
+from pipeline.corpus.tables import read_labelled_rows
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures
 from pipeline.heads.module import Epochs, GradientHeads, Targets
 from pipeline.heads.tasks import Task, make_tasks
 from pipeline.heads.training import make_targets, make_trainer
+from pipeline.presets import read_preset
+from pipeline.project import Project
 from pipeline.store import read_vectors
 from tests.conftest import Cli, edit_params, run_stages
 
@@ -94,12 +95,12 @@ def train_live(
 
 def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -> None:
     settings = load_settings(Path("params.yaml"))
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(Project())
     tasks = make_tasks(settings.heads.tasks, rows)
     assert [task.name for task in tasks] == ["spam", "sentiment"]
     train = rows.select("train")
     assert len(train) == 420
-    vectors = read_vectors(paths.EMBEDDINGS, rows.keys.take(train), (6,))[:, 0]
+    vectors = read_vectors(Project().embeddings, rows.keys.take(train), (6,))[:, 0]
     by_task = {task.name: rows.tasks[task.name].values[train] for task in tasks}
     labels = torch.from_numpy(np.stack(list(by_task.values()), axis=1))
     targets = make_targets(by_task, len(train), None, "cpu")
@@ -118,8 +119,8 @@ def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -
     for name, value in live.state_dict().items():
         torch.testing.assert_close(start.state_dict()[name], value, rtol=0, atol=0)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.heads.seed))
-    texts = pq.read_table(paths.TEXTS)["text"].take(train).to_pylist()
-    folder = read_assets()["backbone"].locate()
+    texts = pq.read_table(Project().texts)["text"].take(train).to_pylist()
+    folder = read_assets(Project().assets)["backbone"].locate(Project())
     expected = train_live(live, texts, labels, order, folder, batch_size)
 
     assert len(expected) == 14

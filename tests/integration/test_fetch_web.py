@@ -23,10 +23,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import assets, fetch, paths, places
-from pipeline.assets import UrlPlace
+from pipeline.assets import read_assets
 from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
+from pipeline.fetch import catalog, download
+from pipeline.fetch import run as fetch
+from pipeline.fetch.catalog import UrlPlace
+from pipeline.project import Project
 from tests.conftest import Cli, edit_params
 from tests.disk import Disk
 
@@ -187,7 +190,7 @@ FAILURES = {
 def test_plain_file(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
     result = cli("fetch")
     assert result.returncode == 0, result.stderr
-    record = json.loads(paths.ASSETS.read_text())["dataset"]
+    record = json.loads(Project().assets.read_text())["dataset"]
     assert record["files"] == {"messages.csv": hashlib.sha256(CSV).hexdigest()}
     assert record["source"] == f"{site.url}/data/messages.csv"
     assert (private_cache / record["folder"] / "messages.csv").read_bytes() == CSV
@@ -206,7 +209,7 @@ def test_failed_download(
     assert_one_message(result)
     assert why in result.stderr
     assert "next: " in result.stderr
-    assert not paths.ASSETS.exists()
+    assert not Project().assets.exists()
     assert read_tree(private_cache) == {}
     assert not find_scratch(private_cache)
 
@@ -219,16 +222,16 @@ def test_failed_refresh_keeps_what_is_there(
     site: Site,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = load_settings(paths.PARAMS)
-    fetch.run_fetch(settings)
-    before = read_tree(private_cache, paths.CACHE)
+    settings = load_settings(Project().settings)
+    fetch.run_fetch(Project(), settings)
+    before = read_tree(private_cache, Project().cache)
     site.answer, why = FAILURES[failure]
-    fetch.run_fetch(settings, refresh=True)
+    fetch.run_fetch(Project(), settings, refresh=True)
     out = capsys.readouterr().out
     assert "warning: " in out
     assert "cannot be fetched again; what is here already stays" in out
     assert why in out
-    assert read_tree(private_cache, paths.CACHE) == before
+    assert read_tree(private_cache, Project().cache) == before
     assert not find_scratch(private_cache)
 
 
@@ -238,7 +241,7 @@ def test_refresh_takes_the_new_file(
     assert cli("fetch").returncode == 0
     site.answer = lambda handler: handler.send(NEWER)
     assert cli("fetch", "--refresh").returncode == 0
-    record = json.loads(paths.ASSETS.read_text())["dataset"]
+    record = json.loads(Project().assets.read_text())["dataset"]
     assert record["files"]["messages.csv"] == hashlib.sha256(NEWER).hexdigest()
     assert (private_cache / record["folder"] / "messages.csv").read_bytes() == NEWER
 
@@ -246,7 +249,7 @@ def test_refresh_takes_the_new_file(
 def test_wrong_checksum(web_project: Path, private_cache: Path, site: Site, cli: Cli) -> None:
     edit_params({"fetch.dataset_sha256": hashlib.sha256(CSV).hexdigest()})
     assert cli("fetch").returncode == 0
-    before = read_tree(private_cache, paths.CACHE)
+    before = read_tree(private_cache, Project().cache)
     edit_params({"fetch.dataset_sha256": "0" * 64})
     site.answer = lambda handler: handler.send(NEWER)
     for arguments in (["fetch"], ["fetch", "--refresh"]):
@@ -255,7 +258,7 @@ def test_wrong_checksum(web_project: Path, private_cache: Path, site: Site, cli:
         assert hashlib.sha256(NEWER).hexdigest() in result.stderr
         assert f"params.yaml: fetch.dataset_sha256 is {'0' * 64}" in result.stderr
         assert "correct or remove fetch.dataset_sha256" in result.stderr
-        assert read_tree(private_cache, paths.CACHE) == before
+        assert read_tree(private_cache, Project().cache) == before
     assert not find_scratch(private_cache)
 
 
@@ -264,7 +267,7 @@ def test_new_pin_fetches_the_new_file(web_project: Path, site: Site, cli: Cli) -
     site.answer = lambda handler: handler.send(NEWER)
     edit_params({"fetch.dataset_sha256": hashlib.sha256(NEWER).hexdigest()})
     assert cli("fetch").returncode == 0
-    record = json.loads(paths.ASSETS.read_text())["dataset"]
+    record = json.loads(Project().assets.read_text())["dataset"]
     assert record["files"]["messages.csv"] == hashlib.sha256(NEWER).hexdigest()
 
 
@@ -290,10 +293,10 @@ def test_server_that_stalls(
         released.wait(20)
 
     site.answer = stall
-    monkeypatch.setattr(places, "_STALL_SECONDS", 0.5)
+    monkeypatch.setattr(download, "_STALL_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(AssetError, match=r"broke after \d+ bytes \(timed out\)"):
-        fetch.run_fetch(load_settings(paths.PARAMS))
+        fetch.run_fetch(Project(), load_settings(Project().settings))
     assert time.monotonic() - started < 5
     released.set()
     assert not find_scratch(private_cache)
@@ -325,18 +328,18 @@ def test_zip_member(
         sha256={"corpus.csv": hashlib.sha256(body).hexdigest()},
         reading={"format": "csv", "header": None},
     )
-    monkeypatch.setattr(assets, "DATASETS", {"corpus": (place,)})
+    monkeypatch.setattr(catalog, "DATASETS", {"corpus": (place,)})
     edit_params({"fetch.dataset": "corpus"})
-    settings = load_settings(paths.PARAMS)
+    settings = load_settings(Project().settings)
     if content == "good":
-        fetch.run_fetch(settings)
-        asset = assets.read_assets()["dataset"]
-        assert (asset.locate() / "corpus.csv").read_bytes() == body
+        fetch.run_fetch(Project(), settings)
+        asset = read_assets(Project().assets)["dataset"]
+        assert (asset.locate(Project()) / "corpus.csv").read_bytes() == body
         assert asset.extra["format"] == "csv"
     else:
         with pytest.raises(AssetError, match=r"no item named|not the zip file it should be"):
-            fetch.run_fetch(settings)
-        assert not paths.ASSETS.exists()
+            fetch.run_fetch(Project(), settings)
+        assert not Project().assets.exists()
 
 
 @pytest.mark.parametrize(
@@ -353,12 +356,12 @@ def test_zip_member(
 )
 def test_odd_urls(path: str, file: str, web_project: Path, private_cache: Path, site: Site) -> None:
     edit_params({"fetch.dataset": site.url + path})
-    fetch.run_fetch(load_settings(paths.PARAMS))
-    asset = assets.read_assets()["dataset"]
+    fetch.run_fetch(Project(), load_settings(Project().settings))
+    asset = read_assets(Project().assets)["dataset"]
     assert list(asset.files) == [file]
-    assert (asset.locate() / file).read_bytes() == CSV
-    assert asset.locate().is_relative_to(private_cache / "datasets")
-    fetch.run_fetch(load_settings(paths.PARAMS))
+    assert (asset.locate(Project()) / file).read_bytes() == CSV
+    assert asset.locate(Project()).is_relative_to(private_cache / "datasets")
+    fetch.run_fetch(Project(), load_settings(Project().settings))
     assert len(site.asked) == 1, "what odd names hold must be found again"
 
 
@@ -366,10 +369,10 @@ def test_urls_that_share_a_folder_are_told_apart(web_project: Path, site: Site) 
     site.answer = lambda handler: handler.send(handler.path.encode())
     for path in ("/a/b.csv", "/a--b.csv", "/a/b.csv"):
         edit_params({"fetch.dataset": site.url + path})
-        fetch.run_fetch(load_settings(paths.PARAMS))
-        asset = assets.read_assets()["dataset"]
+        fetch.run_fetch(Project(), load_settings(Project().settings))
+        asset = read_assets(Project().assets)["dataset"]
         (name,) = asset.files
-        assert (asset.locate() / name).read_bytes() == path.encode()
+        assert (asset.locate(Project()) / name).read_bytes() == path.encode()
 
 
 @pytest.mark.parametrize("damage", ["byte", "cut", "gone", "record", "no files", "list", "other"])
@@ -380,9 +383,9 @@ def test_damaged_copy_is_fetched_again(
     site: Site,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = load_settings(paths.PARAMS)
-    fetch.run_fetch(settings)
-    before = read_tree(private_cache, paths.CACHE)
+    settings = load_settings(Project().settings)
+    fetch.run_fetch(Project(), settings)
+    before = read_tree(private_cache, Project().cache)
     (file,) = private_cache.rglob("messages.csv")
     record = file.with_name("asset.json")
     content = json.loads(record.read_text())
@@ -400,9 +403,9 @@ def test_damaged_copy_is_fetched_again(
         record.write_text(json.dumps(content | {"files": ["messages.csv"]}))
     else:
         record.write_text(json.dumps(content | {"folder": "datasets/another"}))
-    fetch.run_fetch(settings)
+    fetch.run_fetch(Project(), settings)
     assert "is damaged; fetching" in capsys.readouterr().out
-    assert read_tree(private_cache, paths.CACHE) == before
+    assert read_tree(private_cache, Project().cache) == before
     assert len(site.asked) == 2
 
 
@@ -425,7 +428,7 @@ def test_two_at_once(web_project: Path, private_cache: Path, site: Site, tmp_pat
         for run in runs:
             out, err = run.communicate(timeout=60)
             assert run.returncode == 0, out + err
-        assert (web_project / paths.ASSETS).read_bytes() == (second / paths.ASSETS).read_bytes()
+        assert Project(web_project).assets.read_bytes() == Project(second).assets.read_bytes()
         (file,) = private_cache.rglob("messages.csv")
         assert file.read_bytes() == CSV
         assert not find_scratch(private_cache)
@@ -463,7 +466,7 @@ def test_interrupted_download(
     number: int, status: int, web_project: Path, private_cache: Path, site: Site, cli: Cli
 ) -> None:
     assert cli("fetch").returncode == 0
-    before = read_tree(private_cache, paths.CACHE)
+    before = read_tree(private_cache, Project().cache)
     site.answer = drip
     run = start_fetch(web_project, "--refresh")
     wait_until(lambda: any(file.name == "download" for file in private_cache.rglob("*")))
@@ -472,7 +475,7 @@ def test_interrupted_download(
     assert run.returncode == status, out + err
     assert "interrupted; nothing is half-written" in err
     assert "Traceback" not in out + err
-    assert read_tree(private_cache, paths.CACHE) == before
+    assert read_tree(private_cache, Project().cache) == before
     assert not find_scratch(private_cache)
 
 
@@ -482,7 +485,7 @@ def test_killed_download(web_project: Path, private_cache: Path, site: Site, cli
     wait_until(lambda: any(file.name == "download" for file in private_cache.rglob("*")))
     run.kill()
     run.communicate(timeout=20)
-    assert not paths.ASSETS.exists()
+    assert not Project().assets.exists()
     assert not (private_cache / "datasets").exists(), "nothing may stand under a final name"
     (left,) = find_scratch(private_cache)
     old = time.time() - 2 * 24 * 3600
@@ -502,7 +505,7 @@ def test_killed_download(web_project: Path, private_cache: Path, site: Site, cli
 def test_full_disk(web_project: Path, private_cache: Path, site: Site, process: Cli) -> None:
     """A file-size limit is a full disk that root meets too."""
     assert process("fetch").returncode == 0
-    before = read_tree(private_cache, paths.CACHE)
+    before = read_tree(private_cache, Project().cache)
     site.answer = lambda handler: handler.send(NEWER * 10_000)
 
     def limit() -> None:
@@ -512,7 +515,7 @@ def test_full_disk(web_project: Path, private_cache: Path, site: Site, process: 
     assert_one_message(result)
     assert f"cannot write {private_cache}" in result.stderr
     assert "File too large; nothing that was there before has changed" in result.stderr
-    assert read_tree(private_cache, paths.CACHE) == before
+    assert read_tree(private_cache, Project().cache) == before
     assert not find_scratch(private_cache)
 
 
@@ -520,30 +523,30 @@ def test_full_disk(web_project: Path, private_cache: Path, site: Site, process: 
 def test_disk_that_fails_at_any_write(
     reason: str, web_project: Path, private_cache: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = load_settings(paths.PARAMS)
-    fetch.run_fetch(settings)
+    settings = load_settings(Project().settings)
+    fetch.run_fetch(Project(), settings)
     disk = Disk(monkeypatch, private_cache, web_project / "cache")
     disk.errno = getattr(errno, reason)
     failures = 0
     for number in range(1, 100):
-        record = paths.ASSETS.read_bytes()
+        record = Project().assets.read_bytes()
         (file,) = private_cache.glob("datasets/*/messages.csv")
         old, new = file.read_bytes(), CSV + f"ham,{number}\n".encode()
         site.answer = lambda handler, body=new: handler.send(body)  # type: ignore[misc]
         disk.calls, disk.fails_at = 0, number
         failure = None
         try:
-            fetch.run_fetch(settings, refresh=True)
+            fetch.run_fetch(Project(), settings, refresh=True)
         except WriteError as error:
             failure = error
         if failure is not None:
             failures += 1
             assert os.strerror(disk.errno) in failure.message
             assert failure.hint
-            assert paths.ASSETS.read_bytes() == record
+            assert Project().assets.read_bytes() == record
             assert file.read_bytes() in (old, new)  # new if the disk failed after it had its name
         else:
-            assert json.loads(paths.ASSETS.read_text())["dataset"]["files"] == {
+            assert json.loads(Project().assets.read_text())["dataset"]["files"] == {
                 "messages.csv": hashlib.sha256(new).hexdigest()
             }
         assert not find_scratch(private_cache)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import paths
 from pipeline.heads import run
+from pipeline.project import Project
 from tests.conftest import Cli, edit_params, run_stages
 
 
@@ -52,7 +52,7 @@ def test_a_logger_gets_the_curves_of_the_chosen_heads(
             for name, value in line.items()
             if name != "step" and value
         }
-    with (paths.HEADS / "curves.csv").open() as file:
+    with (Project().heads / "curves.csv").open() as file:
         curves = {
             (int(line["epoch"]), line["task"], part): float(line[f"{part}_loss"])
             for line in csv.DictReader(file)
@@ -70,13 +70,13 @@ def test_the_users_logger_writes_files_or_says_what_to_install(
     result = cli("train-heads")
     if importlib.util.find_spec(name):
         assert result.returncode == 0, result.stderr
-        assert any(path.is_file() for path in (paths.CACHE / "logs").rglob("*"))
+        assert any(path.is_file() for path in (Project().cache / "logs").rglob("*"))
         assert not (labelled / "dvc.yaml").exists()
     else:
         assert result.returncode == 1
         assert f"params.yaml: runtime.logger: {name} is not installed" in result.stderr
         assert f"next: pip install {name}, or set it to csv" in result.stderr
-        assert not paths.HEADS.exists()
+        assert not Project().heads.exists()
 
 
 def test_a_logger_that_is_not_there_stops_before_training(
@@ -87,4 +87,4 @@ def test_a_logger_that_is_not_there_stops_before_training(
     result = cli("train-heads")
     assert result.returncode == 1
     assert "runtime.logger: dvclive is not installed" in result.stderr
-    assert not paths.HEADS.exists()
+    assert not Project().heads.exists()

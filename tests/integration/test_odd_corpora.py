@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import paths
+from pipeline.project import Project
 from pipeline.store import read_vectors
 from tests.conftest import Cli, run_stages
 
@@ -46,7 +46,7 @@ def learn(project: Path, tiny_backbone: Path, cli: Cli) -> Callable[..., str]:
             "heads": {"max_epochs": 5, **heads},
             "runtime": {"max_memory": max_memory},
         }
-        paths.PARAMS.write_text(json.dumps(settings))
+        Project().settings.write_text(json.dumps(settings))
         parts = ["train"] * rows
         for _ in range(2):  # the part of a row depends on how many there are, not on its label
             table = [
@@ -55,7 +55,7 @@ def learn(project: Path, tiny_backbone: Path, cli: Cli) -> Callable[..., str]:
             ]
             (project / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
             run_stages(cli, "fetch", "prepare")
-            parts = pq.read_table(paths.LABELS)["split"].to_pylist()
+            parts = pq.read_table(Project().labels)["split"].to_pylist()
         run_stages(cli, "embed")
         result = cli("train-heads")
         if fails:
@@ -71,13 +71,13 @@ def learn(project: Path, tiny_backbone: Path, cli: Cli) -> Callable[..., str]:
 
 
 def read_heads() -> dict[str, np.ndarray]:
-    tensors = load_file(paths.HEADS / "heads.safetensors")
+    tensors = load_file(Project().heads / "heads.safetensors")
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())
     return tensors
 
 
 def read_metrics() -> dict[str, dict[str, dict[str, float]]]:
-    return json.loads((paths.REPORT / "metrics.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((Project().report / "metrics.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -201,7 +201,7 @@ def test_what_cannot_be_learned_stops_with_one_message(learn: Callable[..., str]
     price = {"price": {"column": "price", "kind": "number"}}
     said = learn(40, lambda n, part: {"price": 3}, price, fails=True)
     assert "task price: all 28 training rows are 3; a head needs numbers that differ" in said
-    assert not (paths.HEADS / "heads.json").exists()
+    assert not (Project().heads / "heads.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ def test_the_same_seed_writes_the_same_files(
         {"kind": {"column": "kind", "classes": ["a", "b", "c"]}},
         **heads,
     )
-    first = {path.name: path.read_bytes() for path in paths.HEADS.iterdir()}
+    first = {path.name: path.read_bytes() for path in Project().heads.iterdir()}
     run_stages(cli, "train-heads")
-    assert {path.name: path.read_bytes() for path in paths.HEADS.iterdir()} == first
+    assert {path.name: path.read_bytes() for path in Project().heads.iterdir()} == first
     assert set(first) == {"heads.safetensors", "heads.json", "curves.csv"}
 
 
@@ -245,7 +245,7 @@ def test_vectors_that_exceed_the_memory(learn: Callable[..., str], head: str) ->
             max_epochs=100,
         )
         assert ("reading them from the store as they are wanted" in said) == bool(max_memory)
-        about = json.loads((paths.HEADS / "heads.json").read_text())["tasks"]["kind"]
+        about = json.loads((Project().heads / "heads.json").read_text())["tasks"]["kind"]
         found.append((about, read_heads()["kind.weight"]))
     (whole, weight), (streamed, other) = found
     assert whole["held_out_score"] > 0.9
@@ -265,21 +265,21 @@ def test_the_report_of_kernel_heads_is_what_the_readme_says_that_they_are(
         {"kind": {"column": "kind", "classes": ["a", "b", "c"]}},
         search=[{"head": ["kernel"], "bandwidth": [0.7, 3.0], "layers": [[0, 2]]}],
     )
-    about = json.loads((paths.HEADS / "heads.json").read_text())["tasks"]["kind"]
+    about = json.loads((Project().heads / "heads.json").read_text())["tasks"]["kind"]
     tensors = read_heads()
     places, scale, shift = (tensors[f"{about['kernel']}.{n}"] for n in ("places", "scale", "shift"))
-    keys = pq.read_table(paths.TEXTS)["key"].combine_chunks()
-    vectors = read_vectors(paths.EMBEDDINGS, keys, about["layers"]).reshape(len(keys), -1)
+    keys = pq.read_table(Project().texts)["key"].combine_chunks()
+    vectors = read_vectors(Project().embeddings, keys, about["layers"]).reshape(len(keys), -1)
     z = (vectors * scale + shift).astype(np.float16).astype(np.float64)
     likeness = np.exp(-np.square(z[:, None] - places.astype(np.float64)).sum(axis=-1))
     logits = likeness @ tensors["kind.weight"].T.astype(np.float64) + tensors["kind.bias"]
-    labels = pq.read_table(paths.LABELS)
+    labels = pq.read_table(Project().labels)
     right = logits.argmax(axis=1) == labels["kind"].to_numpy()
     for part in ("train", "validation", "test"):
         of_part = labels["split"].to_numpy(zero_copy_only=False) == part
         assert read_metrics()[part]["kind"]["accuracy"] == pytest.approx(right[of_part].mean())
     assert right.mean() > 0.34
-    page = (paths.REPORT / "report.html").read_text()
+    page = (Project().report / "report.html").read_text()
     assert f"bandwidth {about['configuration']['bandwidth']:g}, optimizer lbfgs" in page
 
 
@@ -309,7 +309,7 @@ def test_seeds_of_what_draws_nothing_are_one(learn: Callable[..., str]) -> None:
     )
     assert "lbfgs draws nothing at random: one head stands for all seeds of its grid" in said
     assert "1 head of 4 configurations" in said
-    description = json.loads((paths.HEADS / "heads.json").read_text())
+    description = json.loads((Project().heads / "heads.json").read_text())
     by_optimizer = {row["optimizer"]: row for row in description["search"]["kind"]}
     assert by_optimizer["adamw"]["seeds"] == 3
     assert "seeds" not in by_optimizer["lbfgs"]

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from pipeline import paths
-from pipeline.corpus import read_labelled_rows
+from pipeline.corpus.tables import read_labelled_rows
+from pipeline.project import Project
 from pipeline.store import read_vectors
 from tests.conftest import Cli, edit_params, run_stages
 
@@ -21,16 +21,16 @@ from tests.conftest import Cli, edit_params, run_stages
 def test_both_sms_tasks_reach_scikit_learns_optimum(few_messages: Path, cli: Cli) -> None:
     """Every layer of MiniLM, and more features than rows; the loss within 1e-4 of its own size."""
     run_stages(cli, "fetch", "prepare", "embed")
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(Project())
     train = rows.select("train")
-    features = read_vectors(paths.EMBEDDINGS, rows.keys.take(train), range(7))
+    features = read_vectors(Project().embeddings, rows.keys.take(train), range(7))
     flat = features.reshape(len(train), -1).astype(np.float64)
     scaler = StandardScaler().fit(flat)
     for decay in (0.01, 0.1):
         edit_params({"heads.weight_decay": decay, "heads.search": []})
         run_stages(cli, "train-heads")
-        tensors = load_file(paths.HEADS / "heads.safetensors")
-        tasks = json.loads((paths.HEADS / "heads.json").read_text())["tasks"]
+        tensors = load_file(Project().heads / "heads.safetensors")
+        tasks = json.loads((Project().heads / "heads.json").read_text())["tasks"]
         for name in ("spam", "sentiment"):
             labels = rows.tasks[name].values[train]
             weight, bias = (

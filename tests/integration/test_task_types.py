@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import paths
+from pipeline.project import Project
 from tests.conftest import Cli, run_stages
 
 WORDS = [
@@ -72,10 +72,10 @@ def test_every_type_of_task_from_file_to_report(
     project: Path, tiny_backbone: Path, cli: Cli
 ) -> None:
     tickets = write_tickets(project / "tickets.csv", 300)
-    paths.PARAMS.write_text(SETTINGS.replace("BACKBONE", str(tiny_backbone)))
+    Project().settings.write_text(SETTINGS.replace("BACKBONE", str(tiny_backbone)))
     run_stages(cli, "fetch", "prepare", "embed", "train-heads", "report")
 
-    labels = pq.read_table(paths.LABELS)
+    labels = pq.read_table(Project().labels)
     assert labels.schema.field("urgent").type == pa.int32()
     assert labels["urgent"].to_pylist() == [int(t["priority"] == "high") for t in tickets]
     assert labels["hours"].to_pylist() == [
@@ -90,7 +90,7 @@ def test_every_type_of_task_from_file_to_report(
     assert found == [set(str(t["topics"]).split(";")) - {""} for t in tickets]
     assert set(labels["level"].to_pylist()) == {0, 1, 2}
 
-    test = json.loads((paths.REPORT / "metrics.json").read_text())["test"]
+    test = json.loads((Project().report / "metrics.json").read_text())["test"]
     assert set(test) == {"urgent", "topics", "hours", "level"}
     # The words that decide stand in the text, so heads that learned beat a guess.
     parts = labels["split"].to_pylist()
@@ -99,6 +99,6 @@ def test_every_type_of_task_from_file_to_report(
     ]
     assert test["urgent"]["accuracy"] > sum(lows) / len(lows)
     assert test["hours"]["r2"] > 0.2
-    page = (paths.REPORT / "report.html").read_text()
+    page = (Project().report / "report.html").read_text()
     for name in ("urgent", "topics", "hours", "level"):
         assert name in page

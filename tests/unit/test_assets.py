@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import assets, paths
-from pipeline.assets import Asset, HubPlace, WheelPlace
+from pipeline.assets import Asset, check_files, read_assets
 from pipeline.errors import StageError
+from pipeline.fetch import catalog
+from pipeline.fetch.catalog import HubPlace, WheelPlace
+from pipeline.project import Project
 
 PLACES = [
     place
     for places in (
-        *assets.DATASETS.values(),
-        *assets.LEXICONS.values(),
-        *(assets.backbone_places(name) for name in assets.BACKBONES),
+        *catalog.DATASETS.values(),
+        *catalog.LEXICONS.values(),
+        *(catalog.backbone_places(name) for name in catalog.BACKBONES),
     )
     for place in places
 ]
@@ -46,14 +48,14 @@ def test_backbones_come_without_code_or_pickles() -> None:
 
 def test_revision_that_the_user_names_is_on_the_hub_only() -> None:
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    pinned, wheel = assets.backbone_places(name)
+    pinned, wheel = catalog.backbone_places(name)
     assert isinstance(wheel, WheelPlace)
-    (named,) = assets.backbone_places(f"{name}@main")
+    (named,) = catalog.backbone_places(f"{name}@main")
     assert isinstance(pinned, HubPlace)
     assert isinstance(named, HubPlace)
     assert (named.repo, named.revision) == (name, "main")
     assert pinned.revision != named.revision
-    (unknown,) = assets.backbone_places("acme/tiny")
+    (unknown,) = catalog.backbone_places("acme/tiny")
     assert isinstance(unknown, HubPlace)
     assert unknown.revision is None
 
@@ -84,17 +86,17 @@ def test_record_round_trip(kept: Asset, private_cache: Path) -> None:
 
 def test_check_files(kept: Asset, private_cache: Path) -> None:
     folder = private_cache / "datasets/corpus"
-    assert assets.check_files(kept, "dataset") == folder
+    check_files(kept, "dataset", folder)
     (folder / "corpus.csv").write_bytes(b"text\nHello\n")
     with pytest.raises(StageError, match=r"dataset corpus: .* has changed") as caught:
-        assets.check_files(kept, "dataset")
+        check_files(kept, "dataset", folder)
     assert "pipeline fetch" in str(caught.value.hint)
     (folder / "corpus.csv").unlink()
     with pytest.raises(StageError, match="is not there any more"):
-        assets.check_files(kept, "dataset")
+        check_files(kept, "dataset", folder)
     (folder / "corpus.csv").symlink_to("/proc/self/mem")  # which not even root can read
     with pytest.raises(StageError, match="cannot be read"):
-        assets.check_files(kept, "dataset")
+        check_files(kept, "dataset", folder)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +107,11 @@ def test_damaged_record_of_a_project(
     content: str, kept: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths.CACHE.mkdir()
+    Project().cache.mkdir()
     if content == "files":
         record = kept.to_record() | {"files": ["corpus.csv"]}
         content = json.dumps(dict.fromkeys(("dataset", "lexicon", "backbone"), record))
-    paths.ASSETS.write_text(content)
+    Project().assets.write_text(content)
     with pytest.raises(StageError, match=r"cache/assets\.json: ") as caught:
-        assets.read_assets()
+        read_assets(Project().assets)
     assert caught.value.hint == "run `pipeline fetch` again"

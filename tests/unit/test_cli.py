@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import __version__
-from pipeline.config import PRESETS, read_preset
+from pipeline.presets import list_presets, read_preset
 from tests.conftest import ROOT, Cli
 
 STAGES = ["fetch", "prepare", "embed", "train-heads", "report"]
@@ -65,7 +65,7 @@ def test_each_command_has_its_help(process: Cli, command: str) -> None:
     )
     if command in STAGES:
         assert "--params PATH" in result.stdout
-        assert "[default: params.yaml]" in result.stdout
+        assert "the nearest params.yaml" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_wrong_usage_exits_with_2(process: Cli, arguments: list[str], message: s
     assert not result.stdout
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", list_presets())
 def test_params_prints_a_preset(process: Cli, project: Path, preset: str) -> None:
     result = process("params", preset)
     assert result.returncode == 0

@@ -9,7 +9,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import (
-    PRESETS,
     HeadsSettings,
     Settings,
     SplitSettings,
@@ -17,10 +16,10 @@ from pipeline.config import (
     load_settings,
     normalize_value,
     parse_settings,
-    read_preset,
 )
 from pipeline.errors import SettingsError
 from pipeline.heads.configurations import list_configurations
+from pipeline.presets import list_presets, read_preset
 from tests.conftest import ROOT, Cli
 
 
@@ -35,7 +34,7 @@ def test_params_yaml_is_the_default_preset() -> None:
     assert (ROOT / "params.yaml").read_bytes() == read_preset("default").encode("utf-8")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", list_presets())
 def test_presets_leave_nothing_to_guess(name: str) -> None:
     """Every setting that has a value stands in the file, so that a reader sees what can be set."""
     settings = parse_settings(read_preset(name), name)

@@ -372,6 +372,6 @@ def test_resolve_layers() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_said() -> None:
-    with pytest.raises(DeviceError, match="0 GPUs"):
+    with pytest.raises(SettingsError, match="0 GPUs"):
         choose_devices("cuda")
     assert [device.type for device in choose_devices("auto")] == ["cpu"]

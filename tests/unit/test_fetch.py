@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import assets, fetch, paths, places
+from pipeline.assets import check_files, read_assets
 from pipeline.config import load_settings
-from pipeline.errors import AssetError
+from pipeline.errors import PipelineError
+from pipeline.fetch import download
+from pipeline.fetch import run as fetch
+from pipeline.project import Project
 from tests.conftest import edit_params
 
 SAFETENSORS = (2).to_bytes(8, "little") + b"{}"  # the smallest there is: no tensor
@@ -39,13 +42,13 @@ def local_project(project: Path, private_cache: Path) -> Path:
 
 
 def run_fetch() -> None:
-    fetch.run_fetch(load_settings(paths.PARAMS))
+    fetch.run_fetch(Project(), load_settings(Project().settings))
 
 
-def refuse() -> AssetError:
-    with pytest.raises(AssetError) as caught:
+def refuse() -> PipelineError:
+    with pytest.raises(PipelineError) as caught:
         run_fetch()
-    assert not paths.ASSETS.exists()
+    assert not Project().assets.exists()
     return caught.value
 
 
@@ -62,20 +65,22 @@ def cut_weights(folder: Path) -> None:
 def test_local_files(local_project: Path, private_cache: Path) -> None:
     run_fetch()
     content = (local_project / "messages.csv").read_bytes()
-    found = assets.read_assets()
+    found = read_assets(Project().assets)
     assert found["dataset"].files == {"messages.csv": hashlib.sha256(content).hexdigest()}
-    assert found["dataset"].locate() / "messages.csv" == Path("messages.csv")
+    assert found["dataset"].locate(Project()) / "messages.csv" == local_project / "messages.csv"
     assert set(found["backbone"].files) == {"config.json", "tokenizer.json", "model.safetensors"}
-    assert str(local_project) not in paths.ASSETS.read_text(), "the same on every machine"
+    assert str(local_project) not in Project().assets.read_text(), "the same on every machine"
     assert not private_cache.exists(), "what is local is not copied"
     for kind, asset in found.items():
-        assets.check_files(asset, kind)
+        check_files(asset, kind, asset.locate(Project()))
 
 
 def test_cut_weights(local_project: Path) -> None:
     cut_weights(local_project / "tiny")
     run_fetch()
-    assert {name for name in assets.read_assets()["backbone"].files if "model" in name} == {
+    assert {
+        name for name in read_assets(Project().assets)["backbone"].files if "model" in name
+    } == {
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
@@ -144,7 +149,7 @@ def test_backbone_folder_that_cannot_serve(case: str, message: str, local_projec
 def test_second_folder_serves(local_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit_params({"fetch.backbones": ["./none", "./tiny"]})
     run_fetch()
-    backbone = assets.read_assets()["backbone"]
+    backbone = read_assets(Project().assets)["backbone"]
     assert backbone.id == "./tiny"
     assert backbone.extra["wanted"] == "./none"
     out = capsys.readouterr().out
@@ -169,7 +174,7 @@ def test_second_folder_serves(local_project: Path, capsys: pytest.CaptureFixture
 def test_dataset_that_cannot_be_had(name: str, message: str, local_project: Path) -> None:
     edit_params({"fetch.dataset": name})
     error = refuse()
-    assert error.message.startswith("params.yaml: fetch.dataset: ")
+    assert error.message.startswith("fetch.dataset: ")
     assert message in error.message
     assert error.hint
 
@@ -184,9 +189,7 @@ def test_password_in_a_url_is_neither_taken_nor_shown(local_project: Path) -> No
 def test_lexicon_that_cannot_be_had(local_project: Path) -> None:
     edit_params({"fetch.lexicon": "vadr"})
     error = refuse()
-    assert error.message == (
-        "params.yaml: fetch.lexicon: vadr: no such file; did you mean `vader`?"
-    )
+    assert error.message == ("fetch.lexicon: vadr: no such file; did you mean `vader`?")
 
 
 def test_near_backbone_is_suggested(local_project: Path) -> None:
@@ -199,12 +202,12 @@ def test_local_dataset_with_a_pin(local_project: Path) -> None:
     edit_params({"fetch.dataset_sha256": "0" * 64})
     error = refuse()
     assert error.message == (
-        f"dataset messages.csv: messages.csv has sha256 {found}, but params.yaml: "
+        f"dataset messages.csv: messages.csv has sha256 {found}, but "
         f"fetch.dataset_sha256 is {'0' * 64}"
     )
     edit_params({"fetch.dataset_sha256": found})
     run_fetch()
-    assert assets.read_assets()["dataset"].files == {"messages.csv": found}
+    assert read_assets(Project().assets)["dataset"].files == {"messages.csv": found}
 
 
 def test_another_run_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,5 +262,5 @@ def test_folder_comes_back_if_the_new_one_cannot_be_named(
     ],
 )
 def test_disk_errors_in_the_words_of_others(text: str, number: int | None) -> None:
-    error = places._find_disk_error(text)
+    error = download._find_disk_error(text)
     assert (error.errno if error else None) == number

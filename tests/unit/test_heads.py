@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
-from pipeline.corpus import LabelledRows, TaskLabels
+from pipeline.corpus.tables import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
 from pipeline.heads import kernel, training
 from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scores, score
@@ -26,7 +26,7 @@ from pipeline.heads.configurations import Configuration, group_by_shape, list_co
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.tasks import LossOptions, Task, compute_class_weights, make_tasks
 from pipeline.heads.training import Fit, TrainedHead, draw_folds, fit_heads, make_targets
-from pipeline.heads.weights import name_tensors, read_centers, read_weights
+from pipeline.model.weights import name_tensors, read_centers, read_weights
 from pipeline.onednn import multiply
 
 SPAM = Task("spam", "binary", ("ham", "spam"), counts=(300, 100), rows=400)

@@ -14,15 +14,16 @@ import pytest
 
 from pipeline.assets import read_assets
 from pipeline.config import ColumnLabel, VaderLabel
+from pipeline.corpus.sources import read_source
 from pipeline.errors import AssetError, DataError
-from pipeline.labelers import (
+from pipeline.prepare.labelers import (
     UNKNOWN,
     classify_compound,
     label_by_column,
     label_rows,
     score_by_vader,
 )
-from pipeline.sources import read_source
+from pipeline.project import Project
 
 SENTENCES = [
     "VADER is smart, handsome, and funny!",
@@ -41,8 +42,8 @@ SENTENCES = [
 def lexicon(real_assets: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(real_assets)
-        asset = read_assets()["lexicon"]
-        return asset.locate() / next(iter(asset.files))
+        asset = read_assets(Project().assets)["lexicon"]
+        return asset.locate(Project()) / next(iter(asset.files))
 
 
 def test_vader_is_nltks(lexicon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,4 +193,4 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     frame = read_source(write_column(tmp_path, "a.csv", ["x"]))
     with pytest.raises(DataError, match=r"no column 'label'; the source has 'c', 'n'") as caught:
         label_rows("spam", ColumnLabel(column="label"), frame, ["t"], tmp_path)
-    assert caught.value.hint == "correct params.yaml: prepare.labels.spam.column"
+    assert caught.value.hint == "correct prepare.labels.spam.column"

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import train_test_split
 
-from pipeline import paths, prepare
 from pipeline.config import SplitSettings, load_settings
-from pipeline.corpus import PARTS, read_labelled_rows
+from pipeline.corpus.tables import PARTS, read_labelled_rows
 from pipeline.errors import DataError, StageError, WriteError
 from pipeline.files import hash_file
-from pipeline.labelers import Labels
-from pipeline.prepare import hash_texts, run_prepare, split_rows
+from pipeline.prepare import run as prepare
+from pipeline.prepare.labelers import Labels
+from pipeline.prepare.run import hash_texts, run_prepare, split_rows
+from pipeline.project import Project
 from tests.conftest import edit_params
 
 
@@ -159,8 +160,8 @@ def set_up(project: Path, rows: Sequence[Sequence[object]], **changes: object) -
         "lexicon": none,
         "backbone": none,
     }
-    paths.CACHE.mkdir(exist_ok=True)
-    paths.ASSETS.write_text(json.dumps(assets))
+    Project().cache.mkdir(exist_ok=True)
+    Project().assets.write_text(json.dumps(assets))
     edit_params(
         {
             "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
@@ -171,42 +172,42 @@ def set_up(project: Path, rows: Sequence[Sequence[object]], **changes: object) -
 
 
 def run() -> dict[str, object]:
-    return run_prepare(load_settings(paths.PARAMS))
+    return run_prepare(Project(), load_settings(Project().settings))
 
 
 def read_outputs() -> tuple[bytes, bytes]:
-    return paths.TEXTS.read_bytes(), paths.LABELS.read_bytes()
+    return Project().texts.read_bytes(), Project().labels.read_bytes()
 
 
 def test_files_have_the_columns_that_other_tools_rely_on(project: Path) -> None:
     set_up(project, ROWS)
     details = run()
     assert details == {"rows": 60, "distinct_texts": 37, "dropped": 0}
-    texts = pq.read_table(paths.TEXTS)
+    texts = pq.read_table(Project().texts)
     assert texts.schema.equals(
         pa.schema([("row", pa.int64()), ("text", pa.string()), ("key", pa.binary(16))])
     )
     assert texts["text"].to_pylist() == [text for _, text in ROWS]
     assert texts["key"].to_pylist() == hash_texts([str(text) for _, text in ROWS])
-    labels = pq.read_table(paths.LABELS)
+    labels = pq.read_table(Project().labels)
     assert labels.schema.names == ["row", "split", "spam"]
     assert labels.schema.types == [pa.int64(), pa.string(), pa.int32()]
     assert json.loads(labels.schema.field("spam").metadata[b"classes"]) == ["ham", "spam"]
     assert labels["spam"].to_pylist() == [int(label == "spam") for label, _ in ROWS]
     assert labels["row"].to_pylist() == texts["row"].to_pylist() == list(range(60))
     assert set(labels["split"].to_pylist()) == set(PARTS)
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(Project())
     assert rows.tasks["spam"].classes == ("ham", "spam")
 
 
 def test_vader_scores_stand_beside_their_label(project: Path, real_assets: Path) -> None:
     set_up(project, [["ham", f"I love it {n}"] for n in range(10)])
-    assets = json.loads(paths.ASSETS.read_text())
-    assets["lexicon"] = json.loads((real_assets / paths.ASSETS).read_text())["lexicon"]
-    paths.ASSETS.write_text(json.dumps(assets))
+    assets = json.loads(Project().assets.read_text())
+    assets["lexicon"] = json.loads(Project(real_assets).assets.read_text())["lexicon"]
+    Project().assets.write_text(json.dumps(assets))
     edit_params({"prepare.labels": {"mood": {"labeler": "vader"}}, "heads.tasks": {"mood": {}}})
     run()
-    labels = pq.read_table(paths.LABELS)
+    labels = pq.read_table(Project().labels)
     assert labels.schema.names == ["row", "split", "mood", "mood_compound"]
     assert labels.schema.field("mood_compound").type == pa.float64()
     assert labels["mood"].to_pylist() == [2] * 10
@@ -231,7 +232,7 @@ def test_bad_rows_stop_the_run_and_the_first_are_named(project: Path) -> None:
     with pytest.raises(DataError) as caught:
         run()
     assert caught.value.message.splitlines() == [
-        "data.csv: 6 rows cannot be used: ",
+        f"{project / 'data.csv'}: 6 rows cannot be used: ",
         "  row 60 (the first is 0): blank text",
         "  row 61 (the first is 0): blank text",
         "  row 62 (the first is 0): unknown label for spam: 'eggs'",
@@ -258,10 +259,10 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_numbers(
     assert "3 rows dropped: blank text" in printed
     assert "3 rows dropped: unknown label for spam" in printed
     kept = [n for n, row in enumerate(mixed) if row not in BAD]
-    texts = pq.read_table(paths.TEXTS)
+    texts = pq.read_table(Project().texts)
     assert texts["row"].to_pylist() == kept
     assert texts["text"].to_pylist() == [mixed[n][1] for n in kept]
-    labels = pq.read_table(paths.LABELS)
+    labels = pq.read_table(Project().labels)
     assert labels["row"].to_pylist() == kept
     assert labels["spam"].to_pylist() == [int(mixed[n][0] == "spam") for n in kept]
 
@@ -270,7 +271,7 @@ def test_nothing_left_after_dropping(project: Path) -> None:
     set_up(project, BAD, **{"prepare.on_bad_rows": "drop"})
     with pytest.raises(DataError, match="none of the 6 rows can be used"):
         run()
-    assert not paths.TEXTS.exists()
+    assert not Project().texts.exists()
 
 
 @pytest.mark.parametrize(
@@ -297,8 +298,8 @@ def test_the_table_counts_rows_duplicates_and_leaks(
     set_up(project, ROWS)
     run()
     printed = capsys.readouterr().out
-    texts = pq.read_table(paths.TEXTS)["text"].to_pylist()
-    split = pq.read_table(paths.LABELS)["split"].to_pylist()
+    texts = pq.read_table(Project().texts)["text"].to_pylist()
+    split = pq.read_table(Project().labels)["split"].to_pylist()
     in_train = {text for text, part in zip(texts, split, strict=True) if part == "train"}
     leaks = [
         sum(p == part and t in in_train for t, p in zip(texts, split, strict=True))
@@ -346,7 +347,7 @@ def test_a_full_disk_changes_neither_file(
     assert "free some space" in (caught.value.hint or "")
     assert len(calls) == failing
     assert read_outputs() == before
-    assert sorted(p.name for p in paths.CACHE.iterdir()) == [
+    assert sorted(p.name for p in Project().cache.iterdir()) == [
         "assets.json",
         "labels.parquet",
         "texts.parquet",
@@ -355,10 +356,10 @@ def test_a_full_disk_changes_neither_file(
 
 def test_the_sms_corpus_gives_the_notebooks_supports(project: Path, real_assets: Path) -> None:
     """The figures of the notebook's own classification report, and those of its training part."""
-    paths.CACHE.mkdir()
-    paths.ASSETS.write_bytes((real_assets / paths.ASSETS).read_bytes())
+    Project().cache.mkdir()
+    Project().assets.write_bytes(Project(real_assets).assets.read_bytes())
     run()
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(Project())
     assert len(rows.keys) == 5572
     assert len(set(rows.keys.to_pylist())) == 5169
     test, train = rows.select("test"), rows.select("train")

@@ -19,11 +19,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import classification_report
 
-from pipeline import paths
 from pipeline.config import Settings
-from pipeline.corpus import TEXTS_HASH
+from pipeline.corpus.keys import hash_keys
+from pipeline.corpus.tables import TEXTS_HASH
 from pipeline.errors import PipelineError, StageError
-from pipeline.keys import hash_keys
+from pipeline.project import Project
 from pipeline.report import run
 from pipeline.report.run import run_report, show_report
 from pipeline.store import Recipe, Rows, StoreUpdate, read_manifest, read_vectors
@@ -48,8 +48,8 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
     texts = [f"text {0 if row % 10 == 0 else row}" for row in range(rows)]
     keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     vectors = write_store(list(dict.fromkeys(keys)), generator)
-    paths.HEADS.mkdir(parents=True)
-    paths.ASSETS.write_text(
+    Project().heads.mkdir(parents=True)
+    Project().assets.write_text(
         json.dumps({"dataset": {"id": "d", "source": "s", "sha256": "0"}, "backbone": BACKBONE})
     )
     split = [
@@ -85,28 +85,28 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
         curves += [f"{epoch},{name},{1 / epoch},{1.2 / epoch}" for epoch in (1, 2, 3)]
     pq.write_table(
         pa.table({"row": range(rows), "text": texts, "key": pa.array(keys, pa.binary(16))}),
-        paths.TEXTS,
+        Project().texts,
     )
     arrays = [pa.array(c, f.type) for c, f in zip(columns, fields, strict=True)]
     tie = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
-    pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), paths.LABELS)
-    save_file(tensors, paths.HEADS / "heads.safetensors")
+    pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), Project().labels)
+    save_file(tensors, Project().heads / "heads.safetensors")
     description = {
         "format": 3,
         "backbone": BACKBONE,
-        "fingerprint": read_manifest(paths.EMBEDDINGS).fingerprint,
+        "fingerprint": read_manifest(Project().embeddings).fingerprint,
         "features": {"layers": list(LAYERS), "width": WIDTH, "standardized": True},
         "tasks": about,
         "training": {"learning_rate": 0.001, "patience": None, "keep": "best", "epochs_run": 3},
     }
-    (paths.HEADS / "heads.json").write_text(json.dumps(description))
-    (paths.HEADS / "curves.csv").write_text("\n".join(curves) + "\n")
+    (Project().heads / "heads.json").write_text(json.dumps(description))
+    (Project().heads / "curves.csv").write_text("\n".join(curves) + "\n")
 
 
 def write_store(keys: list[bytes], generator: np.random.Generator) -> dict[bytes, np.ndarray]:
     recipe = Recipe("acme/second", {"layers": [0, 1, 2]}, (0, 1, 2), WIDTH, "float32")
     vectors = generator.standard_normal((len(keys), 3, WIDTH)).astype(np.float32)
-    update = StoreUpdate(paths.EMBEDDINGS, recipe, pa.array(keys, pa.binary(16)))
+    update = StoreUpdate(Project().embeddings, recipe, pa.array(keys, pa.binary(16)))
     update.write_shard(0, Rows(np.ones(len(keys), np.int32), vectors))
     update.commit()
     return dict(zip(keys, vectors[:, LAYERS].reshape(len(keys), -1), strict=True))
@@ -120,8 +120,8 @@ def edit_json(path: Path, change: Callable[[dict], object]) -> None:
 
 def read_report() -> dict[str, bytes]:
     return {
-        str(path.relative_to(paths.REPORT)): path.read_bytes()
-        for path in sorted(paths.REPORT.rglob("*"))
+        str(path.relative_to(Project().report)): path.read_bytes()
+        for path in sorted(Project().report.rglob("*"))
         if path.is_file()
     }
 
@@ -133,14 +133,14 @@ def two_tasks(project: Path) -> Path:
 
 
 def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
-    details = run_report(Settings())
-    metrics = json.loads((paths.REPORT / "metrics.json").read_text())
-    labels, texts = pq.read_table(paths.LABELS), pq.read_table(paths.TEXTS)
+    details = run_report(Project(), Settings())
+    metrics = json.loads((Project().report / "metrics.json").read_text())
+    labels, texts = pq.read_table(Project().labels), pq.read_table(Project().texts)
     split = np.array(labels["split"].to_pylist())
     text = np.array(texts["text"].to_pylist())
     seen = np.isin(text, text[split == "train"])
-    vectors = read_vectors(paths.EMBEDDINGS, texts["key"].combine_chunks(), LAYERS)
-    tensors = load_file(paths.HEADS / "heads.safetensors")
+    vectors = read_vectors(Project().embeddings, texts["key"].combine_chunks(), LAYERS)
+    tensors = load_file(Project().heads / "heads.safetensors")
     parts = {name: split == name for name in ("train", "validation", "test")}
     parts["test_unseen"] = parts["test"] & ~seen
     assert parts["test_unseen"].sum() < parts["test"].sum()
@@ -165,17 +165,17 @@ def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
 
 
 def test_chunks_do_not_change_the_metrics(two_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_report(Settings())
-    whole = json.loads((paths.REPORT / "metrics.json").read_text())
+    run_report(Project(), Settings())
+    whole = json.loads((Project().report / "metrics.json").read_text())
     monkeypatch.setattr(run, "_CHUNK_TEXTS", 7)
-    run_report(Settings())
-    assert json.loads((paths.REPORT / "metrics.json").read_text()) == whole
+    run_report(Project(), Settings())
+    assert json.loads((Project().report / "metrics.json").read_text()) == whole
 
 
 def test_two_runs_write_the_same_bytes(two_tasks: Path) -> None:
-    run_report(Settings())
+    run_report(Project(), Settings())
     first = read_report()
-    run_report(Settings())
+    run_report(Project(), Settings())
     assert read_report() == first
     assert {name.split("/")[1] for name in first if name.startswith("plots/")} == {
         "training",
@@ -186,9 +186,9 @@ def test_two_runs_write_the_same_bytes(two_tasks: Path) -> None:
 
 
 def test_plots_hold_what_dvc_draws(two_tasks: Path) -> None:
-    run_report(Settings())
-    metrics = json.loads((paths.REPORT / "metrics.json").read_text())["test"]["kind"]
-    plots = paths.REPORT / "plots"
+    run_report(Project(), Settings())
+    metrics = json.loads((Project().report / "metrics.json").read_text())["test"]["kind"]
+    plots = Project().report / "plots"
     with (plots / "confusion" / "kind.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == metrics["rows"]
@@ -209,12 +209,12 @@ def test_plots_hold_what_dvc_draws(two_tasks: Path) -> None:
 
 
 def test_plots_of_tasks_that_are_no_more_are_removed(two_tasks: Path) -> None:
-    run_report(Settings())
-    plots = paths.REPORT / "plots"
+    run_report(Project(), Settings())
+    plots = Project().report / "plots"
     (plots / "old_kind").mkdir()
     (plots / "old_kind" / "spam.csv").write_text("a\n")
-    edit_json(paths.HEADS / "heads.json", lambda heads: heads["tasks"].pop("kind"))
-    run_report(Settings())
+    edit_json(Project().heads / "heads.json", lambda heads: heads["tasks"].pop("kind"))
+    run_report(Project(), Settings())
     assert {path.name for path in plots.rglob("*.csv")} == {"spam.csv"}
     assert not (plots / "old_kind").exists()
 
@@ -236,12 +236,12 @@ class Page(HTMLParser):
 
 
 def read_page() -> Page:
-    return Page((paths.REPORT / "report.html").read_text("utf-8"))
+    return Page((Project().report / "report.html").read_text("utf-8"))
 
 
 def test_the_page_escapes_what_it_did_not_write(two_tasks: Path) -> None:
     title = '<script>alert("x")</script> & more'
-    run_report(Settings.model_validate({"report": {"title": title}}))
+    run_report(Project(), Settings.model_validate({"report": {"title": title}}))
     page = read_page()
     assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
     assert title in page.text
@@ -250,17 +250,17 @@ def test_the_page_escapes_what_it_did_not_write(two_tasks: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(two_tasks: Path) -> None:
-    run_report(Settings())
+    run_report(Project(), Settings())
     page = read_page()
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "img", "iframe", "object", "image"), tag
         assert "src" not in attributes
         target = attributes.get("href")
         if target and tag == "a":
-            assert (paths.REPORT / target).is_file()
+            assert (Project().report / target).is_file()
         elif target:
             assert target.startswith("#")
-    html = (paths.REPORT / "report.html").read_text("utf-8")
+    html = (Project().report / "report.html").read_text("utf-8")
     assert not re.search(r"@import|url\(|https?://", html)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -270,15 +270,15 @@ def test_the_page_needs_nothing_from_elsewhere(two_tasks: Path) -> None:
 def test_the_page_names_the_backbone_and_the_one_that_was_wanted(
     two_tasks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_report(Settings())
+    run_report(Project(), Settings())
     text = " ".join(read_page().text)
     assert text.index("acme/second") < text.index("Results")
     assert "Not the backbone that was wanted" in text
     printed = capsys.readouterr().out
     assert "backbone: acme/second" in printed
     assert "acme/first was wanted" in printed
-    edit_json(paths.ASSETS, lambda assets: assets["backbone"].update(wanted="acme/second"))
-    run_report(Settings())
+    edit_json(Project().assets, lambda assets: assets["backbone"].update(wanted="acme/second"))
+    run_report(Project(), Settings())
     assert "Not the backbone" not in " ".join(read_page().text)
     assert "was wanted" not in capsys.readouterr().out
 
@@ -287,21 +287,21 @@ def test_the_summary_can_be_shown_again(
     two_tasks: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(StageError, match=r"metrics\.json: no such file"):
-        show_report()
-    run_report(Settings())
+        show_report(Project())
+    run_report(Project(), Settings())
     first = capsys.readouterr().out
-    show_report()
+    show_report(Project())
     assert capsys.readouterr().out == first
     assert re.search(r"test_unseen\s+kind\s+\d+ ", first)
 
 
 def test_timings_are_shown_where_there_are_any(two_tasks: Path) -> None:
-    run_report(Settings())
+    run_report(Project(), Settings())
     assert "What the stages took" not in " ".join(read_page().text)
-    paths.TIMINGS.mkdir()
+    Project().timings.mkdir()
     record = {"stage": "embed", "wall_seconds": 25.1, "details": {"tokens": 128057}}
-    (paths.TIMINGS / "embed.json").write_text(json.dumps(record))
-    run_report(Settings())
+    (Project().timings / "embed.json").write_text(json.dumps(record))
+    run_report(Project(), Settings())
     text = " ".join(read_page().text)
     assert "What the stages took" in text
     assert "128,057" in text
@@ -309,7 +309,7 @@ def test_timings_are_shown_where_there_are_any(two_tasks: Path) -> None:
 
 def test_many_classes_get_a_list_of_mistakes_instead_of_a_matrix(project: Path) -> None:
     make_project({"intent": [f"class {index}" for index in range(40)]}, rows=400)
-    run_report(Settings())
+    run_report(Project(), Settings())
     text = " ".join(read_page().text)
     assert "Most frequent mistakes" in text
     assert "classes with the lowest F1" in text
@@ -317,64 +317,64 @@ def test_many_classes_get_a_list_of_mistakes_instead_of_a_matrix(project: Path) 
 
 def test_a_part_of_one_class_has_no_auc_and_no_nan(project: Path) -> None:
     make_project({"spam": ["ham", "spam"]})
-    table = pq.read_table(paths.LABELS)
+    table = pq.read_table(Project().labels)
     none = pa.array(np.zeros(ROWS, np.int32))
-    pq.write_table(table.set_column(2, table.schema.field(2), none), paths.LABELS)
-    run_report(Settings())
-    text = (paths.REPORT / "metrics.json").read_text()
+    pq.write_table(table.set_column(2, table.schema.field(2), none), Project().labels)
+    run_report(Project(), Settings())
+    text = (Project().report / "metrics.json").read_text()
     metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert "roc_auc" not in metrics["test"]["spam"]
-    assert "nan" not in (paths.REPORT / "report.html").read_text("utf-8").lower().split()
-    assert not (paths.REPORT / "plots" / "roc").exists()
+    assert "nan" not in (Project().report / "report.html").read_text("utf-8").lower().split()
+    assert not (Project().report / "plots" / "roc").exists()
 
 
 def test_an_empty_part_is_reported_as_such(project: Path) -> None:
     make_project({"spam": ["ham", "spam"], "kind": HOSTILE})
-    table = pq.read_table(paths.LABELS)
+    table = pq.read_table(Project().labels)
     split = ["train" if part == "test" else part for part in table["split"].to_pylist()]
-    pq.write_table(table.set_column(1, "split", pa.array(split)), paths.LABELS)
-    run_report(Settings())
-    metrics = json.loads((paths.REPORT / "metrics.json").read_text())
+    pq.write_table(table.set_column(1, "split", pa.array(split)), Project().labels)
+    run_report(Project(), Settings())
+    metrics = json.loads((Project().report / "metrics.json").read_text())
     assert metrics["test"] == {"spam": {"rows": 0}, "kind": {"rows": 0}}
 
 
 @pytest.mark.parametrize(
-    ("path", "stage"),
+    ("name", "stage"),
     [
-        (paths.ASSETS, "fetch"),
-        (paths.TEXTS, "prepare"),
-        (paths.LABELS, "prepare"),
-        (paths.EMBEDDINGS / "manifest.json", "embed"),
-        (paths.HEADS / "heads.json", "train-heads"),
-        (paths.HEADS / "heads.safetensors", "train-heads"),
-        (paths.HEADS / "curves.csv", "train-heads"),
+        ("assets.json", "fetch"),
+        ("texts.parquet", "prepare"),
+        ("labels.parquet", "prepare"),
+        ("embeddings/manifest.json", "embed"),
+        ("heads/heads.json", "train-heads"),
+        ("heads/heads.safetensors", "train-heads"),
+        ("heads/curves.csv", "train-heads"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_file_that_cannot_be_read_is_named(
-    two_tasks: Path, path: Path, stage: str, damage: str
+    two_tasks: Path, name: str, stage: str, damage: str
 ) -> None:
-    run_report(Settings())
+    path = Project().cache / name
+    run_report(Project(), Settings())
     before = read_report()
     path.unlink()
     if damage == "damaged":
         path.write_bytes(b"epoch,task\n1,spam\n")
     with pytest.raises(PipelineError, match=re.escape(str(path))) as caught:
-        run_report(Settings())
+        run_report(Project(), Settings())
     assert f"pipeline {stage}" in (caught.value.hint or "")
     assert read_report() == before
 
 
 def _drop_label(name: str) -> Callable[[], None]:
     def change() -> None:
-        pq.write_table(pq.read_table(paths.LABELS).drop_columns([name]), paths.LABELS)
+        pq.write_table(pq.read_table(Project().labels).drop_columns([name]), Project().labels)
 
     return change
 
 
 def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
-    return lambda: edit_json(paths.HEADS / "heads.json", change)
+    return lambda: edit_json(Project().heads / "heads.json", change)
 
 
 @pytest.mark.parametrize(
@@ -393,11 +393,11 @@ def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
 def test_files_of_different_runs_are_refused(
     two_tasks: Path, change: Callable[[], None], message: str
 ) -> None:
-    run_report(Settings())
+    run_report(Project(), Settings())
     before = read_report()
     change()
     with pytest.raises(StageError, match=message) as caught:
-        run_report(Settings())
+        run_report(Project(), Settings())
     assert "pipeline " in (caught.value.hint or "")
     assert read_report() == before
 
@@ -405,19 +405,20 @@ def test_files_of_different_runs_are_refused(
 def test_a_failure_in_the_middle_changes_nothing(
     two_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_report(Settings())
+    run_report(Project(), Settings())
     before = read_report()
-    edit_json(paths.HEADS / "heads.json", lambda heads: heads["tasks"].pop("kind"))
+    edit_json(Project().heads / "heads.json", lambda heads: heads["tasks"].pop("kind"))
     monkeypatch.setattr(run, "render_page", lambda content: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_report(Settings())
+        run_report(Project(), Settings())
     assert read_report() == before
 
 
 def test_the_stage_imports_no_framework(two_tasks: Path) -> None:
     code = (
-        "import sys; from pipeline.config import Settings; from pipeline.report.run import "
-        "run_report; run_report(Settings()); print('loaded:', sorted({'torch', 'transformers', "
+        "import sys; from pipeline.config import Settings; from pipeline.project import Project; "
+        "from pipeline.report.run import run_report; run_report(Project(), Settings()); "
+        "print('loaded:', sorted({'torch', 'transformers', "
         "'lightning', 'nltk', 'sklearn'} & set(sys.modules)))"
     )
     result = subprocess.run(

@@ -14,8 +14,20 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from pipeline.report.metrics import compute_probabilities, score_part
+from pipeline.model.decision import Decision, compute_softmax
+from pipeline.model.metrics import PartScores, score_task
+from pipeline.model.saved import SavedHead
+from pipeline.model.tasks import TASK_TYPES
 from pipeline.report.plots import trace_precision_recall, trace_roc
+
+
+def score_part(
+    actual: np.ndarray, logits: np.ndarray, classes: list[str], threshold: float | None
+) -> PartScores:
+    """Scores of a binary head, or of a multiclass one where there is no threshold."""
+    kind = TASK_TYPES["multiclass" if threshold is None else "binary"]
+    decision = Decision(thresholds=None if threshold is None else (threshold,))
+    return score_task(SavedHead("task", kind, tuple(classes), (0,), decision, ()), actual, logits)
 
 
 def make_rows(rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -113,9 +125,11 @@ def test_a_class_named_like_an_average_does_not_hide_it() -> None:
 
 
 def test_probabilities_of_extreme_logits_are_finite() -> None:
-    binary = compute_probabilities(np.array([[-2000.0], [0.0], [2000.0]]))
+    binary = TASK_TYPES["binary"].compute_probabilities(
+        np.array([[-2000.0], [0.0], [2000.0]]), Decision()
+    )
     np.testing.assert_allclose(binary[:, 1], [0, 0.5, 1])
-    np.testing.assert_allclose(compute_probabilities(np.array([[3000.0, -3000, 0]])), [[1, 0, 0]])
+    np.testing.assert_allclose(compute_softmax(np.array([[3000.0, -3000, 0]])), [[1, 0, 0]])
 
 
 def test_the_area_under_a_traced_curve_is_the_score() -> None:

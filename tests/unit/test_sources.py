@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.corpus.sources import read_source
 from pipeline.errors import DataError
-from pipeline.sources import read_source
 
 TRICKY = [
     "plain",
@@ -187,9 +187,9 @@ def test_what_cannot_be_read_is_named_with_its_place(
 
 
 def test_too_few_names_in_the_settings(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 1: has 2 cells, params.yaml: prepare.header has 3"):
+    with pytest.raises(DataError, match=r"line 1: has 2 cells, prepare.header has 3"):
         read_text(tmp_path / "a.tsv", b"a\tb\n", header=["x", "y", "z"])
-    with pytest.raises(DataError, match=r"params.yaml: prepare.header names 2 columns 'x'"):
+    with pytest.raises(DataError, match=r"prepare.header names 2 columns 'x'"):
         read_text(tmp_path / "a.tsv", b"a\tb\n", header=["x", "x"])
 
 

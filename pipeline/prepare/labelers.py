@@ -71,7 +71,7 @@ def label_rows(
     if label.column not in frame.columns:
         raise DataError(
             f"no column {label.column!r}; the source has {', '.join(map(repr, frame.columns))}",
-            hint=f"correct params.yaml: prepare.labels.{name}.column",
+            hint=f"correct prepare.labels.{name}.column",
         )
     return label_by_column(label, frame[label.column].tolist())
 
@@ -230,7 +230,7 @@ def _read_lexicon(path: Path) -> str:
 
     :raises AssetError: naming the first line that is not a word, a tab and its valence.
     """
-    hint = "run `pipeline fetch --refresh`, or correct params.yaml: fetch.lexicon"
+    hint = "run `pipeline fetch --refresh`, or correct fetch.lexicon"
     try:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import paths
 from pipeline.config import LabelKind
+from pipeline.corpus.keys import hash_keys, view_keys
 from pipeline.errors import StageError
-from pipeline.keys import hash_keys, view_keys
+from pipeline.project import Project
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,19 +96,20 @@ class LabelledRows:
         return np.flatnonzero(self.split == part)
 
 
-def read_labelled_rows() -> LabelledRows:
-    """Read ``cache/labels.parquet`` and the keys of ``cache/texts.parquet``.
+def read_labelled_rows(project: Project) -> LabelledRows:
+    """Read the labels of all rows and the keys of their texts.
 
+    :param project: the project whose stage ``prepare`` wrote them.
     :raises StageError: if one is missing or damaged, or they are not of the same run.
     """
-    labels = _read_table(paths.LABELS, None)
-    texts = _read_table(paths.TEXTS, ["row", "key"])
+    labels = _read_table(project.labels, None)
+    texts = _read_table(project.texts, ["row", "key"])
     keys = texts["key"].combine_chunks()
     about = labels.schema.metadata or {}
     is_pair = about.get(TEXTS_HASH.encode(), b"").decode() == hash_keys(keys)
     if not is_pair or {"row", "split"} - set(labels.column_names):
         raise StageError(
-            f"{paths.LABELS} and {paths.TEXTS} are not of one run",
+            f"{project.labels} and {project.texts} are not of one run",
             hint="run `pipeline prepare` again",
         )
     tasks = {
@@ -129,15 +130,16 @@ def read_labelled_rows() -> LabelledRows:
     )
 
 
-def read_distinct_keys() -> tuple[pa.Array, npt.NDArray[np.int64]]:
+def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """The keys of the distinct texts of the corpus, in order of first appearance.
 
+    :param path: the project's ``texts.parquet``.
     :returns: fixed-size binary of 16, [N], and the row in which each stands first, int64, [N].
-    :raises StageError: if ``cache/texts.parquet`` is missing or damaged.
+    :raises StageError: if the file is missing or damaged.
     """
     import pyarrow as pa
 
-    keys = _read_table(paths.TEXTS, ["key"])["key"].combine_chunks()
+    keys = _read_table(path, ["key"])["key"].combine_chunks()
     # By sorting, which takes a third of the memory of Arrow's hash table.
     halves = view_keys(keys).view(np.uint64)
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys by row
@@ -148,23 +150,26 @@ def read_distinct_keys() -> tuple[pa.Array, npt.NDArray[np.int64]]:
     return keys, first_rows
 
 
-def read_text_column() -> pa.Array:
+def read_text_column(path: Path) -> pa.Array:
     """The texts of all rows.
 
-    :raises StageError: if ``cache/texts.parquet`` is missing or damaged.
+    :param path: the project's ``texts.parquet``.
+    :raises StageError: if the file is missing or damaged.
     """
-    return _read_table(paths.TEXTS, ["text"])["text"].combine_chunks()
+    return _read_table(path, ["text"])["text"].combine_chunks()
 
 
 class TextReader:
-    """The texts of ``cache/texts.parquet`` for rows that only rise, one row group in memory.
+    """The texts of ``texts.parquet`` for rows that only rise, one row group in memory.
 
+    :param path: the project's ``texts.parquet``.
     :ivar rows: how many there are.
     :raises StageError: if the file is missing or damaged.
     """
 
-    def __init__(self) -> None:
-        self._file = _open_table(paths.TEXTS, ["text"])
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _open_table(path, ["text"])
         about = self._file.metadata
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._ends = np.cumsum(sizes)
@@ -189,7 +194,7 @@ class TextReader:
 
     def _hold(self, group: int) -> None:
         if group != self._held:
-            table = _read(paths.TEXTS, lambda: self._file.read_row_group(group, ["text"]))
+            table = _read(self._path, lambda: self._file.read_row_group(group, ["text"]))
             self._texts = table["text"].combine_chunks()
             self._held = group
 

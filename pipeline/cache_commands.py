@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import paths
 from pipeline.console import count, format_bytes, say, show_table, warn
-from pipeline.corpus import (
+from pipeline.corpus.tables import (
     encode_labels,
     read_distinct_keys,
     read_labelled_rows,
@@ -16,6 +15,7 @@ from pipeline.corpus import (
 )
 from pipeline.errors import StoreError
 from pipeline.layers import resolve_layers
+from pipeline.project import Project
 from pipeline.store import read_manifest, staging_folder
 from pipeline.store.upkeep import (
     export_vectors,
@@ -26,9 +26,9 @@ from pipeline.store.upkeep import (
 )
 
 
-def show_info() -> None:
+def show_info(project: Project) -> None:
     """Print what the store holds, and how much of the last run it served."""
-    manifest = read_manifest(paths.EMBEDDINGS)
+    manifest = read_manifest(project.embeddings)
     layers = ", ".join(map(str, manifest.layers))
     rows: list[tuple[object, ...]] = [
         ("backbone", manifest.backbone),
@@ -44,7 +44,7 @@ def show_info() -> None:
             for name in ("max_tokens", "pooling", "precision", "algorithm")
         ),
     ]
-    hits = _read_hits()
+    hits = _read_hits(project)
     if hits is not None:
         total = max(hits["kept"] + hits["embedded"], 1)
         share = f"{hits['kept']:,} of {total:,} texts ({hits['kept'] / total:.1%})"
@@ -53,56 +53,56 @@ def show_info() -> None:
         cosine, error = (manifest.fidelity[k] for k in ("lowest_cosine", "largest_error"))
         found = f"cosine {cosine:.8f}, error {error:.1e}, {manifest.fidelity['texts']} texts"
         rows.append(("worst fidelity to float32", found))
-    show_table(("store", str(paths.EMBEDDINGS)), rows)
-    if staging_folder(paths.EMBEDDINGS).exists():
+    show_table(("store", str(project.embeddings)), rows)
+    if staging_folder(project.embeddings).exists():
         say("an interrupted run has left work to take up: run `pipeline embed`")
 
 
-def _read_hits() -> dict[str, Any] | None:
+def _read_hits(project: Project) -> dict[str, Any] | None:
     try:
-        hits: dict[str, Any] = json.loads(paths.LAST_EMBED.read_bytes())
+        hits: dict[str, Any] = json.loads(project.last_embed.read_bytes())
     except (OSError, ValueError):
         return None
     return hits
 
 
-def verify(*, repair: bool) -> None:
+def verify(project: Project, *, repair: bool) -> None:
     """Check every byte of the store; with ``repair``, drop what is damaged.
 
     :raises StoreError: if something is damaged and not repaired.
     """
     try:
-        manifest = read_manifest(paths.EMBEDDINGS)
+        manifest = read_manifest(project.embeddings)
     except StoreError:
-        if not repair or rebuild_manifest(paths.EMBEDDINGS) is None:
+        if not repair or rebuild_manifest(project.embeddings) is None:
             raise
-        warn(f"{paths.EMBEDDINGS}/manifest.json made anew from the shards that are whole")
-        manifest = read_manifest(paths.EMBEDDINGS)
-    damages = verify_store(paths.EMBEDDINGS)
+        warn(f"{project.embeddings}/manifest.json made anew from the shards that are whole")
+        manifest = read_manifest(project.embeddings)
+    damages = verify_store(project.embeddings)
     for damage in damages:
         warn(f"{damage.file}: {damage.what}")
     if not damages:
         say(
-            f"{paths.EMBEDDINGS}: {count(len(manifest.shards), 'shard')}, "
+            f"{project.embeddings}: {count(len(manifest.shards), 'shard')}, "
             f"{count(manifest.rows, 'text')}, {format_bytes(manifest.bytes)}: every byte is right"
         )
         return
     if not repair:
         raise StoreError(
-            f"{paths.EMBEDDINGS}: {count(len(damages), 'file')} damaged",
+            f"{project.embeddings}: {count(len(damages), 'file')} damaged",
             hint="run `pipeline cache verify --repair`, then `pipeline embed`",
         )
-    repair_store(paths.EMBEDDINGS, damages)
-    lost = manifest.rows - read_manifest(paths.EMBEDDINGS).rows
+    repair_store(project.embeddings, damages)
+    lost = manifest.rows - read_manifest(project.embeddings).rows
     say(
         f"dropped {count(len(damages), 'file')}; "
         f"`pipeline embed` embeds {count(lost, 'text')} again"
     )
 
 
-def export(target: Path, layers: str) -> None:
+def export(project: Project, target: Path, layers: str) -> None:
     """Write the vectors of all rows of the corpus, in their order, to one file."""
-    manifest = read_manifest(paths.EMBEDDINGS)
+    manifest = read_manifest(project.embeddings)
     wanted: Any = layers
     if layers not in ("all", "last"):
         try:
@@ -110,24 +110,24 @@ def export(target: Path, layers: str) -> None:
         except ValueError:
             raise StoreError(f"--layers {layers}: must be all, last, or numbers as 0,5,6") from None
     chosen = resolve_layers(wanted, manifest.layers, "--layers")
-    rows = read_labelled_rows()
+    rows = read_labelled_rows(project)
     extra: dict[str, Any] = {}
     if target.suffix == ".parquet":
         import pyarrow as pa
 
-        extra = {"text": read_text_column(), "split": pa.array(rows.split)}
+        extra = {"text": read_text_column(project.texts), "split": pa.array(rows.split)}
         extra |= {name: encode_labels(task.values, task.kind) for name, task in rows.tasks.items()}
-    shape = export_vectors(paths.EMBEDDINGS, rows.keys, chosen, target, extra)
+    shape = export_vectors(project.embeddings, rows.keys, chosen, target, extra)
     size = format_bytes(target.stat().st_size)
     say(f"{target}: {shape[0]:,} rows × {shape[1]} layers × {shape[2]}, {manifest.dtype}, {size}")
 
 
-def prune() -> None:
+def prune(project: Project) -> None:
     """Drop what the corpus no longer has, and leftovers of interrupted runs."""
-    keys, _ = read_distinct_keys()
-    dropped = prune_store(paths.EMBEDDINGS, keys)
-    manifest = read_manifest(paths.EMBEDDINGS)
+    keys, _ = read_distinct_keys(project.texts)
+    dropped = prune_store(project.embeddings, keys)
+    manifest = read_manifest(project.embeddings)
     say(
-        f"{paths.EMBEDDINGS}: dropped {count(dropped, 'text')}; "
+        f"{project.embeddings}: dropped {count(dropped, 'text')}; "
         f"holds {count(manifest.rows, 'text')}, {format_bytes(manifest.bytes)}"
     )

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pipeline.assets import HubPlace, UrlPlace, WheelPlace
 from pipeline.console import show_progress
+from pipeline.fetch.catalog import HubPlace, UrlPlace, WheelPlace
 
 _TIMEOUT_SECONDS = 4.0
 _STALL_SECONDS = 20.0

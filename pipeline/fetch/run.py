@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline import assets, paths
-from pipeline.assets import Asset, HubPlace, Place, UrlPlace, WheelPlace
+from pipeline.assets import Asset, check_files
 from pipeline.config import FetchSettings, Settings
 from pipeline.console import count, format_bytes, say, warn
-from pipeline.errors import AssetError, PipelineError
+from pipeline.errors import AssetError, PipelineError, SettingsError
+from pipeline.fetch import catalog
+from pipeline.fetch.catalog import HubPlace, Place, UrlPlace, WheelPlace
+from pipeline.fetch.download import Taker, UnavailableError, describe_error
 from pipeline.files import (
     SCRATCH_PREFIX,
     describe_os_error,
@@ -35,45 +37,47 @@ from pipeline.files import (
     sync_folder,
     write_json,
 )
-from pipeline.places import Taker, UnavailableError, describe_error
+from pipeline.project import Project, user_cache
 
 _RECORD = "asset.json"
 _SCRATCH_SECONDS = 24 * 3600
-_PIN = "params.yaml: fetch.dataset_sha256"
+_PIN = "fetch.dataset_sha256"
 _PIN_HINT = "make sure of the file, then correct or remove fetch.dataset_sha256"
 
 
-def run_fetch(settings: Settings, *, refresh: bool = False) -> dict[str, object]:
-    """Resolve every asset and write ``cache/assets.json``.
+def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) -> dict[str, object]:
+    """Resolve every asset and write the project's ``assets.json``.
 
+    :param project: the project to fetch for.
     :param refresh: fetch again what the user's cache folder already holds.
     :returns: details for the timing file.
     :raises AssetError: if something cannot be had anywhere, or has another hash than it should.
+    :raises SettingsError: if a local file is not there, or a URL is none.
     """
-    _remove_dead_scratch(paths.user_cache())
-    fetcher = Fetcher(paths.user_cache(), refresh=refresh)
+    _remove_dead_scratch(user_cache())
+    fetcher = Fetcher(user_cache(), project, refresh=refresh)
     dataset = _fetch_dataset(fetcher, settings.fetch)
     lexicon = _fetch_lexicon(fetcher, settings.fetch.lexicon)
     backbone = _fetch_backbone(fetcher, settings.fetch.backbones)
     resolved = {"dataset": dataset, "lexicon": lexicon, "backbone": backbone}
     for kind, asset in resolved.items():
         say(f"{kind:9} {asset.id}  ({asset.source})")
-    write_json(paths.ASSETS, {kind: asset.to_record() for kind, asset in resolved.items()})
-    _hint_at_dvc(dataset)
+    write_json(project.assets, {kind: asset.to_record() for kind, asset in resolved.items()})
+    _hint_at_dvc(project, dataset)
     return {kind: asset.id for kind, asset in resolved.items()}
 
 
 def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
     name, pin = settings.dataset, settings.dataset_sha256
     reading: Mapping[str, Any] = {"format": "auto", "header": None}
-    if name in assets.DATASETS:
-        asset = fetcher.fetch(name, "dataset", assets.DATASETS[name], pin=pin)
+    if name in catalog.DATASETS:
+        asset = fetcher.fetch(name, "dataset", catalog.DATASETS[name], pin=pin)
     elif name.startswith("hf://"):
         asset = fetcher.fetch(name, "dataset", (_parse_hub_url(name),), pin=pin)
     elif "://" in name:
         asset = fetcher.fetch(name, "dataset", (_parse_url(name),), pin=pin)
     else:
-        asset = _take_local_file(name, "fetch.dataset")
+        asset = _take_local_file(fetcher.project, name, "fetch.dataset")
         try:
             _check_pin(asset.files, pin)
         except UnavailableError as error:
@@ -82,9 +86,9 @@ def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
 
 
 def _fetch_lexicon(fetcher: Fetcher, name: str) -> Asset:
-    if name in assets.LEXICONS:
-        return fetcher.fetch(name, "lexicon", assets.LEXICONS[name])
-    return _take_local_file(name, "fetch.lexicon", known=assets.LEXICONS)
+    if name in catalog.LEXICONS:
+        return fetcher.fetch(name, "lexicon", catalog.LEXICONS[name])
+    return _take_local_file(fetcher.project, name, "fetch.lexicon", known=catalog.LEXICONS)
 
 
 def _fetch_backbone(fetcher: Fetcher, names: Sequence[str]) -> Asset:
@@ -108,12 +112,12 @@ def _fetch_backbone(fetcher: Fetcher, names: Sequence[str]) -> Asset:
         return replace(asset, extra={**asset.extra, "wanted": names[0]})
     raise AssetError(
         "none of the backbones can be had\n" + "\n".join(missed),
-        hint="name a local folder in params.yaml: fetch.backbones, or see the README on mirrors",
+        hint="name a local folder in fetch.backbones, or see the README on mirrors",
     )
 
 
 def _fetch_one_backbone(fetcher: Fetcher, name: str) -> Asset:
-    local = _expand_home(name)
+    local = fetcher.project.resolve(name)
     try:
         if local.is_dir():
             return _take_local_backbone(name, local)
@@ -125,11 +129,11 @@ def _fetch_one_backbone(fetcher: Fetcher, name: str) -> Asset:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise AssetError(
             f"backbone {name}: no such folder, and not a hub id (owner/name)"
-            + _suggest(name, assets.BACKBONES),
-            hint="correct params.yaml: fetch.backbones",
+            + _suggest(name, catalog.BACKBONES),
+            hint="correct fetch.backbones",
         )
-    tried = f"local folder: none of that name{_suggest(name, assets.BACKBONES)}"
-    return fetcher.fetch(name, "backbone", assets.backbone_places(name), tried=tried)
+    tried = f"local folder: none of that name{_suggest(name, catalog.BACKBONES)}"
+    return fetcher.fetch(name, "backbone", catalog.backbone_places(name), tried=tried)
 
 
 def _take_local_backbone(name: str, folder: Path) -> Asset:
@@ -141,7 +145,7 @@ def _take_local_backbone(name: str, folder: Path) -> Asset:
 
 def _list_backbone_files(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in assets.BACKBONE_PATTERNS)]
+    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in catalog.BACKBONE_PATTERNS)]
 
 
 def _check_backbone(name: str, folder: Path, files: Sequence[str]) -> None:
@@ -158,7 +162,7 @@ def _check_backbone(name: str, folder: Path, files: Sequence[str]) -> None:
     for file in _list_weights(name, folder, files):
         if file not in files:
             raise AssetError(
-                f"backbone {name}: has no {file}, which {assets.WEIGHTS_INDEX} names",
+                f"backbone {name}: has no {file}, which {catalog.WEIGHTS_INDEX} names",
                 hint="copy or download the whole folder again",
             )
         if not _is_safetensors(folder / file):
@@ -170,19 +174,19 @@ def _check_backbone(name: str, folder: Path, files: Sequence[str]) -> None:
 
 def _list_weights(name: str, folder: Path, files: Sequence[str]) -> list[str]:
     """The names of the files that hold the weights: one, or the pieces that an index names."""
-    if assets.WEIGHTS in files:
-        return [assets.WEIGHTS]
-    if assets.WEIGHTS_INDEX not in files:
+    if catalog.WEIGHTS in files:
+        return [catalog.WEIGHTS]
+    if catalog.WEIGHTS_INDEX not in files:
         raise AssetError(
             f"backbone {name}: has no weights as safetensors (pickled weights are never loaded)",
             hint="write them with AutoModel.from_pretrained(…).save_pretrained(folder)",
         )
     try:
-        index = json.loads((folder / assets.WEIGHTS_INDEX).read_bytes())
+        index = json.loads((folder / catalog.WEIGHTS_INDEX).read_bytes())
         return sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AssetError(
-            f"backbone {name}: {assets.WEIGHTS_INDEX} is damaged ({error})",
+            f"backbone {name}: {catalog.WEIGHTS_INDEX} is damaged ({error})",
             hint="copy or download the whole folder again",
         ) from error
 
@@ -198,32 +202,27 @@ def _is_safetensors(file: Path) -> bool:
     return start[8:] == b"{" and length + 8 <= file.stat().st_size
 
 
-def _take_local_file(name: str, key: str, known: Mapping[str, object] = assets.DATASETS) -> Asset:
-    path = _expand_home(name)
+def _take_local_file(
+    project: Project, name: str, key: str, known: Mapping[str, object] = catalog.DATASETS
+) -> Asset:
+    path = project.resolve(name)
     try:
         if path.is_file():
             files = {path.name: hash_file(path)}
             return Asset(id=name, source="local file", files=files, path=name)
         what = "is a folder, not a file" if path.is_dir() else "no such file"
     except OSError as error:
-        raise AssetError(
-            f"params.yaml: {key}: {name}: cannot be read: {describe_error(error)}",
+        raise SettingsError(
+            f"{key}: {name}: cannot be read: {describe_error(error)}",
             hint="make sure that it is a file that you may read",
         ) from error
     neighbours: list[str] = []
     with contextlib.suppress(OSError):
         neighbours = [str(Path(name).with_name(entry.name)) for entry in path.parent.iterdir()]
-    raise AssetError(
-        f"params.yaml: {key}: {name}: {what}{_suggest(name, [*known, *neighbours])}",
+    raise SettingsError(
+        f"{key}: {name}: {what}{_suggest(name, [*known, *neighbours])}",
         hint=f"give a path, a URL, or one of: {', '.join(known)}",
     )
-
-
-def _expand_home(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # of a user who is not known here
-        return Path(name)
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
@@ -238,9 +237,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 def _parse_hub_url(url: str) -> HubPlace:
     parts = url.removeprefix("hf://").split("/")
     if len(parts) < 4 or parts[0] != "datasets" or not all(parts):
-        raise AssetError(
-            f"params.yaml: fetch.dataset: {url}: must be hf://datasets/OWNER/NAME/FILE"
-        )
+        raise SettingsError(f"fetch.dataset: {url}: must be hf://datasets/OWNER/NAME/FILE")
     repo, _, revision = parts[2].partition("@")
     return HubPlace(
         repo=f"{parts[1]}/{repo}",
@@ -251,22 +248,22 @@ def _parse_hub_url(url: str) -> HubPlace:
 
 
 def _parse_url(url: str) -> UrlPlace:
-    key = "params.yaml: fetch.dataset"
+    key = "fetch.dataset"
     try:
         parts = urlsplit(url)
         host, secret = parts.hostname, "@" in parts.netloc
     except ValueError as error:
-        raise AssetError(
+        raise SettingsError(
             f"{key}: {url}: not a valid URL ({error})", hint="correct it, or give a path"
         ) from error
     if secret:
-        raise AssetError(
+        raise SettingsError(
             f"{key}: the URL at {host} holds a user name or password, which would be written to "
-            f"{paths.ASSETS}",
+            "cache/assets.json",
             hint="download the file yourself and give its path",
         )
     if parts.scheme not in {"http", "https"} or not host:
-        raise AssetError(
+        raise SettingsError(
             f"{key}: {url}: only http://, https:// and hf://datasets/ can be fetched",
             hint="download the file yourself and give its path",
         )
@@ -305,9 +302,9 @@ def _remove_dead_scratch(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hint_at_dvc(dataset: Asset) -> None:
+def _hint_at_dvc(project: Project, dataset: Asset) -> None:
     """DVC watches a user's own file only if ``dvc.yaml`` names it."""
-    dvc_file = Path("dvc.yaml")
+    dvc_file = project.root / "dvc.yaml"
     if dataset.path and dvc_file.exists() and dataset.path not in dvc_file.read_text("utf-8"):
         say(
             f"tip: to let DVC notice changes of {dataset.path}, add it to the `deps` of the stage "
@@ -320,10 +317,12 @@ class Fetcher:
     """Tries the places of an asset in order and keeps what it gets.
 
     :param root: the user's cache folder.
+    :param project: the project that relative local paths belong to.
     :param refresh: ignore what is kept already.
     """
 
     root: Path
+    project: Project
     refresh: bool = False
 
     def __post_init__(self) -> None:
@@ -372,7 +371,7 @@ class Fetcher:
             asset = Asset.from_record(json.loads(record.read_bytes()))
             if asset.folder != folder or not asset.files:
                 raise ValueError("the record of another asset, or of nothing")
-            assets.check_files(asset, "kept")
+            check_files(asset, "kept", self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (PipelineError, ValueError, KeyError, TypeError, OSError):

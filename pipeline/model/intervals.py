@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.report.inputs import Task
-from pipeline.report.metrics import Floats, compute_probabilities, predict_task
+from pipeline.model.decision import Floats, compute_softmax
+from pipeline.model.saved import SavedHead
 
 REPLICATES = 1000
 _LEVEL = (2.5, 97.5)
@@ -18,7 +18,7 @@ _MOST_CLASSES = 20  # whose ROC curves are drawn again in each replicate
 
 
 def bootstrap_intervals(
-    task: Task, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating[Any]]
+    head: SavedHead, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating[Any]]
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals: rows are drawn again with replacement, a thousand times from a fixed seed.
 
@@ -33,7 +33,7 @@ def bootstrap_intervals(
         return {}
     found: dict[str, list[Floats]] = {}
     for times in _draw_times(len(actual)):
-        for metric, values in _measure(task, actual, logits, times).items():
+        for metric, values in _measure(head, actual, logits, times).items():
             found.setdefault(metric, []).append(values)
     intervals = {}
     for metric, pieces in found.items():
@@ -56,11 +56,12 @@ def _draw_times(rows: int) -> Iterator[Floats]:
 
 
 def _measure(
-    task: Task, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating[Any]], times: Floats
+    head: SavedHead, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating[Any]], times: Floats
 ) -> dict[str, Floats]:
     """Metrics of each replicate: [R] each."""
+    kind = head.type.name
     rows = times.sum(axis=1)
-    if task.type == "regression":
+    if kind == "regression":
         error = logits[:, 0].astype(np.float64) - actual
         squares = times @ np.square(error) / rows
         spread = times @ np.square(actual) / rows - np.square(times @ actual / rows)
@@ -69,30 +70,30 @@ def _measure(
             "root_mean_squared_error": np.sqrt(squares),
             "r2": 1 - _divide(squares, spread),
         }
-    predicted = predict_task(task, logits)
-    if task.type == "multilabel":
+    predicted = head.type.predict(logits, head.decision)
+    if kind == "multilabel":
         is_actual, is_predicted = actual > 0, predicted > 0
         right = is_actual == is_predicted
         right = right.all(axis=1)
     else:
-        C = np.arange(len(task.classes))
+        C = np.arange(len(head.classes))
         is_actual, is_predicted = actual[:, None] == C, predicted[:, None] == C
         right = actual == predicted
     hits = times @ (is_actual & is_predicted)
     support, chosen = times @ is_actual, times @ is_predicted
     f1 = _divide(2 * hits, support + chosen)
     found = {"accuracy": times @ right / rows, "f1_macro": _mean(f1)}
-    if task.type == "binary":
+    if kind == "binary":
         found["f1"] = f1[:, 1]
-    if task.type == "multilabel":
+    if kind == "multilabel":
         found["f1_micro"] = _divide(2 * hits.sum(axis=1), (support + chosen).sum(axis=1))
     else:
         found["f1_weighted"] = np.nansum(f1 * support, axis=1) / rows
-    if task.type == "ordinal":
+    if kind == "ordinal":
         found["mean_absolute_error"] = times @ np.abs(actual - predicted) / rows
-    elif len(task.classes) <= _MOST_CLASSES:
-        scores = logits if task.type != "multiclass" else compute_probabilities(logits)
-        judged = is_actual[:, 1:] if task.type == "binary" else is_actual
+    elif len(head.classes) <= _MOST_CLASSES:
+        scores = logits if kind != "multiclass" else compute_softmax(logits)
+        judged = is_actual[:, 1:] if kind == "binary" else is_actual
         areas = [_areas(scores[:, c], judged[:, c], times) for c in range(judged.shape[1])]
         found["roc_auc"] = np.mean(areas, axis=0)
     return found

@@ -47,7 +47,7 @@ def read_source(
         if not file_format:
             raise DataError(
                 f"{path}: cannot tell its format from its name",
-                hint="set params.yaml: prepare.format to csv, tsv, jsonl or parquet",
+                hint="set prepare.format to csv, tsv, jsonl or parquet",
             )
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint="run `pipeline fetch` again")
@@ -78,7 +78,7 @@ def _read_delimited(path: Path, delimiter: str, header: Sequence[str] | None) ->
         raise DataError(f"{path}: not well-formed: {error}", hint=_QUOTING) from error
     if records == [[_END]]:
         raise DataError(f"{path}: the file is empty", hint="give a file with a header and rows")
-    place = "params.yaml: prepare.header" if header else "the header"
+    place = "prepare.header" if header else "the header"
     columns = _name_columns(path, header or records[0], place)
     rows = records[0 if header else 1 : -1]
     if records[-1] != [_END] or not {len(row) for row in rows} <= {len(columns)}:
@@ -195,7 +195,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not a Parquet file, or damaged ({str(error).splitlines()[0]})",
-            hint="write it again, or correct params.yaml: prepare.format",
+            hint="write it again, or correct prepare.format",
         ) from error
     names = _name_columns(path, table.column_names, "the schema")
     columns = {}

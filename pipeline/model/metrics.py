@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from pipeline.report.inputs import Task
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from pipeline.model.decision import Floats, Ints
+from pipeline.model.saved import SavedHead
 
 # Names that stand for averages in `f1_macro`, `f1_weighted`; a class may have the same name.
 _AVERAGES = ("macro", "weighted")
@@ -71,78 +68,40 @@ class PartScores:
         return flat
 
 
-def compute_probabilities(logits: npt.NDArray[np.floating]) -> Floats:
-    """Probability of each class.
-
-    :param logits: [B, 1] of class 1 of two classes, or [B, C].
-    :returns: [B, C], rows adding up to 1: sigmoid for a binary head, softmax otherwise.
-    """
-    wide = logits.astype(np.float64)
-    if wide.shape[1] == 1:
-        wide = np.hstack([np.zeros_like(wide), wide])
-    wide = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
-    probabilities: Floats = wide / wide.sum(axis=1, keepdims=True)
-    return probabilities
-
-
-def predict_classes(probabilities: Floats, threshold: float | None) -> Ints:
-    """The class that each row is given.
-
-    :param probabilities: [B, C].
-    :param threshold: of a binary head: class 1 above it, class 0 at or below it. ``None`` for the
-        most probable class.
-    """
-    predicted: Ints
-    if threshold is None:
-        predicted = probabilities.argmax(axis=1)
-    else:
-        predicted = (probabilities[:, 1] > threshold).astype(np.int64)
-    return predicted
-
-
-def predict_task(task: Task, logits: npt.NDArray[np.floating]) -> Ints:
-    """What a head answers: class index, [B]; of a multilabel head, 0 or 1 for each tag, [B, C].
-
-    :param logits: [B, K].
-    """
-    if task.type == "ordinal":
-        above: Ints = (logits > 0).sum(axis=1)
-        return above
-    if task.type == "multilabel":
-        tags: Ints = (_squash(logits / task.temperature) > np.array(task.thresholds)).astype(
-            np.int64
-        )
-        return tags
-    return predict_classes(compute_probabilities(logits / task.temperature), task.threshold)
-
-
 def score_task(
-    task: Task, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating]
+    head: SavedHead, actual: npt.NDArray[Any], logits: npt.NDArray[np.floating]
 ) -> PartScores:
     """Score one head on rows that have a label.
 
     :param actual: their labels, as in ``TaskLabels``.
     :param logits: [B, K].
     """
+    kind, C = head.type.name, len(head.classes)
     none = np.zeros((0, 0), np.int64)
-    if task.type == "regression":
+    predicted = head.type.predict(logits, head.decision)
+    if kind == "regression":
         return PartScores(len(actual), none, score_numbers(actual, logits[:, 0]), ())
-    if task.type == "multilabel":
-        predicted = predict_task(task, logits)
+    if kind == "multilabel":
         per_tag = tuple(
             score_classes(_cross(actual[:, c], predicted[:, c], 2), ("", name))[1]
-            for c, name in enumerate(task.classes)
+            for c, name in enumerate(head.classes)
         )
         return PartScores(len(actual), none, _average_tags(actual, predicted, logits), per_tag)
-    if task.type == "ordinal":
-        predicted = predict_task(task, logits)
-        confusion = _cross(actual, predicted, len(task.classes))
-        per_class = score_classes(confusion, task.classes)
-        overall = average_classes(confusion, per_class)
+    confusion = _cross(actual, predicted, C)
+    per_class = score_classes(confusion, head.classes)
+    overall = average_classes(confusion, per_class)
+    if kind == "ordinal":
         if len(actual):
             overall["mean_absolute_error"] = float(np.abs(actual - predicted).mean())
-        return PartScores(len(actual), confusion, overall, per_class)
-    return score_part(actual, logits / task.temperature, task.classes, task.threshold)
+    elif kind == "binary":
+        for metric in ("precision", "recall", "f1"):
+            value = getattr(per_class[1], metric)
+            if value is not None:
+                overall[metric] = value
+        overall |= rank_scores(actual, logits / head.decision.temperature)
+    else:
+        overall |= rank_scores(actual, head.type.compute_probabilities(logits, head.decision))
+    return PartScores(len(actual), confusion, overall, per_class)
 
 
 def score_numbers(actual: Floats, predicted: npt.NDArray[np.floating]) -> dict[str, float]:
@@ -182,41 +141,11 @@ def _average_tags(
     return overall
 
 
-def _squash(logits: npt.NDArray[np.floating]) -> Floats:
-    return compute_probabilities(logits.reshape(-1, 1))[:, 1].reshape(logits.shape)
-
-
 def _cross(actual: Ints, predicted: Ints, classes: int) -> Ints:
     """Rows by actual and predicted class: [C, C]."""
     return np.bincount(actual * classes + predicted, minlength=classes * classes).reshape(
         classes, classes
     )
-
-
-def score_part(
-    actual: Ints, logits: npt.NDArray[np.floating], classes: Sequence[str], threshold: float | None
-) -> PartScores:
-    """Score one head on one part of the corpus.
-
-    :param actual: class index of each row, [B].
-    :param logits: [B, 1] for a binary head, [B, C] otherwise.
-    :param classes: C names in the order of their index.
-    :param threshold: of a binary head; ``None`` for a multiclass one.
-    """
-    C = len(classes)
-    probabilities = compute_probabilities(logits)
-    predicted = predict_classes(probabilities, threshold)
-    confusion = _cross(actual, predicted, C)
-    per_class = score_classes(confusion, classes)
-    overall = average_classes(confusion, per_class)
-    if threshold is not None:
-        positive = per_class[1]
-        for metric in ("precision", "recall", "f1"):
-            value = getattr(positive, metric)
-            if value is not None:
-                overall[metric] = value
-    overall |= rank_scores(actual, logits if threshold is not None else probabilities)
-    return PartScores(rows=len(actual), confusion=confusion, overall=overall, classes=per_class)
 
 
 def score_classes(confusion: Ints, classes: Sequence[str]) -> tuple[ClassScores, ...]:

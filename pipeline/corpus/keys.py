@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,3 +28,11 @@ def view_keys(keys: pa.Array) -> npt.NDArray[np.uint8]:
 def hash_keys(keys: pa.Array) -> str:
     """SHA-256 over keys, one after another: equal for the same texts in the same order."""
     return hashlib.sha256(view_keys(keys).tobytes()).hexdigest()
+
+
+def hash_texts(texts: Sequence[str]) -> list[bytes]:
+    """The key of each text: BLAKE2b over its UTF-8 bytes, cut to 128 bits.
+
+    :returns: 16 bytes each; equal for equal texts and for nothing else.
+    """
+    return [hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest() for text in texts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -14,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import paths
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.config import PrepareSettings, Settings, SplitSettings, VaderLabel
+from pipeline.config import PrepareSettings, Settings, VaderLabel
 from pipeline.console import count, say, show_table, warn
-from pipeline.corpus import PARTS, TEXTS_HASH, encode_labels
+from pipeline.corpus.keys import hash_keys, hash_texts
+from pipeline.corpus.sources import read_source
+from pipeline.corpus.tables import PARTS, TEXTS_HASH, encode_labels
 from pipeline.errors import DataError
 from pipeline.files import write_aside
-from pipeline.keys import hash_keys
-from pipeline.labelers import Labels, label_rows
-from pipeline.sources import read_source
+from pipeline.prepare.labelers import Labels, label_rows
+from pipeline.prepare.split import split_rows
+from pipeline.project import Project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,15 +49,17 @@ class Corpus:
     labels: Mapping[str, Labels]
 
 
-def run_prepare(settings: Settings) -> dict[str, object]:
-    """Write ``cache/texts.parquet`` and ``cache/labels.parquet``.
+def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
+    """Write the project's ``texts.parquet`` and ``labels.parquet``.
 
+    :param project: the project to prepare.
     :returns: details for the timing file.
     :raises DataError: if a column is missing, a row cannot be used, or there are too few rows.
     """
-    assets = read_assets()
-    folder = check_files(assets["dataset"], "dataset")
-    lexicon = _locate_lexicon(assets["lexicon"], settings.prepare)
+    assets = read_assets(project.assets)
+    folder = assets["dataset"].locate(project)
+    check_files(assets["dataset"], "dataset", folder)
+    lexicon = _locate_lexicon(project, assets["lexicon"], settings.prepare)
     (file,) = assets["dataset"].files
     extra = assets["dataset"].extra
     own = settings.prepare
@@ -72,7 +74,7 @@ def run_prepare(settings: Settings) -> dict[str, object]:
         raise DataError(f"{folder / file}: {error.message}", hint=error.hint) from error
     keys = hash_texts(corpus.texts)
     split = split_rows(keys, corpus.labels, own.split)
-    _write_corpus(corpus, keys, split)
+    _write_corpus(project, corpus, keys, split)
     _show_summary(assets["dataset"].id, len(frame), dropped, corpus, keys, split)
     return {
         "rows": len(corpus.texts),
@@ -81,11 +83,11 @@ def run_prepare(settings: Settings) -> dict[str, object]:
     }
 
 
-def _locate_lexicon(asset: Asset, settings: PrepareSettings) -> Path:
+def _locate_lexicon(project: Project, asset: Asset, settings: PrepareSettings) -> Path:
     """The lexicon's file, looked at only where a label needs it."""
     if any(isinstance(label, VaderLabel) for label in settings.labels.values()):
-        check_files(asset, "lexicon")
-    return asset.locate() / next(iter(asset.files), "")
+        check_files(asset, "lexicon", asset.locate(project))
+    return asset.locate(project) / next(iter(asset.files), "")
 
 
 def select_rows(
@@ -100,7 +102,7 @@ def select_rows(
         raise DataError(
             f"no column {settings.text_column!r}; the source has "
             f"{', '.join(map(repr, frame.columns))}",
-            hint="set params.yaml: prepare.text_column to the one that holds the texts",
+            hint="set prepare.text_column to the one that holds the texts",
         )
     values = frame[settings.text_column].tolist()
     reasons = {row: why for row, value in enumerate(values) if (why := find_fault(value))}
@@ -154,7 +156,7 @@ def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> Da
     return DataError(
         f"{count(len(reasons), 'row')} cannot be used: {_list_rows(reasons)}"
         + (f"\n  {known}" if known else ""),
-        hint="correct them, or set params.yaml: prepare.on_bad_rows to drop",
+        hint="correct them, or set prepare.on_bad_rows to drop",
     )
 
 
@@ -165,108 +167,20 @@ def _list_rows(reasons: Mapping[int, str]) -> str:
     return "".join(lines) + (f"\n  and {more:,} more" if more else "")
 
 
-def hash_texts(texts: Sequence[str]) -> list[bytes]:
-    """The key of each text: BLAKE2b over its UTF-8 bytes, cut to 128 bits.
-
-    :returns: 16 bytes each; equal for equal texts and for nothing else.
-    """
-    return [hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest() for text in texts]
-
-
-def split_rows(
-    keys: Sequence[bytes], labels: Mapping[str, Labels], settings: SplitSettings
-) -> npt.NDArray[np.int8]:
-    """Assign each row to a part, in two random steps: first the training rows, then the rest.
-
-    With shares of 0.7, 0.15, 0.15 and seed 0 this is exactly the notebook's pair of calls to
-    scikit-learn's ``train_test_split``.
-
-    :param keys: [B] text keys; with ``keep_duplicates_together`` the distinct ones are split.
-    :param labels: the tasks that ``stratify_by`` names.
-    :returns: int8, [B]: the index of the part in ``PARTS``.
-    :raises DataError: if there are too few rows for three parts, or too few of a stratum.
-    """
-    unit_of_row: npt.NDArray[np.int64] = np.arange(len(keys))
-    if settings.keep_duplicates_together:
-        numbers: dict[bytes, int] = {}
-        unit_of_row = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-    units, first_row = np.unique(unit_of_row, return_index=True)
-    strata = _join_labels(labels, settings.stratify_by)[first_row] if settings.stratify_by else None
-    try:
-        rest, test = _draw_parts(units, strata, settings)
-    except ValueError as error:
-        raise _describe_small_corpus(labels, first_row, strata, settings) from error
-    part_of_unit = np.zeros(len(units), np.int8)
-    part_of_unit[rest] = PARTS.index("validation")
-    part_of_unit[test] = PARTS.index("test")
-    return part_of_unit[unit_of_row]
-
-
-def _draw_parts(
-    units: npt.NDArray[np.int64], strata: npt.NDArray[np.int64] | None, settings: SplitSettings
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """What is not for training, and the part of it that is for testing."""
-    from sklearn.model_selection import train_test_split
-
-    rest_share = round(settings.validation + settings.test, 12)
-    test_share = round(settings.test / rest_share, 12)
-    _, rest = train_test_split(
-        units, test_size=rest_share, random_state=settings.seed, stratify=strata
-    )
-    _, test = train_test_split(
-        rest,
-        test_size=test_share,
-        random_state=settings.seed,
-        stratify=strata[rest] if strata is not None else None,
-    )
-    return rest, test
-
-
-def _describe_small_corpus(
-    labels: Mapping[str, Labels],
-    first_row: npt.NDArray[np.int64],
-    strata: npt.NDArray[np.int64] | None,
-    settings: SplitSettings,
-) -> DataError:
-    number = count(len(first_row), "distinct text" if settings.keep_duplicates_together else "row")
-    shares = ", ".join(f"{part} {getattr(settings, part):g}" for part in PARTS)
-    if strata is None:
-        return DataError(
-            f"too few rows to split: {number} cannot give every part at least one ({shares})",
-            hint="give more rows, or change the shares in params.yaml: prepare.split",
-        )
-    _, first_unit, sizes = np.unique(strata, return_index=True, return_counts=True)
-    row = first_row[first_unit[sizes.argmin()]]
-    rarest = ", ".join(
-        f"{name} = {labels[name].classes[value] if value >= 0 else 'none'}"
-        for name in settings.stratify_by
-        for value in [labels[name].values[row]]
-    )
-    return DataError(
-        f"too few rows to split by {', '.join(settings.stratify_by)}: {rarest} has only "
-        f"{sizes.min()} of {number}, and every part must have some ({shares})",
-        hint="give more such rows, or take a label out of params.yaml: prepare.split.stratify_by",
-    )
-
-
-def _join_labels(labels: Mapping[str, Labels], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """One number for each combination of the named labels."""
-    stacked = np.stack([labels[name].values for name in names])
-    return np.unique(stacked, axis=1, return_inverse=True)[1].reshape(-1)
-
-
-def _write_corpus(corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.int8]) -> None:
+def _write_corpus(
+    project: Project, corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.int8]
+) -> None:
     """Write both files, or neither: one of them alone would not fit the other."""
     import pyarrow.parquet as pq
 
-    with write_aside(paths.TEXTS) as file:
+    with write_aside(project.texts) as file:
         pq.write_table(
             _make_texts_table(corpus, keys), file, compression="zstd", row_group_size=_GROUP_ROWS
         )
         # A full disk shows here, while neither has its name yet.
         file.flush()
         os.fsync(file.fileno())
-        with write_aside(paths.LABELS) as labels_file:
+        with write_aside(project.labels) as labels_file:
             pq.write_table(_make_labels_table(corpus, keys, split), labels_file, compression="zstd")
 
 

@@ -1,0 +1,1 @@
+"""Trained heads: their files, and how vectors become logits, labels and scores."""

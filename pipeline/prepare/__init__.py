@@ -1,0 +1,1 @@
+"""The stage ``prepare``: rows of a source become texts, labels and splits."""

@@ -1,0 +1,92 @@
+"""Where the files of one project stand; nothing depends on the working directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SETTINGS_FILE = "params.yaml"
+_FLOW_FILE = "dvc.yaml"
+
+
+class Project:
+    """The files of one project: its settings, and what the stages write under ``cache/``.
+
+    :param root: the project's folder, absolute or relative to the working directory of this moment.
+    :ivar settings: the settings file that holds where the command line names no other.
+    :ivar cache: the folder that all stages write to.
+    :ivar assets: what ``fetch`` resolved.
+    :ivar texts: the rows' texts and their keys, by ``prepare``.
+    :ivar labels: the rows' splits and labels, by ``prepare``.
+    :ivar embeddings: the folder of the embedding store.
+    :ivar heads: the folder of the trained heads.
+    :ivar report: the folder of metrics, plots and the page.
+    :ivar timings: the folder that tells how long each stage's last real run took.
+    :ivar last_embed: how many texts the last run of ``embed`` found in the store.
+    :ivar logs: the folder of the training logs that a user may ask for.
+    :ivar lock: the file that one run at a time may hold.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] = ".") -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.settings = self.root / SETTINGS_FILE
+        self.cache = self.root / "cache"
+        self.assets = self.cache / "assets.json"
+        self.texts = self.cache / "texts.parquet"
+        self.labels = self.cache / "labels.parquet"
+        self.embeddings = self.cache / "embeddings"
+        self.heads = self.cache / "heads"
+        self.report = self.cache / "report"
+        self.timings = self.cache / "timings"
+        self.last_embed = self.timings / "embed-hits.json"
+        self.logs = self.cache / "logs"
+        self.lock = self.cache / ".lock"
+
+    def __repr__(self) -> str:
+        return f"Project({str(self.root)!r})"
+
+    def resolve(self, name: str) -> Path:
+        """The file or folder that a setting names: relative to the project, ``~`` expanded."""
+        return self.root / expand_home(name)
+
+
+def find_project(params: Path) -> Project:
+    """The project that a settings file belongs to.
+
+    It is the nearest folder at or above the file that holds ``dvc.yaml``, else the file's own.
+
+    :param params: the settings file; it need not exist.
+    """
+    folder = params.absolute().parent
+    for candidate in (folder, *folder.parents):
+        if (candidate / _FLOW_FILE).is_file():
+            return Project(candidate)
+    return Project(folder)
+
+
+def find_settings_file(folder: Path) -> Path:
+    """The nearest ``params.yaml`` at or above a folder; the one of the folder itself if none is."""
+    folder = folder.absolute()
+    for candidate in (folder, *folder.parents):
+        if (candidate / SETTINGS_FILE).is_file():
+            return candidate / SETTINGS_FILE
+    return folder / SETTINGS_FILE
+
+
+def expand_home(name: str) -> Path:
+    """A path with ``~`` expanded; unchanged where it names a user who is not known here."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def user_cache() -> Path:
+    """The folder of this user that holds datasets, lexicons and backbones, for all projects.
+
+    The environment variable ``PIPELINE_CACHE_DIR`` moves it.
+    """
+    from platformdirs import user_cache_path
+
+    moved = os.environ.get("PIPELINE_CACHE_DIR")
+    return Path(moved) if moved else user_cache_path("embedding-pipeline", appauthor=False)
