@@ -30,10 +30,10 @@ class SettingsError(PipelineError):
     """
 
     def __init__(self, message: str, *, hint: str | None = None, source: str | None = None) -> None:
+        if source is not None:
+            message = "\n".join(f"{source}: {line}" for line in message.splitlines())
         super().__init__(message, hint=hint)
         self.source = source
-        if source is not None:
-            self.message = "\n".join(f"{source}: {line}" for line in message.splitlines())
 
     def name_source(self, source: str) -> SettingsError:
         """The same error with its source, unless it knows one already."""
