@@ -79,7 +79,10 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cli(project: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run the command line in the project's folder, in this process, which starts but once."""
+    """Run the command line in this process, which starts but once.
+
+    It runs in the folder ``cli.folder``, which is the project's at first.
+    """
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         from pipeline.cli import main
@@ -92,7 +95,7 @@ def cli(project: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
             contextlib.redirect_stderr(err),
         ):
             patch.setattr(sys, "argv", ["pipeline", *arguments])
-            patch.chdir(project)
+            patch.chdir(run.folder)
             try:
                 main()
             except SystemExit as exit_:
@@ -101,6 +104,7 @@ def cli(project: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
             signal.signal(number, handler)
         return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
+    run.folder = project
     return run
 
 
