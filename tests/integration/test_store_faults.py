@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.project import Project
+from pipeline.store import staging_folder
 from tests.conftest import Cli, edit_params, run_stages
 from tests.disk import Disk
 
@@ -40,8 +41,8 @@ def run_embed(folder: Path, fails_at: int | None, shard_rows: int) -> None:
 
     :param fails_at: the number of the write below ``cache/`` that finds the disk full.
     """
-    import pipeline.embed.run
     from pipeline.cli import main
+    from pipeline.embed import shards
     from pipeline.store import manifest
 
     os.chdir(folder)
@@ -49,10 +50,10 @@ def run_embed(folder: Path, fails_at: int | None, shard_rows: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     # Progress is kept every 15 s; a tiny backbone is through by then, so keep every batch.
-    pipeline.embed.run._KEEP_SECONDS = 0.0
+    shards._KEEP_SECONDS = 0.0
     manifest.SHARD_ROWS = shard_rows
     if fails_at is not None:
-        disk = Disk(pytest.MonkeyPatch(), *(folder / p for p in (STAGED, Project().embeddings)))
+        disk = Disk(pytest.MonkeyPatch(), staged(), Project().embeddings)
         disk.errno, disk.fails_at = errno.ENOSPC, fails_at
     sys.argv = ["pipeline", "embed"]
     try:
@@ -62,7 +63,9 @@ def run_embed(folder: Path, fails_at: int | None, shard_rows: int) -> None:
             print(disk.calls, "writes")
 
 
-STAGED = Project().embeddings.with_name("embeddings.next")
+def staged() -> Path:
+    """Where the next state of the store is built."""
+    return staging_folder(Project().embeddings)
 
 
 def start_embed(
@@ -102,7 +105,7 @@ def count_embedded() -> int:
 
 
 def wait_for_progress(process: multiprocessing.Process) -> None:
-    while process.is_alive() and not list(STAGED.glob("rows-*")):
+    while process.is_alive() and not list(staged().glob("rows-*")):
         time.sleep(0.001)
 
 
@@ -141,7 +144,7 @@ def test_killed_runs_end_in_the_store_of_an_uninterrupted_one(corpus: Path, cli:
             taken_up += 1
             assert count_embedded() == total - int(found[1].replace(",", ""))
         assert read_store(corpus) == expected
-        assert not STAGED.exists()
+        assert not staged().exists()
         assert not list(corpus.rglob(".tmp-*"))
     verified = cli("cache", "verify")
     assert verified.returncode == 0, verified.stderr
@@ -174,7 +177,7 @@ def test_no_space_at_any_write_of_a_run_loses_nothing(
             resumed, again = embed(few_messages, shard_rows=32)
             assert resumed == 0, again
             assert read_store(few_messages) == expected
-            assert not STAGED.exists()
+            assert not staged().exists()
         writes = int(output.split()[-2])
         if writes < number:
             break
