@@ -1,10 +1,15 @@
 # `make run` and `make test` do all the set-up that they need, and are quick the second time.
+#   make run       the whole flow on the default corpus; ends with the metrics
+#   make test      all checks, and all tests but those that take more than a minute each
+#   make test-all  the long tests too, with 50 kills of `pipeline embed`
+#   make check     ruff and mypy
+#   make docs      writes the pages of docs/ that are made from the code
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: run test check clean
+.PHONY: run test test-all check docs clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -12,7 +17,13 @@ run: $(VENV)/.installed
 	@pipeline report --show
 
 test: $(VENV)/.installed-test check
-	python -m pytest
+	python -m pytest -m "not long"
+
+test-all: $(VENV)/.installed-test check
+	KILLS=50 python -m pytest
+
+docs: $(VENV)/.installed-test
+	python -m tests.docs.generate
 
 check: $(VENV)/.installed-test
 	ruff check .

@@ -126,8 +126,8 @@ def process(project: Path) -> Cli:
     return run
 
 
-def _make_tiny_backbone(folder: Path) -> Path:
-    """A BERT of 2 layers and width 32 with random weights, and a tokenizer of letters."""
+def make_tiny_backbone(folder: Path, layers: int = 2) -> Path:
+    """A BERT of width 32 with random weights, and a tokenizer of letters."""
     import string
 
     import torch
@@ -148,7 +148,7 @@ def _make_tiny_backbone(folder: Path) -> Path:
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=512,
@@ -161,7 +161,7 @@ def _make_tiny_backbone(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a backbone that embeds a thousand texts in a second."""
-    return _make_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny-bert")
+    return make_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny-bert")
 
 
 @pytest.fixture(scope="session")
