@@ -9,9 +9,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cache").glob("*.md")]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "cache").glob("*.md")])
 _FENCE = re.compile(r"^```(\w*)$")
 _MARKER = re.compile(r"^<!-- (not run|not settings): (.+) -->$")
 

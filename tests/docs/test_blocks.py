@@ -111,6 +111,36 @@ def test_programs_run(block: Block, documented: Path) -> None:
     assert result.returncode == 0, f"{block.name}: {result.stdout}{result.stderr}"
 
 
+@pytest.mark.parametrize(
+    ("grid", "tensor"),
+    [
+        ({"head": ["linear"]}, "spam.weight"),
+        ({"head": ["kernel"]}, "kernel_0.places"),
+        ({"head": ["hidden"], "optimizer": ["adamw"]}, "spam.input_weight"),
+    ],
+    ids=lambda value: value["head"][0] if isinstance(value, dict) else None,
+)
+def test_a_head_by_hand_gives_what_the_code_gives(
+    grid: dict[str, object], tensor: str, documented: Path, tmp_path: Path
+) -> None:
+    """The program of docs/files.md, for a head of each kind."""
+    (block,) = [b for b in list_run("python") if "def compute_logits" in b.text]
+    folder = shutil.copytree(documented, tmp_path / "project")
+    edit_params({"heads.search": [grid], "heads.folds": None}, folder / "params.yaml")
+    trained = run(["pipeline", "train-heads"], folder)
+    assert trained.returncode == 0, trained.stderr
+    compare = (
+        f"assert {tensor!r} in tensors\n"
+        "from pathlib import Path\n"
+        "from pipeline.model.saved import Heads\n"
+        "heads = Heads.load(Path('cache/heads'))\n"
+        "wanted = heads.compute_logits(vectors.reshape(len(vectors), len(heads.layers), -1))\n"
+        "np.testing.assert_allclose(logits, wanted['spam'][0], rtol=1e-4, atol=1e-5)\n"
+    )
+    result = run([sys.executable, "-c", block.text + compare], folder)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("block", list_run("yaml"), ids=lambda block: block.name)
 def test_settings_are_valid(block: Block) -> None:
     parse_settings(block.text, block.name)
