@@ -11,11 +11,12 @@ from pipeline.embed.tokens import Tokens
 def plan_batches(
     lengths: npt.NDArray[np.int64], token_budget: int, *, packed: bool = True
 ) -> list[npt.NDArray[np.int64]]:
-    """Group texts of like length: little is padded, and attention runs over texts of equal length.
+    """Group texts of like length.
 
-    Longest first: if a batch does not fit into memory, the first one shows it.
+    Of such a batch little is padding, and attention finds many texts of equal length in it. The
+    longest texts come first, so that if a batch does not fit into memory, the first one shows it.
 
-    :param lengths: tokens of each text, [B].
+    :param lengths: tokens of each text: int64, [B].
     :param token_budget: the most tokens of a batch; a text longer than that is a batch of its own.
     :param packed: whether a batch has just the tokens of its texts, or each text is padded to the
         longest.
@@ -40,9 +41,11 @@ def plan_batches(
 def fill_up(tokens: Tokens, step: int, longest: int) -> Tokens:
     """Add texts behind a batch's own until it has a multiple of ``step`` tokens.
 
-    What they hold, the token 0, means nothing, and nor do their vectors.
+    The added texts hold only the token 0; neither they nor their vectors mean anything.
 
-    :param longest: tokens of an added text, at most.
+    :param tokens: token ids of the batch's texts.
+    :param step: number of which the batch's tokens shall be a multiple.
+    :param longest: tokens of the longest added text.
     """
     missing = -len(tokens.ids) % step
     lengths = [longest] * (missing // longest) + [missing % longest] * (missing % longest > 0)

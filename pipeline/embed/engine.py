@@ -1,4 +1,4 @@
-"""Batches through the forward pass, several at a time."""
+"""From tokens to vectors on one device: batches through the forward pass, several at a time."""
 
 from __future__ import annotations
 
@@ -20,35 +20,76 @@ from pipeline.embed.tokens import Tokens, select_tokens
 from pipeline.errors import DeviceError
 from pipeline.store import Rows
 
-# More would wait for each other in the interpreter.
+# Batches computed at once on a CPU. The threads of more would wait for each other at the lock of
+# the Python interpreter.
 _MOST_LANES = 8
-# Batches on a GPU have a multiple of this many tokens, so that they come in a few shapes only, for
-# which its libraries choose their kernels once.
-_GPU_STEP = 4096
-_FILLER = 128  # tokens of a text that only fills up a batch, at most
+# Batches on a GPU are filled up to a multiple of this many tokens, so that they come in few shapes:
+# the GPU's libraries choose a kernel anew for each shape.
+_GPU_STEP_TOKENS = 4096
+_FILLER_TOKENS = 128  # the longest text that only fills up a batch
 
+# Indices of some of a job's texts: int64, [b].
 Batch = npt.NDArray[np.int64]
+# Called with the texts just finished, and the rows of all texts of the job, of which those of the
+# unfinished texts are not filled in yet.
 Keep = Callable[[Batch, Rows], None]
+
+
+def ignore_progress(amount: float) -> None:
+    """Take no notice of work that was done."""
+
+
+def keep_nothing(batch: Batch, rows: Rows) -> None:
+    """Take no notice of texts that were finished."""
 
 
 class Job(Protocol):
     """Texts that are being embedded."""
 
     def finish(self) -> Rows:
-        """Wait for their vectors.
+        """Wait for the vectors of all texts of the job.
 
+        :returns: rows of the texts in their order.
         :raises DeviceError: if the device has not the memory for a single text.
         """
 
 
+class AnyEngine(Protocol):
+    """What embeds tokens until it is closed: one device in this process, or several devices."""
+
+    def start(
+        self, tokens: Tokens, advance: Advance = ignore_progress, keep: Keep = keep_nothing
+    ) -> Job:
+        """Queue texts behind those started before, so that no device is idle between the two.
+
+        :param tokens: token ids of B texts.
+        :param advance: a function to call with the number of tokens just finished.
+        :param keep: a function to call with the texts just finished, and the rows of all.
+        """
+
+    def close(self) -> None:
+        """Give up what has not been computed yet, and free the threads or processes."""
+
+    def __enter__(self) -> AnyEngine: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
 @dataclass
 class Engine:
-    """Runs batches through the backbone, in threads of its own until it is closed.
+    """One device in this process; batches run in threads of the engine's own until it is closed.
 
+    :param encoder: the forward pass.
     :param layers: numbers of the L layers wanted, ascending.
-    :param dtype: of the vectors: float16 or float32.
+    :param dtype: type of the vectors: float16 or float32.
     :param token_budget: tokens in one batch; halved for good when the device has not the memory
         for it.
+    :ivar lanes: number of batches computed at once.
     """
 
     encoder: Encoder
@@ -69,9 +110,10 @@ class Engine:
     def _count_lanes(self) -> int:
         """How many batches to compute at once.
 
-        On a CPU each has its share of the threads: threads that work on one product wait for each
-        other at its end, and on a busy machine for the slowest. A GPU takes one after another, and
-        so does Hugging Face's forward pass, which keeps hidden states by hooks in the model.
+        On a CPU each batch has its share of the threads, because threads that work on one product
+        wait at its end for the slowest of them, which on a busy machine can take long. A GPU takes
+        one batch after another. So does Hugging Face's forward pass, which collects hidden states
+        by hooks in the model that two batches would share.
         """
         if self.encoder.is_packed and self.encoder.device.type == "cpu":
             return min(self._threads, _MOST_LANES)
@@ -86,40 +128,40 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; texts that have not been computed yet are given up."""
         self._pool.shutdown(cancel_futures=True)
-        # What a lane sets is also what new threads start with.
+        # The number of threads that a lane has set for itself is also the one that threads started
+        # later begin with.
         torch.set_num_threads(self._threads)
 
     def embed(self, tokens: Tokens) -> Rows:
         """Pooled vectors of B texts, in their order.
 
-        :returns: int32, [B], and [B, L, D] in the store's dtype.
+        :param tokens: token ids of the texts.
+        :returns: token counts, int32, [B], and vectors, [B, L, D], in the engine's dtype.
         :raises DeviceError: if the device has not the memory for a single text.
         """
         return self.start(tokens).finish()
 
     def start(
-        self,
-        tokens: Tokens,
-        advance: Advance = lambda amount: None,
-        keep: Keep = lambda batch, rows: None,
+        self, tokens: Tokens, advance: Advance = ignore_progress, keep: Keep = keep_nothing
     ) -> Job:
-        """Queue B texts behind those started before, so that no lane is idle between the two.
-
-        :param advance: called with the number of tokens just finished.
-        :param keep: called with the indices of the texts just finished, and all rows.
-        """
+        """Queue texts behind those started before, as ``AnyEngine`` has it."""
         return _EngineJob(self, tokens, advance, keep)
 
     def plan(self, texts: Batch, lengths: npt.NDArray[np.int64]) -> list[Batch]:
-        """Batches of texts.
+        """Divide texts into batches.
 
-        :param texts: their indices.
-        :param lengths: tokens of all texts.
+        :param texts: indices of the texts, [b].
+        :param lengths: tokens of all texts of the job, [B].
         """
         budget = self.token_budget
         if self.lanes > 1 and len(texts):
-            # As many batches for each lane, or some would stand idle at the end of a small run.
+            # Every lane gets the same number of batches. Otherwise some lanes would stand idle at
+            # the end, which in a small run is a large part of the whole.
             total = int(lengths[texts].sum())
             rounds = -(-total // (self.lanes * budget))
             budget = min(
@@ -129,18 +171,22 @@ class Engine:
         return [texts[batch] for batch in plan]
 
     def submit(self, tokens: Tokens, batch: Batch) -> Future[_Result]:
-        """Have some of the texts computed; ``MemoryError`` if they do not fit."""
+        """Have some of the texts computed; the future raises ``MemoryError`` if they do not fit.
+
+        :param tokens: token ids of all texts of the job.
+        :param batch: indices of the texts to compute.
+        """
         return self._pool.submit(self._run, tokens, batch)
 
     def _run(self, tokens: Tokens, batch: Batch) -> _Result:
         chosen = select_tokens(tokens, batch)
         if self.encoder.is_packed and self.encoder.device.type == "cuda":
-            longest = min(_FILLER, self.encoder.architecture.max_tokens)
-            chosen = fill_up(chosen, _GPU_STEP, longest)
+            longest = min(_FILLER_TOKENS, self.encoder.architecture.max_tokens)
+            chosen = fill_up(chosen, _GPU_STEP_TOKENS, longest)
         try:
             pooled = self.encoder.encode(chosen.ids, chosen.lengths, self.layers)[: len(batch)]
             return _Result(pooled.to(getattr(torch, self.dtype.name)))
-        except RuntimeError as error:  # on a CPU it has no class of its own
+        except RuntimeError as error:  # a CPU's lack of memory has no class of its own
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             elif "can't allocate memory" not in str(error):
@@ -150,8 +196,9 @@ class Engine:
     def lower_budget(self, lengths: npt.NDArray[np.int64], error: MemoryError) -> None:
         """Halve the budget after a batch that did not fit.
 
-        :param lengths: tokens of its texts.
-        :raises DeviceError: if it was a single text.
+        :param lengths: tokens of the batch's texts.
+        :param error: error that the batch raised.
+        :raises DeviceError: if the batch was a single text.
         """
         if len(lengths) == 1:
             raise DeviceError(
@@ -159,12 +206,14 @@ class Engine:
                 hint="lower embed.max_tokens, or run on the CPU",
             ) from error
         tokens = int(lengths.sum())
-        if tokens <= self.token_budget:  # else another batch has lowered it already
+        if tokens <= self.token_budget:  # otherwise another batch has lowered the budget already
             self.token_budget = tokens // 2
             say(f"not enough memory: token budget halved to {self.token_budget:,}")
 
 
 class _EngineJob:
+    """Texts in the lanes of an engine."""
+
     def __init__(self, engine: Engine, tokens: Tokens, advance: Advance, keep: Keep) -> None:
         self._engine = engine
         self._tokens = tokens
@@ -198,14 +247,14 @@ class _EngineJob:
 class _Result:
     """Vectors on their way from the device.
 
-    :param vectors: [b, L, D]; the work that makes them may still be going on.
+    :param vectors: a tensor of [b, L, D]; the work that fills it may still be going on.
     """
 
     def __init__(self, vectors: torch.Tensor) -> None:
         self._vectors = vectors
         self._arrived: torch.cuda.Event | None = None
         if vectors.is_cuda:
-            # Asked for now, so that it does not wait for the next batch.
+            # The copy is queued now, before the next batch, so that it does not wait for that one.
             self._vectors = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
             self._vectors.copy_(vectors, non_blocking=True)
             # Untyped in torch itself.
@@ -215,5 +264,5 @@ class _Result:
     def wait(self) -> npt.NDArray[Any]:
         if self._arrived is not None:
             self._arrived.synchronize()
-        found: npt.NDArray[Any] = self._vectors.numpy()
-        return found
+        arrived: npt.NDArray[Any] = self._vectors.numpy()
+        return arrived

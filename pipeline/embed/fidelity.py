@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from pipeline.embed.tokens import Tokens
     from pipeline.store import Rows
 
-# Texts in the sample: one in 64, so that a small run does not spend its time on this, but within
-# these bounds.
-_FEWEST, _MOST = 8, 16
-_LONG = 128  # tokens
-# The lowest cosine to float32 that rounding explains: bfloat16 has 8 bits of mantissa, float16 11.
-_TOLERANCE = {"float32": 0.999999, "float16": 0.9999, "bfloat16": 0.99}
+# The sample is one text in 64, so that a small run does not spend its time on the gauge, but no
+# fewer and no more texts than these.
+_FEWEST_TEXTS, _MOST_TEXTS = 8, 16
+_LONG_TEXT_TOKENS = 128
+# The lowest cosine to the vector in float32 that rounding explains: bfloat16 has 8 bits of mantissa
+# and float16 has 11.
+_LOWEST_COSINE = {"float32": 0.999999, "float16": 0.9999, "bfloat16": 0.99}
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """How far stored vectors are from Hugging Face's in float32, over a sample and every layer.
 
-    :param texts: in the sample.
-    :param lowest_cosine: of a stored vector to the reference.
-    :param largest_error: of one number of a vector, absolute.
+    :param texts: number of texts in the sample.
+    :param lowest_cosine: cosine of the stored vector that is furthest off to its reference.
+    :param largest_error: largest absolute difference between two numbers of such vectors.
     """
 
     texts: int
@@ -37,7 +38,7 @@ class Fidelity:
     largest_error: float
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The fields as a JSON object."""
         return asdict(self)
 
 
@@ -46,32 +47,39 @@ def measure_fidelity(
 ) -> Fidelity:
     """Embed a sample one text at a time, without padding, and compare.
 
+    The reference is pooled by its pooling's definition on a single text, so that a fault in padded
+    or packed pooling shows too.
+
     :param reference: the backbone in float32.
-    :param tokens: of B texts.
-    :param rows: what is about to be stored for them.
+    :param tokens: token ids of B texts.
+    :param rows: rows that are about to be stored for these texts.
     :param layers: numbers of the layers in ``rows``.
     """
     import torch
 
-    size = min(max(len(rows.vectors) // 64, _FEWEST), _MOST)
+    size = min(max(len(rows.vectors) // 64, _FEWEST_TEXTS), _MOST_TEXTS)
     sample = np.unique(np.linspace(0, len(rows.vectors) - 1, size).astype(np.int64))
     lowest, largest = 1.0, 0.0
     threads = torch.get_num_threads()
     for text in sample.tolist():
         ids = tokens.ids[tokens.offsets[text] : tokens.offsets[text + 1]].astype(np.int64)
-        # On a short text more threads gain little, and much is lost on a busy machine.
-        torch.set_num_threads(threads if len(ids) >= _LONG else 1)
+        # Several threads gain little on a short text, and on a busy machine they lose much, since
+        # each product waits for the slowest of them.
+        torch.set_num_threads(threads if len(ids) >= _LONG_TEXT_TOKENS else 1)
         batch = torch.from_numpy(ids[None]).to(reference.device)
         states = reference.compute_states(batch, torch.ones_like(batch, dtype=torch.bool))
-        expected = np.stack([states[n][0].mean(dim=0).cpu().numpy() for n in layers])
-        found = rows.vectors[text].astype(np.float32)
-        lowest = min(lowest, float(_cosine(found, expected).min()))
-        largest = max(largest, float(np.abs(found - expected).max()))
+        pool = reference.pooling.pool_text
+        expected = np.stack([pool(states[number][0]).cpu().numpy() for number in layers])
+        stored = rows.vectors[text].astype(np.float32)
+        lowest = min(lowest, float(_compute_cosine(stored, expected).min()))
+        largest = max(largest, float(np.abs(stored - expected).max()))
     torch.set_num_threads(threads)
     return Fidelity(len(sample), lowest, largest)
 
 
-def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _compute_cosine(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=-1) * np.linalg.norm(b64, axis=-1)
     cosine: npt.NDArray[np.float64] = (a64 * b64).sum(axis=-1) / norms
@@ -79,8 +87,13 @@ def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArr
 
 
 def check_fidelity(fidelity: Fidelity, precision: str) -> None:
-    """:raises StoreError: if the vectors are further off than the precision explains."""
-    if not fidelity.lowest_cosine >= _TOLERANCE[precision]:
+    """Refuse vectors that are further off than rounding explains.
+
+    :param fidelity: distance of the vectors from the reference.
+    :param precision: the precision that they were computed in.
+    :raises StoreError: if they are further off than that precision explains.
+    """
+    if not fidelity.lowest_cosine >= _LOWEST_COSINE[precision]:
         raise StoreError(
             f"vectors computed in {precision} are not those of the backbone: the lowest cosine to "
             f"Hugging Face in float32 is {fidelity.lowest_cosine:.6f} over {fidelity.texts} texts; "

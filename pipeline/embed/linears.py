@@ -17,34 +17,40 @@ GeluKind = Literal["none", "tanh"]
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm, its statistics in float32 whatever the input is."""
+    """LayerNorm, its statistics in float32 whatever the type of its input.
+
+    :param weight: factors: [D].
+    :param bias: addends: [D].
+    :param epsilon: the number added to the variance.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
     epsilon: float
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize each row of [T, D]."""
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 class Linear(Protocol):
-    """x W^T + b for rows x, in three forms. *Shape:* [T, D_in] to [T, D_out]."""
+    """A linear layer x W^T + b over rows x, from [T, D_in] to [T, D_out], in three forms."""
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias alone."""
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
-        """Then GELU: exact (``none``) or by its ``tanh`` form."""
+        """The product and the bias, and GELU of them: exact (``none``) or its ``tanh`` form."""
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
-        """Then a residual, [T, D_out], is added, and LayerNorm follows."""
+        """The product, the bias and a residual, [T, D_out], added up, and LayerNorm of the sum."""
 
 
 class PlainLinear:
-    """By torch's own operators, on any device and in any precision.
+    """A linear layer by torch's own operators, on any device and in any precision.
 
-    :param weight: [D_out, D_in].
-    :param bias: [D_out].
+    :param weight: matrix W: [D_out, D_in].
+    :param bias: vector b: [D_out].
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
@@ -52,40 +58,49 @@ class PlainLinear:
         self.bias = bias
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """The product and the bias, as ``Linear`` has it."""
         return functional.linear(x, self.weight, self.bias)
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
+        """The product, the bias and GELU, as ``Linear`` has it."""
         return _gelu(self.apply(x), kind)
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
         return _add_norm(self.apply(x), residual, norm.weight, norm.bias, norm.epsilon)
 
 
 class CompiledLinear(PlainLinear):
-    """The same, but what follows the product is compiled into one kernel, which reads and writes
-    its tensor once."""
+    """A linear layer whose product is followed by one compiled kernel.
+
+    The kernel reads and writes its tensor once, where torch's own operators do so several times.
+    """
 
     @staticmethod
     def can_run(dtype: torch.dtype, device: torch.device, width: int) -> bool:
-        """Compile, and say so where the compiler is missing or fails.
+        """Whether torch can compile here; it compiles to find out, and says why if it cannot.
 
-        :param width: of the tensors to come.
+        :param dtype: type of the tensors to come.
+        :param device: device that will hold the tensors.
+        :param width: last dimension of the tensors.
         """
         x = torch.ones(64, width, dtype=dtype, device=device)
         try:
             with torch.inference_mode():
                 _compile(_gelu)(x, "none")
                 _compile(_add_norm)(x, x, x[0], x[0], 1e-5)
-        except Exception as error:  # of many kinds, by what is missing
+        except Exception as error:  # its kind depends on what is missing
             say(f"engine    not compiled: {str(error).strip().splitlines()[0]:.120}")
             return False
         return True
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
+        """The product, the bias and GELU, as ``Linear`` has it."""
         out: torch.Tensor = _compile(_gelu)(self.apply(x), kind)
         return out
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
         out: torch.Tensor = _compile(_add_norm)(
             self.apply(x), residual, norm.weight, norm.bias, norm.epsilon
         )
@@ -112,28 +127,35 @@ def _compile(function: Any) -> Any:
 
 
 class OneDnnLinear:
-    """By oneDNN: weights laid out for the processor once, what follows fused into the product.
+    """A linear layer by oneDNN on a CPU.
 
-    :param weight: [D_out, D_in], float32 or bfloat16, on the CPU.
-    :param bias: [D_out].
+    The weights are laid out for the processor once, and GELU or the residual is fused into the
+    product.
+
+    :param weight: matrix W, float32 or bfloat16: [D_out, D_in].
+    :param bias: vector b: [D_out].
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        # oneDNN, and torch in each thread, keep the code made for each number of rows, by default
-        # for 1,024 of them: hundreds of megabytes for a corpus whose batches all differ a little.
-        # The layers of one batch need four, and it is made in no time.
+        # oneDNN generates machine code for every number of rows that it meets. It keeps the code
+        # for the last 1,024 numbers by default, and so does torch in each thread: hundreds of
+        # megabytes for a corpus whose batches all differ a little. The layers of one batch need
+        # code for four shapes only, and generating it takes hardly any time.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.bias = bias
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """The product and the bias, as ``Linear`` has it."""
         return self._run(x, "none", "")
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
+        """The product, the bias and GELU, as ``Linear`` has it."""
         return self._run(x, "gelu", kind)
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
         added: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
             x, residual, self.weight, self.bias, "add"
         )

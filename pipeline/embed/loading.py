@@ -1,4 +1,4 @@
-"""From a fetched backbone to engines that run it, one for each device."""
+"""From a backbone's folder to the engines that run it, one for each device."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from pipeline.assets import Asset
-from pipeline.console import Advance, say
+from pipeline.console import Advance
 from pipeline.embed.backbone import Backbone, Encoder, Precision
-from pipeline.embed.engine import Engine, Job, Keep
-from pipeline.embed.packed import PackedBert, can_pack
+from pipeline.embed.engine import AnyEngine, Engine, Job, Keep, ignore_progress, keep_nothing
+from pipeline.embed.families import find_family
 from pipeline.embed.tokens import Tokens
 from pipeline.errors import DeviceError
 from pipeline.store import Rows
 
-# Tokens in one batch. On a CPU the activations of a batch should stay in its caches.
+# Tokens in one batch, by the type of device. On a CPU they are few, so that the activations of a
+# batch stay in the processor's caches.
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 
 
@@ -34,40 +34,62 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768, "mps": 8192}
 class EnginePlan:
     """All that it takes to make an engine, in this process or another.
 
-    :param token_budget: ``None`` for what suits the device.
-    :param threads: of the CPU, ``None`` for all cores.
+    :param folder: the backbone's Hugging Face folder.
+    :param precision: the type of weights and activations.
+    :param layers: numbers of the L layers wanted, ascending.
+    :param dtype: type of the vectors: ``float16`` or ``float32``.
+    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
+    :param token_budget: tokens in one batch; ``None`` for what suits the device.
+    :param threads: threads of the CPU; ``None`` for all cores.
     :param compiled: whether a GPU's pointwise operations are compiled.
     """
 
-    asset: Asset
     folder: Path
     precision: Precision
     layers: tuple[int, ...]
     dtype: str
+    pooling: str = "mean"
     token_budget: int | None = None
     threads: int | None = None
     compiled: bool = False
 
     def load_reference(self, device: torch.device) -> Backbone:
-        """The backbone by Hugging Face in float32, to take the weights from and to gauge by."""
-        return Backbone(self.asset, self.folder, device, "float32")
+        """The backbone by Hugging Face in float32, to take the weights from and to gauge by.
+
+        :param device: device to run on.
+        :raises AssetError: if the weights cannot be loaded.
+        """
+        return Backbone(self.folder, device, "float32", self.pooling)
 
     def make_engine(self, reference: Backbone) -> Engine:
-        """An engine on the reference's device."""
+        """An engine on the reference's device.
+
+        :param reference: the backbone from ``load_reference``.
+        """
         device = reference.device
         encoder: Encoder = reference
-        if can_pack(reference.model.config):
-            encoder = PackedBert(reference, self.precision, compiled=self.compiled)
+        family = find_family(reference.model.config)
+        if family is not None:
+            encoder = family(reference, self.precision, compiled=self.compiled)
         elif self.precision != "float32":
-            encoder = Backbone(self.asset, self.folder, device, self.precision)
+            encoder = Backbone(self.folder, device, self.precision, self.pooling)
         budget = self.token_budget or TOKEN_BUDGET[device.type]
         return Engine(encoder, self.layers, np.dtype(self.dtype), budget)
 
+    def open_engine(self, reference: Backbone, devices: Sequence[torch.device]) -> AnyEngine:
+        """An engine on one device, or a group of engines on several.
+
+        :param reference: the backbone from ``load_reference`` on the first device.
+        :param devices: one or more devices.
+        """
+        return EngineGroup(self, devices) if len(devices) > 1 else self.make_engine(reference)
+
 
 class EngineGroup:
-    """Engines on several devices, each in a process of its own; texts go to each in turn.
+    """Engines on several devices, each in a process of its own; jobs go to each in turn.
 
-    :param devices: two or more.
+    :param plan: plan of each engine.
+    :param devices: two or more devices.
     """
 
     def __init__(self, plan: EnginePlan, devices: Sequence[torch.device]) -> None:
@@ -83,12 +105,22 @@ class EngineGroup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with ExitStack() as stack:  # closes all, whatever becomes of one
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; texts that have not been computed yet are given up."""
+        with ExitStack() as stack:  # so that all are closed even if closing one fails
             for engine in self._engines:
                 stack.callback(engine.close)
 
-    def start(self, tokens: Tokens, advance: Advance, keep: Keep) -> Job:
-        """As ``Engine`` has it, but a GPU is so quick that nothing is kept of a part."""
+    def start(
+        self, tokens: Tokens, advance: Advance = ignore_progress, keep: Keep = keep_nothing
+    ) -> Job:
+        """Queue texts on the device whose turn it is, as ``AnyEngine`` has it.
+
+        Parts of a job are never handed to ``keep``: the vectors come from the other process when
+        the job is finished, which takes a GPU a few seconds.
+        """
         engine = self._engines[self._started % len(self._engines)]
         self._started += 1
         return engine.start(tokens, advance)
@@ -97,8 +129,8 @@ class EngineGroup:
 class _RemoteEngine:
     """An engine in another process.
 
-    A call hands it the next texts and brings back the vectors of those before, which the device
-    has computed meanwhile; so it always has work.
+    One call hands the process the next texts and brings back the vectors of those before, which
+    the device has computed meanwhile; so the device always has work.
     """
 
     def __init__(self, plan: EnginePlan, device: str, processes: int) -> None:
@@ -123,10 +155,11 @@ class _RemoteEngine:
             self._last = None
 
     def bring_last(self) -> None:
-        """Ask for the vectors of the last texts; there are no more behind them yet."""
+        """Ask for the vectors of the last texts without handing over more."""
         self._exchange(None)
 
     def describe_end(self) -> DeviceError:
+        """The error of a process that ended too early."""
         return DeviceError(
             f"the process that embeds on {self._device} ended before its work was done",
             hint="run the command again; it goes on from what is finished",
@@ -137,6 +170,8 @@ class _RemoteEngine:
 
 
 class _RemoteJob:
+    """Texts in the hands of an engine in another process."""
+
     def __init__(self, engine: _RemoteEngine, tokens: int, advance: Advance) -> None:
         self.call: Future[Rows | None] | None = None
         self._engine = engine
@@ -156,7 +191,8 @@ class _RemoteJob:
         return rows
 
 
-# In an engine's own process: what to make, the engine, and the texts that it was handed last.
+# These three are set only in an engine's own process: the plan and the device to make it by, the
+# engine, and the job of the texts that it was handed last.
 _order: tuple[EnginePlan, str] | None = None
 _engine: Engine | None = None
 _job: Job | None = None
@@ -164,7 +200,8 @@ _job: Job | None = None
 
 def _start_process(plan: EnginePlan, device: str, processes: int) -> None:
     global _order
-    # Ctrl-C is for the process that a person started, which ends this one.
+    # Ctrl-C reaches all processes of a terminal. The one that a person started answers it and ends
+    # this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(plan.threads or max(1, torch.get_num_threads() // processes))
@@ -172,7 +209,7 @@ def _start_process(plan: EnginePlan, device: str, processes: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process that was killed can no longer end its own."""
+    """End this process when its parent ends, which cannot do so itself if it is killed."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -181,7 +218,9 @@ def _end_with_parent() -> None:
 
 def _exchange_in_process(tokens: Tokens | None) -> Rows | None:
     global _engine, _job
-    if _engine is None:  # not when the process starts, where an error would have no way back
+    # The engine is made at the first call and not in `_start_process`: what is raised here travels
+    # back to the caller, whereas an error at the start of a process only breaks the pool.
+    if _engine is None:
         assert _order is not None
         plan, device = _order
         _engine = plan.make_engine(plan.load_reference(torch.device(device)))
@@ -190,14 +229,12 @@ def _exchange_in_process(tokens: Tokens | None) -> Rows | None:
     return before.finish() if before is not None else None
 
 
-def choose_engine(
-    plan: EnginePlan, devices: Sequence[torch.device]
-) -> tuple[Engine | EngineGroup, Backbone]:
-    """Engines for all devices, and the reference on the first of them to gauge them by."""
-    say(f"backbone  {plan.asset.id}: loading")
-    group = EngineGroup(plan, devices) if len(devices) > 1 else None
-    reference = plan.load_reference(devices[0])
-    packed = can_pack(reference.model.config)
-    kind = PackedBert.describe() if packed else reference.describe()
-    say(f"engine    {kind}" + (f", {len(devices)} devices" if group else ""))
-    return group or plan.make_engine(reference), reference
+def describe_engine(reference: Backbone, devices: Sequence[torch.device]) -> str:
+    """The kind of forward pass and the number of devices, for the log.
+
+    :param reference: the backbone from ``load_reference``.
+    :param devices: the devices that the engine runs on.
+    """
+    family = find_family(reference.model.config)
+    kind = reference.describe() if family is None else family.describe()
+    return kind if len(devices) == 1 else f"{kind}, {len(devices)} devices"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,7 @@ from pipeline.config import Settings
 from pipeline.console import count, format_bytes, say, show_progress
 from pipeline.corpus.tables import TextReader, read_distinct_keys
 from pipeline.embed.backbone import Architecture
-from pipeline.embed.recipe import _possible_precisions, make_recipe
-from pipeline.embed.shards import _Run, _Source
-from pipeline.embed.tokens import (
-    load_tokenizer,
-)
+from pipeline.embed.recipe import list_possible_precisions, make_recipe, resolve_precision
 from pipeline.errors import StoreError
 from pipeline.files import write_json
 from pipeline.project import Project
@@ -34,14 +32,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from pipeline.embed.backbone import Backbone, Precision
-    from pipeline.embed.engine import Engine
-    from pipeline.embed.loading import EngineGroup
+    from pipeline.embed.shards import ShardPlan, ShardRunner
 
 _LARGE_STORE_BYTES = 2_000_000_000
 # A further GPU takes some seconds to start, which this many shards repay.
 _SHARDS_A_DEVICE = 8
-# Compiling for a GPU takes some seconds too.
+# Compiling for a GPU takes some seconds, which this many texts repay.
 _TEXTS_TO_COMPILE = 1_000_000
 
 
@@ -49,14 +45,17 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
     """Bring the project's store up to date with its texts.
 
     :param project: the project to embed.
+    :param settings: all settings.
     :returns: details for the timing file, or ``None`` if there was nothing to do.
+    :raises StageError: if what ``fetch`` or ``prepare`` writes is missing or damaged.
+    :raises StoreError: if the vectors are not those of the backbone, or cannot be stored.
     """
     asset = read_assets(project.assets)["backbone"]
     architecture = Architecture.read(asset.locate(project))
     architecture.check_max_tokens(settings.embed.max_tokens)
     keys, first_rows = read_distinct_keys(project.texts)
     finish_commit(project.embeddings)
-    for precision in _possible_precisions(settings):
+    for precision in list_possible_precisions(settings):
         recipe = make_recipe(asset, architecture, settings.embed, precision)
         if _is_complete(project.embeddings, recipe, keys):
             say(f"{project.embeddings}: holds all {len(keys):,} distinct texts of {asset.id}")
@@ -69,8 +68,40 @@ def _is_complete(folder: Path, recipe: Recipe, keys: pa.Array) -> bool:
     try:
         manifest = read_manifest(folder)
     except StoreError:
-        return False  # none there, or damaged; then it is made anew
+        return False  # there is no store, or a damaged one, which is made anew
     return manifest.fingerprint == recipe.fingerprint and holds_exactly(folder, manifest, keys)
+
+
+@dataclass(frozen=True)
+class EmbedPlan:
+    """What a run embeds, and on which devices.
+
+    :param shards: the shards that the store lacks, in their order.
+    :param devices: the devices to compute on.
+    :param compiled: whether the work repays compiling for a GPU.
+    """
+
+    shards: tuple[ShardPlan, ...]
+    devices: tuple[torch.device, ...]
+    compiled: bool
+
+
+def plan_run(
+    recipe: Recipe, missing: Sequence[tuple[int, int]], devices: Sequence[torch.device]
+) -> EmbedPlan:
+    """Plan the work that the store lacks.
+
+    :param recipe: recipe of the vectors.
+    :param missing: the ranges of the shards to write among the distinct texts of the corpus.
+    :param devices: all devices that the settings allow.
+    """
+    from pipeline.embed.shards import ShardPlan
+
+    return EmbedPlan(
+        shards=tuple(ShardPlan(start, stop, recipe) for start, stop in missing),
+        devices=tuple(devices[: max(1, len(missing) // _SHARDS_A_DEVICE)]),
+        compiled=sum(stop - start for start, stop in missing) >= _TEXTS_TO_COMPILE,
+    )
 
 
 def _embed_missing(
@@ -81,64 +112,68 @@ def _embed_missing(
     keys: pa.Array,
     first_rows: npt.NDArray[np.int64],
 ) -> dict[str, object]:
+    # These import torch, which a run with nothing to do does not need.
+    from pipeline.device import choose_devices, describe_devices
+    from pipeline.embed.embedder import Embedder
+    from pipeline.embed.shards import ShardReader, ShardRunner
+
     folder = asset.locate(project)
     check_files(asset, "backbone", folder)
-    devices, precision = _choose_devices(settings)
+    devices = choose_devices(settings.runtime.devices)
+    precision = resolve_precision(settings.embed.precision, devices[0].type)
     recipe = make_recipe(asset, architecture, settings.embed, precision)
     update = StoreUpdate(project.embeddings, recipe, keys, first_rows)
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
     _say_size(recipe, len(keys))
     texts = TextReader(project.texts)
-    tokenizer = load_tokenizer(folder, settings.embed.max_tokens)
-    source = _Source(update, texts, tokenizer, first_rows)
-    missing = update.list_missing()
-    devices = devices[: max(1, len(missing) // _SHARDS_A_DEVICE)]
-
-    def load() -> tuple[Engine | EngineGroup, Backbone]:
-        from pipeline.embed.loading import EnginePlan, choose_engine
-
-        plan = EnginePlan(
-            asset,
-            folder,
-            precision,
-            recipe.layers,
-            recipe.dtype,
-            settings.runtime.token_budget,
-            settings.runtime.threads,
-            compiled=sum(stop - start for start, stop in missing) >= _TEXTS_TO_COMPILE,
-        )
-        return choose_engine(plan, devices)
-
+    plan = plan_run(recipe, update.list_missing(), devices)
+    embedder = Embedder.from_recipe(
+        recipe,
+        folder,
+        devices=plan.devices,
+        token_budget=settings.runtime.token_budget,
+        threads=settings.runtime.threads,
+        compiled=plan.compiled,
+    )
+    reader = ShardReader(update, texts, first_rows, embedder)
     started = time.perf_counter()
-    with show_progress("embedding", len(keys), "texts") as advance:
-        run = _Run(update, precision, load, advance)
-        run.embed(source, missing, at_once=2 * len(devices))
-    manifest = update.commit(run.fidelity.to_record() if run.fidelity else None)
+    with embedder, show_progress("embedding", len(keys), "texts") as advance:
+        runner = ShardRunner(update, reader, embedder, advance)
+        runner.run(plan.shards, at_once=2 * len(plan.devices))
+        device = describe_devices(plan.devices)
+    manifest = update.commit(runner.fidelity.to_record() if runner.fidelity else None)
     seconds = time.perf_counter() - started
-    _record_run(project, manifest.rows - run.embedded, run.embedded)
-    details: dict[str, Any] = {
-        "device": _describe_devices(devices),
-        "precision": precision,
-        "texts": run.embedded,
-        "kept": manifest.rows - run.embedded,
-        "tokens": run.n_tokens,
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(run.n_tokens / seconds, 1),
-        **(
-            {"fidelity_" + k: v for k, v in run.fidelity.to_record().items()}
-            if run.fidelity
-            else {}
-        ),
-    }
+    _record_run(project, manifest.rows - runner.embedded, runner.embedded)
+    details = _describe_run(runner, device, precision, manifest.rows, seconds)
     _say_summary(details, texts.rows)
     return details
 
 
-def _say_summary(details: dict[str, Any], texts: int) -> None:
-    """One line for people of what goes into the timing file.
+def _describe_run(
+    runner: ShardRunner, device: str, precision: str, rows: int, seconds: float
+) -> dict[str, Any]:
+    """What goes into the timing file.
 
-    :param texts: of the corpus, duplicates counted.
+    :param rows: number of texts in the store.
+    """
+    fidelity = runner.fidelity.to_record() if runner.fidelity else {}
+    return {
+        "device": device,
+        "precision": precision,
+        "texts": runner.embedded,
+        "kept": rows - runner.embedded,
+        "tokens": runner.n_tokens,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(runner.n_tokens / seconds, 1),
+        **{f"fidelity_{name}": value for name, value in fidelity.items()},
+    }
+
+
+def _say_summary(details: dict[str, Any], texts: int) -> None:
+    """Say in one line what goes into the timing file.
+
+    :param texts: number of texts of the corpus, duplicates counted.
     """
     cosine = details.get("fidelity_lowest_cosine")
     say(
@@ -148,20 +183,6 @@ def _say_summary(details: dict[str, Any], texts: int) -> None:
         f"{details['device']}, {details['precision']}"
         + (f", cosine to float32 {cosine:.8f}" if cosine is not None else "")
     )
-
-
-def _choose_devices(settings: Settings) -> tuple[list[torch.device], Precision]:
-    import torch
-
-    from pipeline.device import choose_devices
-
-    if settings.runtime.threads:
-        torch.set_num_threads(settings.runtime.threads)
-    devices = choose_devices(settings.runtime.devices)
-    precision = settings.embed.precision
-    if precision == "auto":
-        precision = "float16" if devices[0].type == "cuda" else "float32"
-    return devices, precision
 
 
 def _record_run(project: Project, kept: int, embedded: int) -> None:
@@ -182,13 +203,3 @@ def _say_size(recipe: Recipe, texts: int) -> None:
             f"          `embed.layers: last` would take {one:,} bytes a text and save "
             f"{format_bytes((recipe.text_bytes - one) * texts)}"
         )
-
-
-def _describe_devices(devices: list[torch.device]) -> str:
-    import torch
-
-    first = devices[0]
-    if first.type == "cuda":
-        name = torch.cuda.get_device_name(first)
-        return name if len(devices) == 1 else f"{len(devices)} × {name}"
-    return f"{first.type} ({count(torch.get_num_threads(), 'thread')})"

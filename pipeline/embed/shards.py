@@ -1,85 +1,178 @@
-"""Shards on their way: read and tokenized, computed, written, each while the others are."""
+"""Shards under way: read and tokenized, computed, written, each while the others are."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.console import Advance, say
 from pipeline.corpus.tables import TextReader
+from pipeline.embed.backbone import Backbone
+from pipeline.embed.embedder import Embedder
+from pipeline.embed.engine import Job
 from pipeline.embed.fidelity import Fidelity, check_fidelity, measure_fidelity
-from pipeline.embed.tokens import (
-    TextTokenizer,
-    Tokens,
-    find_distinct,
-    select_tokens,
-)
+from pipeline.embed.loading import describe_engine
+from pipeline.embed.tokens import DistinctTokens
 from pipeline.errors import StoreError
-from pipeline.store import (
-    Rows,
-    StoreUpdate,
-)
+from pipeline.store import Recipe, Rows, StoreUpdate
 
-if TYPE_CHECKING:
-    from pipeline.embed.backbone import Backbone, Precision
-    from pipeline.embed.engine import Engine, Job
-    from pipeline.embed.loading import EngineGroup
-
-
-# A kill costs at most this much work, and what one batch takes.
+# Finished rows go to the disk this often, so that a kill costs at most this much work and what one
+# batch takes.
 _KEEP_SECONDS = 15.0
 
 
-class _Run:
-    """Shards on their way: read and tokenized, computed, written, each while the others are.
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be written; it holds no open file, so that any process could take it.
 
-    :param load: makes the engine, and the backbone to gauge it by; called when there is a text to
-        embed, since a store that only has to be re-arranged needs neither.
-    :param advance: called with texts done.
-    :ivar embedded: texts that were embedded.
-    :ivar n_tokens: that the backbone saw.
+    :param start: the number of its first text among the distinct texts of the corpus.
+    :param stop: the number behind that of its last text.
+    :param recipe: recipe of the vectors.
+    """
+
+    start: int
+    stop: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class ShardTexts:
+    """The texts of one shard, those with vectors and those without.
+
+    :param start: the number of its first text among the distinct texts of the corpus.
+    :param known: true for texts that have vectors already: bool, [B].
+    :param kept: rows of the texts that have.
+    :param tokens: token ids of the texts that have not; ``None`` if all have.
+    """
+
+    start: int
+    known: npt.NDArray[np.bool_]
+    kept: Rows
+    tokens: DistinctTokens | None
+
+    def join(self, fresh: Rows) -> Rows:
+        """Rows of all texts of the shard, in their order.
+
+        :param fresh: rows of the distinct texts of ``tokens``.
+        """
+        assert self.tokens is not None
+        B, indices = len(self.known), self.tokens.indices
+        n_tokens = np.empty(B, np.int32)
+        vectors = np.empty((B, *fresh.vectors.shape[1:]), fresh.vectors.dtype)
+        n_tokens[self.known], vectors[self.known] = self.kept.n_tokens, self.kept.vectors
+        n_tokens[~self.known] = fresh.n_tokens[indices]
+        vectors[~self.known] = fresh.vectors[indices]
+        return Rows(n_tokens, vectors)
+
+    def locate_distinct(self) -> npt.NDArray[np.int64]:
+        """For each distinct text of ``tokens`` its number among the texts of the corpus."""
+        assert self.tokens is not None
+        return np.flatnonzero(~self.known)[self.tokens.first] + self.start
+
+
+class ShardReader:
+    """Takes the known vectors of a shard from the store, and tokenizes the other texts.
+
+    :param update: the change of the store.
+    :param texts: the texts of the corpus.
+    :param first_rows: the row of the corpus in which each distinct text stands first: int64.
+    :param embedder: the embedder that tokenizes.
     """
 
     def __init__(
         self,
         update: StoreUpdate,
-        precision: Precision,
-        load: Callable[[], tuple[Engine | EngineGroup, Backbone]],
-        advance: Advance,
+        texts: TextReader,
+        first_rows: npt.NDArray[np.int64],
+        embedder: Embedder,
+    ) -> None:
+        self._update = update
+        self._texts = texts
+        self._first_rows = first_rows
+        self._embedder = embedder
+
+    def read(self, plan: ShardPlan) -> ShardTexts:
+        """The texts of one shard.
+
+        :param plan: the shard; shards are read in their order.
+        :raises ValueError: if the shard is not of the recipe of the store.
+        """
+        if plan.recipe.fingerprint != self._update.recipe.fingerprint:
+            raise ValueError(f"shard from text {plan.start} is of another recipe than the store")
+        known, kept = self._update.find_known(plan.start, plan.stop)
+        if known.all():
+            return ShardTexts(plan.start, known, kept, None)
+        new = np.flatnonzero(~known) + plan.start
+        tokens = self._embedder.tokenize(self._texts.take(self._first_rows[new]))
+        return ShardTexts(plan.start, known, kept, tokens)
+
+    def read_ahead(
+        self, pool: ThreadPoolExecutor, plans: Sequence[ShardPlan]
+    ) -> Iterator[ShardTexts]:
+        """The texts of shards in order, of which the next is read while one is in use.
+
+        :param pool: one thread to read in.
+        :param plans: the shards.
+        """
+        under_way: Future[ShardTexts] | None = None
+        for plan in plans:
+            following = pool.submit(self.read, plan)
+            if under_way is not None:
+                yield under_way.result()
+            under_way = following
+        if under_way is not None:
+            yield under_way.result()
+
+
+class ShardRunner:
+    """Embeds and writes shards, reading one and writing another while the device computes.
+
+    The weights are loaded for the first text to embed: a store whose texts only have to be put into
+    another order needs none.
+
+    :param update: the change of the store.
+    :param reader: reader of the shards' texts.
+    :param embedder: embedder of the texts that have no vectors yet.
+    :param advance: a function to call with the number of texts just finished.
+    :ivar embedded: number of texts that were embedded.
+    :ivar n_tokens: number of tokens that the backbone saw.
+    :ivar fidelity: distance of a sample from Hugging Face in float32, once it has been gauged.
+    """
+
+    def __init__(
+        self, update: StoreUpdate, reader: ShardReader, embedder: Embedder, advance: Advance
     ) -> None:
         self.embedded = self.n_tokens = 0
         self.fidelity: Fidelity | None = None
         self._update = update
-        self._precision = precision
-        self._load = load
+        self._reader = reader
+        self._embedder = embedder
         self._advance = advance
-        self._engine: Engine | EngineGroup | None = None
         self._reference: Backbone | None = None
-        self._under_way: deque[tuple[_Shard, Job | None]] = deque()
+        self._under_way: deque[tuple[ShardTexts, Job | None]] = deque()
         self._written: Future[None] | None = None
 
-    def embed(self, source: _Source, ranges: list[tuple[int, int]], at_once: int) -> None:
-        """Embed and write the shards of some ranges of keys.
+    def run(self, plans: Sequence[ShardPlan], at_once: int) -> None:
+        """Embed and write shards.
 
-        :param at_once: shards for the engine to have before the first of them is waited for.
+        :param plans: the shards, in their order.
+        :param at_once: number of shards for the engine to have before the first is waited for.
+        :raises StoreError: if the vectors are not those of the backbone, before any is written.
         """
         with (
-            ExitStack() as stack,
             ThreadPoolExecutor(1, "read") as reading,
             ThreadPoolExecutor(1, "write") as writing,
         ):
-            for shard in _run_ahead(reading, source.take, ranges):
+            for shard in self._reader.read_ahead(reading, plans):
                 self._advance(len(shard.kept.n_tokens))
-                self._under_way.append((shard, self._start(shard, stack)))
+                self._under_way.append((shard, self._start(shard)))
                 if len(self._under_way) >= at_once:
                     self._finish(writing)
             while self._under_way:
@@ -87,19 +180,15 @@ class _Run:
             if self._written is not None:
                 self._written.result()
 
-    def _start(self, shard: _Shard, stack: ExitStack) -> Job | None:
+    def _start(self, shard: ShardTexts) -> Job | None:
         if shard.tokens is None:
             return None
-        if self._engine is None:
-            self._engine, self._reference = self._load()
-            stack.push(self._engine)
-        # The bar counts texts but moves with their tokens, which is what takes the time.
-        texts_per_token = len(shard.new) / int(shard.tokens.offsets[-1])
-        return self._engine.start(
-            shard.tokens,
-            lambda tokens: self._advance(tokens * texts_per_token),
-            _ProgressKeeper(self._update, shard.new[shard.first]),
-        )
+        if not self._embedder.is_loaded:
+            say(f"backbone  {self._update.recipe.backbone}: loading")
+            self._reference = self._embedder.load()
+            say(f"engine    {describe_engine(self._reference, self._embedder.devices)}")
+        keeper = _ProgressKeeper(self._update, shard.locate_distinct())
+        return self._embedder.start(shard.tokens, self._advance, keeper)
 
     def _finish(self, writing: ThreadPoolExecutor) -> None:
         shard, job = self._under_way.popleft()
@@ -111,21 +200,21 @@ class _Run:
                 self._gauge(self._reference, shard.tokens, fresh)
                 self._reference = None
             rows = shard.join(fresh)
-            self.n_tokens += int(shard.tokens.offsets[-1])
-            self.embedded += len(shard.new)
+            self.n_tokens += len(shard.tokens.tokens.ids)
+            self.embedded += len(shard.tokens)
         if self._written is not None:
             self._written.result()
         self._written = writing.submit(self._update.write_shard, shard.start, rows)
 
-    def _gauge(self, reference: Backbone, tokens: Tokens, rows: Rows) -> None:
+    def _gauge(self, reference: Backbone, texts: DistinctTokens, rows: Rows) -> None:
         """Compare a sample with Hugging Face in float32 before anything of this run is written.
 
         :raises StoreError: if it is further off than the precision explains.
         """
-        fidelity = measure_fidelity(reference, tokens, rows, self._update.recipe.layers)
+        fidelity = measure_fidelity(reference, texts.tokens, rows, self._embedder.layers)
         try:
-            check_fidelity(fidelity, self._precision)
-        except StoreError:  # what was put aside meanwhile is as wrong
+            check_fidelity(fidelity, self._embedder.precision)
+        except StoreError:  # what was kept of this run meanwhile is as wrong
             shutil.rmtree(self._update.staged, ignore_errors=True)
             raise
         say(
@@ -135,106 +224,28 @@ class _Run:
         self.fidelity = fidelity
 
 
-def _run_ahead(
-    pool: ThreadPoolExecutor, work: Callable[[int, int], _Shard], ranges: list[tuple[int, int]]
-) -> Iterator[_Shard]:
-    """Results in order, the next one under way while the caller is busy with this one."""
-    under_way: Future[_Shard] | None = None
-    for start, stop in ranges:
-        following = pool.submit(work, start, stop)
-        if under_way is not None:
-            yield under_way.result()
-        under_way = following
-    if under_way is not None:
-        yield under_way.result()
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One shard's texts, known and new.
-
-    :param start: of its range among the keys.
-    :param known: bool, [S]: which texts have vectors already.
-    :param kept: their rows.
-    :param tokens: of the D new texts that differ as tokens; ``None`` if there are none.
-    :param first: int64, [D]: the first new text with these tokens.
-    :param places: int64: for each new text, where it stands among the D.
-    """
-
-    start: int
-    known: npt.NDArray[np.bool_]
-    kept: Rows
-    tokens: Tokens | None
-    first: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
-
-    @property
-    def new(self) -> npt.NDArray[np.int64]:
-        """Where the new texts stand among the keys."""
-        return np.flatnonzero(~self.known) + self.start
-
-    def join(self, fresh: Rows) -> Rows:
-        """Rows of all its texts, in their order.
-
-        :param fresh: of the texts that differ as tokens.
-        """
-        size = len(self.known)
-        n_tokens = np.empty(size, np.int32)
-        vectors = np.empty((size, *fresh.vectors.shape[1:]), fresh.vectors.dtype)
-        n_tokens[self.known], vectors[self.known] = self.kept.n_tokens, self.kept.vectors
-        n_tokens[~self.known] = fresh.n_tokens[self.places]
-        vectors[~self.known] = fresh.vectors[self.places]
-        return Rows(n_tokens, vectors)
-
-
-class _Source:
-    """Takes what is known of a shard from the store, and tokenizes the rest.
-
-    :param first_rows: int64, [N]: the row of the corpus in which each key's text stands first.
-    """
-
-    def __init__(
-        self,
-        update: StoreUpdate,
-        texts: TextReader,
-        tokenizer: TextTokenizer,
-        first_rows: npt.NDArray[np.int64],
-    ) -> None:
-        self._update = update
-        self._texts = texts
-        self._tokenizer = tokenizer
-        self._first_rows = first_rows
-
-    def take(self, start: int, stop: int) -> _Shard:
-        known, kept = self._update.find_known(start, stop)
-        new = np.flatnonzero(~known) + start
-        if not len(new):
-            return _Shard(start, known, kept, None, new, new)
-        tokens = self._tokenizer.tokenize(self._texts.take(self._first_rows[new]))
-        first, places = find_distinct(tokens)
-        return _Shard(start, known, kept, select_tokens(tokens, first), first, places)
-
-
 class _ProgressKeeper:
     """Puts finished rows on the disk every so often, so that a kill costs no more than that.
 
-    :param places: int64: where the texts being embedded stand among the keys.
+    :param numbers: the number of each text being embedded among the texts of the corpus: int64.
     """
 
-    def __init__(self, update: StoreUpdate, places: npt.NDArray[np.int64]) -> None:
+    def __init__(self, update: StoreUpdate, numbers: npt.NDArray[np.int64]) -> None:
         self._update = update
-        self._places = places
+        self._numbers = numbers
         self._waiting: list[npt.NDArray[np.int64]] = []
         self._saved_at = time.perf_counter()
 
     def __call__(self, batch: npt.NDArray[np.int64], rows: Rows) -> None:
-        """:param batch: which of the texts were just finished.
-        :param rows: of all texts, those of the unfinished ones not yet filled in.
+        """Note that some texts are finished, as ``Keep`` has it.
+
+        :param batch: indices of the texts just finished.
+        :param rows: rows of all texts, of which those of the unfinished are not filled in yet.
         """
         self._waiting.append(batch)
         if time.perf_counter() - self._saved_at >= _KEEP_SECONDS:
             done = np.concatenate(self._waiting)
             finished = Rows(rows.n_tokens[done], rows.vectors[done])
-            self._update.save_progress(self._places[done], finished)
+            self._update.save_progress(self._numbers[done], finished)
             self._waiting = []
             self._saved_at = time.perf_counter()

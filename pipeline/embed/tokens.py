@@ -1,4 +1,4 @@
-"""Texts → token ids as flat arrays with offsets, no Python object per text."""
+"""From texts to token ids: flat arrays with offsets, and no Python object for each text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.embed.words import WordTable, can_look_up
-from pipeline.errors import AssetError
+from pipeline.errors import AssetError, SettingsError
+from pipeline.store import Rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of B texts, one after another.
+    """Token ids of B texts, one text after another.
 
-    :param ids: int32, [T], special tokens included.
-    :param offsets: int64, [B + 1]: text ``b`` has ``ids[offsets[b]:offsets[b + 1]]``.
+    :param ids: token ids, special tokens included: int32, [T].
+    :param offsets: bounds of the texts: text ``b`` has ``ids[offsets[b]:offsets[b + 1]]``: int64,
+        [B + 1].
     """
 
     ids: npt.NDArray[np.int32]
@@ -34,27 +36,67 @@ class Tokens:
         """Tokens of each text: int64, [B]."""
         return np.diff(self.offsets)
 
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class DistinctTokens:
+    """Token ids of B texts, of which those that are the same tokens stand once.
+
+    Texts that differ only in what the tokenizer drops, such as letter case or the end of a long
+    text, are the same tokens and have the same vectors.
+
+    :param tokens: token ids of the distinct texts, in order of first appearance.
+    :param first: index of the first text with the tokens of each distinct text: int64.
+    :param indices: index of each text's distinct text: int64, [B].
+    """
+
+    tokens: Tokens
+    first: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def expand(self, rows: Rows) -> Rows:
+        """Rows of the B texts.
+
+        :param rows: rows of the distinct texts.
+        """
+        if len(self.first) == len(self.indices):  # all differ, so the distinct texts are the texts
+            return rows
+        return Rows(rows.n_tokens[self.indices], rows.vectors[self.indices])
+
 
 class TextTokenizer:
-    """A backbone's tokenizer: Rust's, or where it is BERT's a table of words in front of it.
+    """A backbone's tokenizer: the Rust library's, and if it is BERT's, a table of words before it.
 
-    :param tokenizer: of the backbone.
-    :param max_tokens: longer texts are cut; special tokens are counted in.
+    :param tokenizer: the backbone's tokenizer.
+    :param max_tokens: length to cut longer texts to, special tokens counted in.
+    :raises SettingsError: if that leaves no token beside the special ones.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         tokenizer.no_padding()
-        # It may cut a word of the table too, but past what is left of the word's text.
+        tokenizer.no_truncation()
+        self._before, self._after = _find_special_tokens(tokenizer)
+        n_special = len(self._before) + len(self._after)
+        if max_tokens <= n_special:
+            raise SettingsError(
+                f"embed.max_tokens: must be >= {n_special + 1} for this backbone, got {max_tokens}"
+            )
+        self._room = max_tokens - n_special
+        # The tokenizer also cuts the single words that the table of words asks it for. No harm is
+        # done: a word is cut to `max_tokens` ids, and no text has room for more ids than that.
         tokenizer.enable_truncation(max_length=max_tokens)
         self._tokenizer = tokenizer
         self._words = WordTable(tokenizer) if can_look_up(tokenizer) else None
-        self._before, self._after = _find_special_tokens(tokenizer)
-        self._room = max_tokens - len(self._before) - len(self._after)
 
     def tokenize(self, texts: pa.Array) -> Tokens:
         """Token ids of texts, special tokens included.
 
-        :param texts: strings, [B], without nulls.
+        :param texts: strings without nulls: [B].
         """
         if self._words is None:
             return self._tokenize_each(texts)
@@ -73,21 +115,21 @@ class TextTokenizer:
         return select_tokens(_join(plain, others), order)
 
     def _tokenize_each(self, texts: pa.Array) -> Tokens:
-        """By the tokenizer itself, which takes one text after another, on all cores."""
+        """Token ids by the tokenizer itself, which works on single texts, on all cores."""
         pieces = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts.to_pylist())]
         offsets = add_up(np.array([len(piece) for piece in pieces], np.int64))
         return Tokens(np.fromiter(chain.from_iterable(pieces), np.int32, offsets[-1]), offsets)
 
     def _frame(self, pieces: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> Tokens:
-        """Cut texts and put them between special tokens.
+        """Cut texts to the longest length and put them between special tokens.
 
-        :param pieces: ids of b texts, one after another, [T].
-        :param counts: of each text, [b].
+        :param pieces: token ids of b texts, one text after another: [T].
+        :param counts: tokens of each text: [b].
         """
         kept = np.minimum(counts, self._room)
         if (counts > kept).any():
-            place = np.arange(len(pieces)) - np.repeat(add_up(counts)[:-1], counts)
-            pieces = pieces[place < np.repeat(kept, counts)]
+            position = np.arange(len(pieces)) - np.repeat(add_up(counts)[:-1], counts)
+            pieces = pieces[position < np.repeat(kept, counts)]
         before, after = len(self._before), len(self._after)
         offsets = add_up(kept + before + after)
         ids = np.empty(offsets[-1], np.int32)
@@ -99,7 +141,7 @@ class TextTokenizer:
 
 
 def _find_special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text."""
+    """The ids of the special tokens that the tokenizer puts before and behind a text."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     framed = tokenizer.encode("a").ids
     start = framed.index(bare[0]) if bare else len(framed)
@@ -107,9 +149,10 @@ def _find_special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def view_bytes(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The UTF-8 bytes of texts, one after another, and where each starts: [B + 1].
+    """The UTF-8 bytes of texts, one text after another.
 
-    :param texts: strings, [B], without nulls.
+    :param texts: strings without nulls: [B].
+    :returns: the bytes, and their bounds: text ``b`` has ``bytes[bounds[b]:bounds[b + 1]]``.
     """
     texts = texts.cast(pa.large_string())  # whose offsets are int64
     _, offsets, data = texts.buffers()
@@ -120,7 +163,10 @@ def view_bytes(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.i
 
 
 def add_up(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Offsets of parts of these sizes: [B + 1], from 0."""
+    """Offsets of parts that stand one after another, from 0: [B + 1].
+
+    :param counts: sizes of the parts: [B].
+    """
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
@@ -132,7 +178,10 @@ def _join(first: Tokens, second: Tokens) -> Tokens:
 def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
     """The backbone's own fast tokenizer.
 
+    :param folder: the backbone's folder.
+    :param max_tokens: length to cut longer texts to, special tokens counted in.
     :raises AssetError: if ``tokenizer.json`` cannot be read.
+    :raises SettingsError: if ``max_tokens`` leaves no token beside the special ones.
     """
     from tokenizers import Tokenizer
 
@@ -149,28 +198,30 @@ def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
 def select_tokens(tokens: Tokens, chosen: npt.NDArray[np.int64]) -> Tokens:
     """Tokens of some texts, in the order asked for.
 
-    :param chosen: indices of b texts, [b].
+    :param tokens: token ids of B texts.
+    :param chosen: indices of b texts: [b].
     """
     lengths = tokens.lengths[chosen]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    # Token t of the result stands in the source as far from its text's start as here.
+    # A token is as far from its text's first token in the result as in the source, so that one
+    # number for each text leads from the one to the other.
     shift = np.repeat(tokens.offsets[chosen] - offsets[:-1], lengths)
     return Tokens(ids=tokens.ids[np.arange(offsets[-1]) + shift], offsets=offsets)
 
 
-def find_distinct(tokens: Tokens) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Texts that differ as tokens: those that differ only in case or past the cut do not.
+def find_distinct(tokens: Tokens) -> DistinctTokens:
+    """The texts that differ as tokens, each once.
 
-    :returns: indices of the D distinct texts, [D], and for each text its place among these, [B].
+    :param tokens: token ids of B texts.
     """
     seen: dict[bytes, int] = {}
     raw = tokens.ids.tobytes()
     bounds = (tokens.offsets * tokens.ids.itemsize).tolist()
-    places = np.fromiter(
+    indices = np.fromiter(
         (seen.setdefault(raw[a:b], len(seen)) for a, b in pairwise(bounds)),
         np.int64,
         len(bounds) - 1,
     )
-    first = np.full(len(seen), len(places), np.int64)
-    np.minimum.at(first, places, np.arange(len(places)))
-    return first, places
+    first = np.full(len(seen), len(indices), np.int64)
+    np.minimum.at(first, indices, np.arange(len(indices)))
+    return DistinctTokens(select_tokens(tokens, first), first, indices)

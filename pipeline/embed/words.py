@@ -1,9 +1,10 @@
 """BERT's WordPiece by looking up whole words, a shard of texts at a time.
 
-Its normalizer looks at characters alone and its pre-tokenizer parts words at every space and
-punctuation character, so the ids of a text are those of what stands between these in ASCII, one
-after another. Such words are found with array operations. Those met before are in a table, and the
-tokenizer itself sees each other one once.
+BERT's normalizer changes each character by itself, and its pre-tokenizer divides a text at every
+space and punctuation character. So the ids of a text are the ids of its words, one word after
+another, where a word is what stands between two ASCII spaces or punctuation characters. Array
+operations find the words of all texts at once. A table holds the ids of words met before; the
+tokenizer itself sees every other word once.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Ids = npt.NDArray[np.int32]
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
-WORD_BYTES = 16  # and pieces; texts with longer words, which are rare, go to the tokenizer
+# The table holds words of at most this many UTF-8 bytes and at most as many token ids. A text with
+# a longer word, which is rare, is tokenized by the tokenizer itself.
+WORD_BYTES = 16
 _SLOT_BITS = 18
 _SLOTS = 1 << _SLOT_BITS
 _SPACE, _PUNCTUATION, _LETTER, _FOREIGN = range(4)
@@ -30,10 +33,10 @@ _SPACE, _PUNCTUATION, _LETTER, _FOREIGN = range(4)
 class WordTable:
     """Token ids of words of up to 16 bytes, each in the slot that its hash gives.
 
-    A word that meets another in its slot takes its place: nothing grows, and since whole words are
-    compared, nothing is mistaken.
+    A word whose slot holds another word replaces it, so the table does not grow. A look-up compares
+    the whole word, so words of one slot are never mistaken for each other.
 
-    :param tokenizer: one that ``can_look_up``; it must cut no word.
+    :param tokenizer: a tokenizer for which ``can_look_up`` holds.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -43,57 +46,64 @@ class WordTable:
         if json.loads(tokenizer.to_str())["normalizer"]["lowercase"]:
             self._lower[ord("A") : ord("Z") + 1] += 32
         self._words = np.zeros((_SLOTS, 2), np.uint64)
-        # Rows behind the slots hold the words that a call meets for the first time.
+        # Rows behind those of the slots hold the words that a call of `encode` meets for the first
+        # time.
         self._pieces = np.zeros((_SLOTS, WORD_BYTES), np.int32)
         self._counts = np.zeros(_SLOTS, np.int64)
 
-    def find_foreign(self, data: npt.NDArray[np.uint8], bounds: Places) -> npt.NDArray[np.bool_]:
-        """Which texts hold a byte that is not plain: [B].
+    def find_foreign(self, data: npt.NDArray[np.uint8], bounds: Indices) -> npt.NDArray[np.bool_]:
+        """The texts that hold a byte of the kind foreign, which the table cannot take: bool, [B].
 
-        :param data: the bytes of B texts, one after another.
-        :param bounds: [B + 1]: text ``b`` has ``data[bounds[b]:bounds[b + 1]]``.
+        :param data: UTF-8 bytes of B texts, one text after another.
+        :param bounds: bounds of the texts: text ``b`` has ``data[bounds[b]:bounds[b + 1]]``:
+            [B + 1].
         """
-        places = np.flatnonzero(self._kinds[data] == _FOREIGN)
-        foreign = np.zeros(len(bounds) - 1, bool)
-        foreign[np.searchsorted(bounds, places, side="right") - 1] = True
-        return foreign
+        at = np.flatnonzero(self._kinds[data] == _FOREIGN)
+        is_foreign = np.zeros(len(bounds) - 1, bool)
+        is_foreign[np.searchsorted(bounds, at, side="right") - 1] = True
+        return is_foreign
 
     def encode(
-        self, data: npt.NDArray[np.uint8], bounds: Places
-    ) -> tuple[Ids, Places, npt.NDArray[np.bool_]]:
-        """Ids of texts without foreign bytes, special tokens not included.
+        self, data: npt.NDArray[np.uint8], bounds: Indices
+    ) -> tuple[Ids, Indices, npt.NDArray[np.bool_]]:
+        """Token ids of texts without foreign bytes, special tokens not included.
 
-        :returns: ids, [T]; how many each text has, [B]; which texts have a word that does not fit
-            into the table, [B]: these have none.
+        :param data: UTF-8 bytes of B texts, one text after another.
+        :param bounds: bounds of the texts, [B + 1].
+        :returns: ids, [T]; how many each text has, [B]; and which texts are left out because a word
+            of theirs does not fit into the table, bool, [B].
         """
         starts, sizes, word_bounds = self._find_words(data, bounds)
         fits = sizes <= WORD_BYTES
         words = self._take_words(data, starts, np.minimum(sizes, WORD_BYTES))
         rows = _hash(words)
-        there = self._words[rows]
-        is_known = (there[:, 0] == words[:, 0]) & (there[:, 1] == words[:, 1])
+        held = self._words[rows]
+        is_known = (held[:, 0] == words[:, 0]) & (held[:, 1] == words[:, 1])
         missing = np.flatnonzero(~is_known & fits)
         new, which = np.unique(words[missing].view(_TEXT)[:, 0], return_inverse=True)
         self._tokenize(new)
         rows[missing] = _SLOTS + which
         counts = self._counts[rows]
         is_left = np.zeros(len(bounds) - 1, bool)
-        spoilt = np.flatnonzero(~fits | (counts > WORD_BYTES))
-        if len(spoilt):
-            is_left[np.searchsorted(word_bounds, spoilt, side="right") - 1] = True
+        too_long = np.flatnonzero(~fits | (counts > WORD_BYTES))
+        if len(too_long):
+            is_left[np.searchsorted(word_bounds, too_long, side="right") - 1] = True
             counts[np.repeat(is_left, np.diff(word_bounds))] = 0
         ends = np.concatenate([[0], np.cumsum(counts)])
-        places = np.repeat(rows * WORD_BYTES - ends[:-1], counts) + np.arange(ends[-1])
-        ids = self._pieces.reshape(-1)[places]
-        self._keep(new)  # only now, since a slot may hold another word of these texts
+        sources = np.repeat(rows * WORD_BYTES - ends[:-1], counts) + np.arange(ends[-1])
+        ids = self._pieces.reshape(-1)[sources]
+        # The new words move into their slots only after the ids have been read: until then a slot
+        # may hold another word of these same texts.
+        self._keep(new)
         return ids, np.diff(ends[word_bounds]), is_left
 
     def _find_words(
-        self, data: npt.NDArray[np.uint8], bounds: Places
-    ) -> tuple[Places, Places, Places]:
-        """Where words start and how long they are, [W], and each text's first among them, [B + 1].
+        self, data: npt.NDArray[np.uint8], bounds: Indices
+    ) -> tuple[Indices, Indices, Indices]:
+        """The words of texts; a punctuation character is a word of its own.
 
-        A punctuation character is a word of its own.
+        :returns: the first byte and the bytes of each word, and the bounds of the texts among the
+            words, [B + 1].
         """
         kinds = self._kinds[data]
         letter = kinds == _LETTER
@@ -101,7 +111,7 @@ class WordTable:
         is_start[1:] &= ~letter[:-1]
         is_end = letter.copy()
         is_end[:-1] &= ~letter[1:]
-        # Texts stand side by side: what touches there are still two words.
+        # Where two texts touch, the last word of one and the first of the next are two words.
         holding = bounds[:-1] < bounds[1:]
         first, last = bounds[:-1][holding], bounds[1:][holding] - 1
         is_start[first] = letter[first]
@@ -112,9 +122,9 @@ class WordTable:
         return starts, sizes, np.searchsorted(starts, bounds)
 
     def _take_words(
-        self, data: npt.NDArray[np.uint8], starts: Places, sizes: Places
+        self, data: npt.NDArray[np.uint8], starts: Indices, sizes: Indices
     ) -> npt.NDArray[np.uint64]:
-        """The bytes of words in lower case, filled up with zeros: [W, 2]."""
+        """The bytes of words in lower case, filled up with zeros to 16, as two numbers a word."""
         padded = np.zeros(len(data) + WORD_BYTES, np.uint8)
         padded[: len(data)] = self._lower[data]
         windows = np.lib.stride_tricks.sliding_window_view(padded, WORD_BYTES)
@@ -123,20 +133,20 @@ class WordTable:
         return taken
 
     def _tokenize(self, new: npt.NDArray[np.bytes_]) -> None:
-        """Put the pieces of words, each there once, into the rows behind the slots."""
+        """Put the ids of distinct new words into the rows behind the slots."""
         if _SLOTS + len(new) > len(self._counts):
             more = _SLOTS + 2 * len(new) - len(self._counts)
             self._counts = np.concatenate([self._counts, np.zeros(more, np.int64)])
             self._pieces = np.concatenate([self._pieces, np.zeros((more, WORD_BYTES), np.int32)])
         texts = [word.decode("utf-8") for word in new.tolist()]
-        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for row, encoding in enumerate(found, start=_SLOTS):
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for row, encoding in enumerate(encodings, start=_SLOTS):
             ids = encoding.ids
             self._counts[row] = len(ids)
             self._pieces[row, : len(ids)] = ids[:WORD_BYTES]
 
     def _keep(self, new: npt.NDArray[np.bytes_]) -> None:
-        """Move words from behind the slots into them."""
+        """Move new words from the rows behind the slots into their slots."""
         words = new.view(np.uint64).reshape(-1, 2)
         slots, chosen = np.unique(_hash(words), return_index=True)
         self._words[slots] = words[chosen]
@@ -145,17 +155,21 @@ class WordTable:
 
 
 def can_look_up(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer is BERT's: WordPiece behind BERT's normalizer and pre-tokenizer."""
+    """Whether a tokenizer is BERT's: WordPiece behind BERT's normalizer and pre-tokenizer.
+
+    :param tokenizer: the backbone's tokenizer.
+    """
     about = json.loads(tokenizer.to_str())
     parts = ((about[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
     return tuple(parts) == ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 
 
 def _sort_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.uint8]:
-    """What each byte is to the pre-tokenizer: [256].
+    """The kind of each byte to the pre-tokenizer: [256].
 
-    All beyond ASCII belongs to the words around it. Foreign are control characters, and whatever an
-    added token may begin with: these are found before the text is taken apart.
+    Bytes beyond ASCII belong to the words around them. Foreign are control characters, and every
+    byte that an added token may begin with, because the tokenizer looks for added tokens before it
+    divides a text into words.
     """
     kinds = np.full(256, _LETTER, np.uint8)
     kinds[:32] = kinds[127] = _FOREIGN
@@ -168,7 +182,7 @@ def _sort_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.uint8]:
 
 
 def _make_masks() -> npt.NDArray[np.uint64]:
-    """Ones over the first bytes of a word, for each size: [17, 2]."""
+    """For each size of a word, a mask of its first bytes, as two numbers: [17, 2]."""
     within = np.arange(WORD_BYTES) < np.arange(WORD_BYTES + 1)[:, None]
     return np.where(within, 255, 0).astype(np.uint8).view(np.uint64)
 
@@ -177,8 +191,8 @@ _TEXT = f"S{WORD_BYTES}"
 _MASKS = _make_masks()
 
 
-def _hash(words: npt.NDArray[np.uint64]) -> Places:
-    """A slot for each word, [W]: any that spreads them well."""
+def _hash(words: npt.NDArray[np.uint64]) -> Indices:
+    """The slot of each word, by multiplications that spread words evenly over the slots."""
     mixed = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1] * np.uint64(
         0xC2B2AE3D27D4EB4F
     )

@@ -247,10 +247,11 @@ cli.main(["embed"], standalone_mode=False)
 print(read_memory("VmHWM"))
 """
 _EMBED_FREE = f"""
-from pipeline.embed import loading, run
+from pipeline.embed import shards
+from pipeline.embed.families import FAMILIES
 from tests.benchmarks.ways import Free
-loading.PackedBert = Free
-run.check_fidelity = lambda fidelity, precision: None
+FAMILIES["bert"] = Free
+shards.check_fidelity = lambda fidelity, precision: None
 {_EMBED}"""
 
 

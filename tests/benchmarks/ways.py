@@ -23,13 +23,12 @@ import tokenizers
 import torch
 import transformers
 
-from pipeline.assets import read_assets
 from pipeline.config import parse_settings
 from pipeline.embed import run
 from pipeline.embed.backbone import Architecture
 from pipeline.embed.batches import plan_batches
+from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.loading import EnginePlan
-from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens, load_tokenizer, select_tokens
 from pipeline.presets import read_preset
 from pipeline.project import Project
@@ -122,11 +121,10 @@ class Ours(Way):
         super().__init__()
 
     def load(self, case: Case) -> None:
-        asset = read_assets(Project().assets)["backbone"]
         top = Architecture.read(case.folder).layers
         layers = (top,) if self.layers == "last" else tuple(range(top + 1))
         precision: Any = self.precision or case.precision
-        plan = EnginePlan(asset, case.folder, precision, layers, "float16", compiled=self.compiled)
+        plan = EnginePlan(case.folder, precision, layers, "float16", compiled=self.compiled)
         self.reference = plan.load_reference(case.device)
         self.engine = plan.make_engine(self.reference)
 

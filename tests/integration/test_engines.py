@@ -15,12 +15,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.assets import Asset
 from pipeline.embed.engine import Engine
+from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.linears import CompiledLinear
 from pipeline.embed.loading import EngineGroup, EnginePlan
-from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens, load_tokenizer
 from pipeline.errors import AssetError, DeviceError
 from pipeline.project import Project
@@ -30,8 +29,7 @@ CPUS = [torch.device("cpu")] * 2
 
 
 def make_plan(folder: Path) -> EnginePlan:
-    asset = Asset(id="tiny", source="test", files={}, path=str(folder))
-    return EnginePlan(asset, folder, "float32", (0, 1, 2), "float32")
+    return EnginePlan(folder, "float32", (0, 1, 2), "float32")
 
 
 def make_shards(folder: Path, count: int) -> list[Tokens]:
@@ -48,7 +46,7 @@ def test_two_processes_give_the_vectors_of_one(tiny_backbone: Path, count: int) 
     shards = make_shards(tiny_backbone, count)
     done: list[float] = []
     with EngineGroup(plan, CPUS) as group:
-        jobs = [group.start(shard, done.append, lambda batch, rows: None) for shard in shards]
+        jobs = [group.start(shard, done.append) for shard in shards]
         found = [job.finish() for job in jobs]
     with plan.make_engine(plan.load_reference(CPUS[0])) as engine:
         for shard, rows in zip(shards, found, strict=True):
@@ -63,17 +61,17 @@ def test_an_error_in_a_process_reaches_the_user(tiny_backbone: Path, tmp_path: P
     (folder / "model.safetensors").write_bytes(b"junk")
     (shard,) = make_shards(tiny_backbone, 1)
     with EngineGroup(make_plan(folder), CPUS) as group, pytest.raises(AssetError, match="loaded"):
-        group.start(shard, lambda tokens: None, lambda batch, rows: None).finish()
+        group.start(shard).finish()
 
 
 def test_a_process_that_is_killed_is_said(tiny_backbone: Path) -> None:
     (shard,) = make_shards(tiny_backbone, 1)
     with EngineGroup(make_plan(tiny_backbone), CPUS) as group:
-        group.start(shard, lambda tokens: None, lambda batch, rows: None).finish()
+        group.start(shard).finish()
         pid = group._engines[1]._pool.submit(os.getpid).result()
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(DeviceError, match="the process that embeds on cpu ended"):
-            group.start(shard, lambda tokens: None, lambda batch, rows: None).finish()
+            group.start(shard).finish()
 
 
 def test_processes_end_with_a_parent_that_is_killed(tiny_backbone: Path) -> None:

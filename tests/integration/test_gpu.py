@@ -9,13 +9,12 @@ import pytest
 import torch
 import transformers
 
-from pipeline.assets import Asset
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Backbone
 from pipeline.embed.engine import Engine
+from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.loading import EngineGroup, EnginePlan
-from pipeline.embed.packed import PackedBert
 from pipeline.embed.tokens import Tokens
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
@@ -33,13 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_asset(folder: Path) -> Asset:
-    return Asset(id="random", source="test", files={}, path=str(folder))
-
-
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Backbone:
-    return Backbone(make_asset(folder), folder, torch.device("cuda"), "float32")
+    return Backbone(folder, torch.device("cuda"), "float32")
 
 
 def make_tokens(lengths: list[int]) -> Tokens:
@@ -63,10 +58,10 @@ def test_every_layer_equals_hugging_face(
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has not two GPUs")
 def test_all_gpus_share_the_work(reference: Backbone, folder: Path) -> None:
-    plan = EnginePlan(make_asset(folder), folder, "float16", (1, 2), "float32")
+    plan = EnginePlan(folder, "float16", (1, 2), "float32")
     shards = [make_tokens(LENGTHS[start:]) for start in range(6)]
     with EngineGroup(plan, choose_devices("auto")) as group:
-        jobs = [group.start(shard, lambda n: None, lambda b, r: None) for shard in shards]
+        jobs = [group.start(shard) for shard in shards]
         for job, shard in zip(jobs, shards, strict=True):
             check_fidelity(measure_fidelity(reference, shard, job.finish(), (1, 2)), "float16")
 

@@ -31,7 +31,7 @@ STEP = 4 if KILLS < 50 else 1
 # Runs are forked from a process that has loaded the libraries: a second less for each.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["pipeline.embed.run", "pipeline.embed.engine", "transformers.models.auto.modeling_auto",
+    ["pipeline.embed.run", "pipeline.embed.shards", "transformers.models.auto.modeling_auto",
      "transformers.models.bert.modeling_bert", "pyarrow.parquet", __name__]
 )  # fmt: skip
 

@@ -11,11 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.assets import Asset
 from pipeline.embed.backbone import Backbone, pad_texts
 from pipeline.embed.batches import fill_up, plan_batches
 from pipeline.embed.engine import Engine
-from pipeline.embed.packed import PackedBert
+from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.tokens import Tokens, select_tokens
 
 lengths_of_texts = st.lists(st.integers(1, 300), min_size=0, max_size=200)
@@ -79,8 +78,7 @@ def test_filling_up_leaves_a_batchs_own_texts_in_front(
 
 @pytest.fixture(scope="module")
 def reference(tiny_backbone: Path) -> Backbone:
-    asset = Asset(id="tiny", source="test", files={}, path=str(tiny_backbone))
-    return Backbone(asset, tiny_backbone, torch.device("cpu"), "float32")
+    return Backbone(tiny_backbone, torch.device("cpu"), "float32")
 
 
 @settings(

@@ -93,7 +93,7 @@ def test_ids_are_those_of_the_tokenizer(
 
 
 def test_words_that_meet_in_a_slot_are_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two slots in all, nearly every word finds another in its place."""
+    """With two slots in all, nearly every word finds another in its slot."""
     monkeypatch.setattr(words, "_SLOT_BITS", 1)
     monkeypatch.setattr(words, "_SLOTS", 2)
     reference = make_tokenizer(lowercase=True, strip_accents=None, added=False)
@@ -105,7 +105,7 @@ def test_words_that_meet_in_a_slot_are_not_mistaken(monkeypatch: pytest.MonkeyPa
         assert found == [reference.encode(text).ids for text in batch]
 
 
-def test_slices_of_a_larger_array_are_read_from_their_place(tiny_backbone: Path) -> None:
+def test_slices_of_a_larger_array_are_read_from_their_offset(tiny_backbone: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_backbone / "tokenizer.json"))
     batch = pa.array(["never", "read", "hello, world", "", "x" * (WORD_BYTES + 1), "two words"])
     for kind in (pa.string(), pa.large_string()):

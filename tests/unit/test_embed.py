@@ -14,15 +14,15 @@ import torch
 import transformers
 from torch.nn import functional
 
-from pipeline.assets import Asset
 from pipeline.device import choose_devices
 from pipeline.embed.attention import Packing
 from pipeline.embed.backbone import Architecture, Backbone
 from pipeline.embed.engine import Engine
+from pipeline.embed.families import find_family
+from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.linears import Norm, OneDnnLinear, PlainLinear
-from pipeline.embed.packed import PackedBert, can_pack
-from pipeline.embed.pooling import make_pooling, mean_pool
+from pipeline.embed.pooling import POOLINGS, find_pooling
 from pipeline.embed.tokens import find_distinct, load_tokenizer, select_tokens
 from pipeline.errors import AssetError, DeviceError, SettingsError, StoreError
 from pipeline.layers import resolve_layers
@@ -41,12 +41,8 @@ TEXTS = [
 LAYERS = (0, 1, 2)
 
 
-def make_asset(folder: Path) -> Asset:
-    return Asset(id="tiny", source="test", files={}, path=str(folder))
-
-
 def load_backbone(folder: Path) -> Backbone:
-    return Backbone(make_asset(folder), folder, torch.device("cpu"), "float32")
+    return Backbone(folder, torch.device("cpu"), "float32")
 
 
 def make_engine(folder: Path, budget: int = 512, dtype: str = "float32") -> Engine:
@@ -165,7 +161,7 @@ def test_fused_linears_equal_plain_ones(kind: str) -> None:
 
 def test_what_is_not_of_the_bert_family_is_not_packed(tiny_backbone: Path) -> None:
     config = load_backbone(tiny_backbone).model.config
-    assert can_pack(config)
+    assert find_family(config) is PackedBert
     for name, value in (
         ("model_type", "mpnet"),
         ("hidden_act", "relu"),
@@ -174,22 +170,27 @@ def test_what_is_not_of_the_bert_family_is_not_packed(tiny_backbone: Path) -> No
     ):
         other = type(config)(**config.to_dict())
         setattr(other, name, value)
-        assert not can_pack(other), name
+        assert find_family(other) is None, name
 
 
 def test_texts_that_are_the_same_tokens_are_found(tiny_backbone: Path) -> None:
     texts = ["Hello", "bye", "hello", "HELLO", "bye!", "bye"]
     tokens = load_tokenizer(tiny_backbone, 64).tokenize(pa.array(texts))
-    first, places = find_distinct(tokens)
-    assert first.tolist() == [0, 1, 4]
-    assert places.tolist() == [0, 1, 0, 0, 2, 1]
+    distinct = find_distinct(tokens)
+    assert distinct.first.tolist() == [0, 1, 4]
+    assert distinct.indices.tolist() == [0, 1, 0, 0, 2, 1]
+    assert (len(distinct), len(distinct.tokens)) == (6, 3)
+    for text, (start, stop) in zip(distinct.first, pairwise(distinct.tokens.offsets), strict=True):
+        same = tokens.ids[tokens.offsets[text] : tokens.offsets[text + 1]]
+        assert distinct.tokens.ids[start:stop].tolist() == same.tolist()
     chosen = select_tokens(tokens, np.array([4, 0]))
     assert chosen.ids.tolist() == [
         *tokens.ids[tokens.offsets[4] : tokens.offsets[5]],
         *tokens.ids[tokens.offsets[0] : tokens.offsets[1]],
     ]
     nothing = load_tokenizer(tiny_backbone, 64).tokenize(pa.array([], pa.string()))
-    assert [array.tolist() for array in find_distinct(nothing)] == [[], []]
+    none = find_distinct(nothing)
+    assert [none.first.tolist(), none.indices.tolist(), len(none)] == [[], [], 0]
 
 
 def test_an_architecture_without_sdpa_equals_hugging_face(
@@ -255,10 +256,30 @@ def test_mean_pool_ignores_what_is_masked() -> None:
     states = torch.randn(3, 5, 4)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
     states[~mask] = 1e30
-    pooled = mean_pool(states.clone(), mask)
+    mean = POOLINGS["mean"]
+    pooled = mean.pool_padded(states.clone(), mask)
     for row, length in enumerate([5, 2, 1]):
         torch.testing.assert_close(pooled[row], states[row, :length].mean(dim=0))
-    assert mean_pool(states.half().nan_to_num(posinf=0.0), mask).dtype == torch.float32
+    assert mean.pool_padded(states.half().nan_to_num(posinf=0.0), mask).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(POOLINGS))
+def test_every_pooling_gives_padded_and_packed_texts_what_it_gives_each_alone(name: str) -> None:
+    pooling = find_pooling(name)
+    packing = Packing(np.array([7, 7, 3, 1]))
+    states = torch.randn(18, 4)
+    texts = torch.split(states, packing.lengths.tolist())
+    expected = torch.stack([pooling.pool_text(text) for text in texts])
+    packed = pooling.make_packed(packing, torch.device("cpu"))(states)
+    torch.testing.assert_close(packed, expected)
+    padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True, padding_value=9.0)
+    mask = torch.arange(7) < torch.tensor([[7], [7], [3], [1]])
+    torch.testing.assert_close(pooling.pool_padded(padded, mask), expected)
+
+
+def test_a_pooling_that_there_is_not_is_said() -> None:
+    with pytest.raises(SettingsError, match=r"embed\.pooling: must be one of mean, got 'first'"):
+        find_pooling("first")
 
 
 def test_packed_and_padded_means_are_the_same() -> None:
@@ -267,7 +288,7 @@ def test_packed_and_padded_means_are_the_same() -> None:
     assert packing.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 0]
     assert packing.runs == [(1, 5), (2, 2), (1, 1)]
     states = torch.randn(10, 4).bfloat16()
-    pooled = make_pooling(packing, torch.device("cpu"))(states)
+    pooled = POOLINGS["mean"].make_packed(packing, torch.device("cpu"))(states)
     assert pooled.dtype == torch.float32
     for row, part in enumerate(torch.split(states, packing.lengths.tolist())):
         torch.testing.assert_close(pooled[row], part.float().mean(dim=0))
@@ -328,10 +349,10 @@ def test_weights_that_lack_a_tensor_are_refused(tiny_backbone: Path, tmp_path: P
     del tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AssetError, match="weights lack 1 tensors"):
-        Backbone(make_asset(folder), folder, torch.device("cpu"), "float32")
+        Backbone(folder, torch.device("cpu"), "float32")
     (folder / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(AssetError, match="cannot be loaded"):
-        Backbone(make_asset(folder), folder, torch.device("cpu"), "float32")
+        Backbone(folder, torch.device("cpu"), "float32")
 
 
 def test_architecture_of_common_encoders(tmp_path: Path) -> None:

@@ -1,0 +1,23 @@
+"""Families of encoders whose forward pass runs here without padding: one file and one entry each.
+
+A backbone of no family still runs, by Hugging Face's own forward pass, which pads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.embed.families.bert import PackedBert
+from pipeline.embed.packed import PackedEncoder
+
+# By `model_type` of Hugging Face's configuration.
+FAMILIES: dict[str, type[PackedEncoder]] = {"bert": PackedBert}
+
+
+def find_family(config: Any) -> type[PackedEncoder] | None:
+    """The family that a backbone is of, or ``None`` if it has to be padded.
+
+    :param config: transformers' configuration of the backbone.
+    """
+    family = FAMILIES.get(config.model_type)
+    return family if family is not None and family.is_supported(config) else None
