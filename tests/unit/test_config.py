@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import (
     HeadsSettings,
+    Section,
     Settings,
     SplitSettings,
     TaskSettings,
@@ -391,3 +393,11 @@ def test_every_stage_takes_the_settings_file_by_name(cli: Cli, project: Path, st
     assert result.returncode == 1
     assert result.stderr == "Error: mine.yaml: heads.learning_rate: must be > 0, got -0.1\n"
     assert not (project / "cache").exists()
+
+
+@pytest.mark.parametrize("model", Section.__subclasses__(), ids=lambda model: model.__name__)
+def test_every_setting_is_described_in_full_sentences(model: type[BaseModel]) -> None:
+    """The settings reference is made of these descriptions."""
+    for name, field in model.model_fields.items():
+        description = field.description or ""
+        assert re.fullmatch(r"[A-Z].*\.", description), f"{model.__name__}.{name}: {description}"
