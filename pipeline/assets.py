@@ -1,8 +1,4 @@
-"""What can be fetched by name: where each asset lies, in order of preference, and its hashes.
-
-An asset has several *places*. A place gives files; those whose hash is pinned are refused with any
-other. ``pipeline/fetch.py`` tries the places; this module only knows them.
-"""
+"""What ``fetch`` resolved: the records of ``assets.json``, and the files that they stand for."""
 
 from __future__ import annotations
 
@@ -38,8 +34,8 @@ class Asset:
 
     def to_record(self) -> dict[str, Any]:
         """The entry as JSON; what differs from machine to machine stays out of it."""
-        place = {"path": self.path} if self.path is not None else {"folder": self.folder}
-        record = {"id": self.id, "source": self.source, **place, **self.extra}
+        where = {"path": self.path} if self.path is not None else {"folder": self.folder}
+        record = {"id": self.id, "source": self.source, **where, **self.extra}
         return record | {"files": dict(sorted(self.files.items()))}
 
     @classmethod
@@ -68,16 +64,17 @@ class Asset:
 
 
 def read_assets(path: Path) -> dict[str, Asset]:
-    """Read what ``fetch`` resolved: ``dataset``, ``lexicon`` and ``backbone``.
+    """Read what ``fetch`` resolved: ``dataset``, ``backbone``, and what the labelers want.
 
     :param path: the project's ``assets.json``.
-    :raises StageError: if it is missing or not of this form.
+    :returns: key → asset; there are always ``dataset`` and ``backbone``.
+    :raises StageError: if the file is missing or not of this form.
     """
     content = read_json(path, stage="fetch")
     try:
-        return {
-            kind: Asset.from_record(content[kind]) for kind in ("dataset", "lexicon", "backbone")
-        }
+        for key in ("dataset", "backbone"):
+            content[key]
+        return {key: Asset.from_record(record) for key, record in content.items()}
     except (KeyError, TypeError) as error:
         raise StageError(
             f"{path}: not what `pipeline fetch` writes ({error})",

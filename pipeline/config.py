@@ -7,13 +7,15 @@ models are the ``default`` preset; ``pipeline/presets`` holds it, and the others
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -22,7 +24,13 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config_errors import NestedError, PlacedError, describe_errors, suggest
+from pipeline.config_errors import (
+    NestedError,
+    PlacedError,
+    describe_choice,
+    describe_errors,
+    suggest,
+)
 from pipeline.errors import SettingsError
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
@@ -81,7 +89,8 @@ class FetchSettings(Section):
     lexicon: Name = Field(
         default="vader",
         description="The lexicon of labels made by VADER: `vader`, or the path of a file of the "
-        "same form (a word, a tab and its valence, from -4 to 4, on each line).",
+        "same form (a word, a tab and its valence, from -4 to 4, on each line). It is fetched only "
+        "if a label needs it.",
     )
     backbones: Annotated[tuple[Name, ...], Field(min_length=1)] = Field(
         default=("thenlper/gte-base", "sentence-transformers/all-MiniLM-L6-v2"),
@@ -91,10 +100,59 @@ class FetchSettings(Section):
     )
 
 
-class ColumnLabel(Section):
+class WantedAsset(NamedTuple):
+    """A file that a labeler wants the stage ``fetch`` to get.
+
+    :param name: its name in the catalog, or a path as ``Project.resolve`` takes it.
+    :param key: the setting that gives the name, for messages.
+    """
+
+    name: str
+    key: str
+
+
+class LabelSettings(Section):
+    """What every label declares; each labeler has settings of its own that derive from this.
+
+    A labeler is known by its entry in ``LABELERS``.
+
+    :cvar implementation: ``module:class`` of its ``pipeline.prepare.labelers.base.Labeler``, which
+        is imported when labels are made, so that reading settings needs none of its libraries.
+    """
+
+    implementation: ClassVar[str]
+
+    labeler: StrictStr = Field(description="Where the label comes from: the name of a labeler.")
+
+    def get_kind(self) -> LabelKind:
+        """What a row's label is."""
+        return "class"
+
+    def get_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes or tags in the order of their index, if the settings tell."""
+        return None
+
+    def get_scores(self, task: str) -> tuple[str, ...]:
+        """The columns of raw scores that stand beside the label of a task in ``labels.parquet``."""
+        return ()
+
+    def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
+        """What ``fetch`` has to get for the labels of a task.
+
+        :param task: the task, whose settings are ``prepare.labels.TASK``.
+        :param fetch: the settings of the stage.
+        :returns: key in ``assets.json``, which is also what messages call the asset → the asset.
+            Labels that want the same file share its key; no other asset may have it.
+        """
+        return {}
+
+
+class ColumnLabel(LabelSettings):
     """A label that a column of the source holds."""
 
-    labeler: Literal["column", "vader"] = Field(
+    implementation = "pipeline.prepare.labelers.column:ColumnLabeler"
+
+    labeler: Literal["column"] = Field(
         default="column", description="Where the label comes from: a `column` of the source."
     )
     column: Name = Field(description="The column that holds the label.")
@@ -154,9 +212,17 @@ class ColumnLabel(Section):
                     )
         return self
 
+    def get_kind(self) -> LabelKind:
+        return self.kind
 
-class VaderLabel(Section):
+    def get_classes(self) -> tuple[str, ...] | None:
+        return tuple(map(normalize_value, self.classes)) if self.classes is not None else None
+
+
+class VaderLabel(LabelSettings):
     """A sentiment label (negative 0, neutral 1, positive 2) that NLTK's VADER gives to the text."""
+
+    implementation = "pipeline.prepare.labelers.vader:VaderLabeler"
 
     labeler: Literal["vader"] = Field(
         description="Where the label comes from: the text itself, scored by `vader`."
@@ -182,15 +248,30 @@ class VaderLabel(Section):
             )
         return self
 
+    def get_classes(self) -> tuple[str, ...]:
+        return ("negative", "neutral", "positive")
 
-class AnyLabel(BaseModel):
-    """What every label has."""
+    def get_scores(self, task: str) -> tuple[str, ...]:
+        return (f"{task}_compound",)
 
-    labeler: Literal["column", "vader"] = "column"
+    def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
+        return {"lexicon": WantedAsset(fetch.lexicon, "fetch.lexicon")}
 
 
-Label = ColumnLabel | VaderLabel
-_LABELERS: dict[str, type[Section]] = {"column": ColumnLabel, "vader": VaderLabel}
+# Every labeler by the name that `prepare.labels.TASK.labeler` gives it.
+LABELERS: dict[str, type[LabelSettings]] = {"column": ColumnLabel, "vader": VaderLabel}
+
+
+class _UnknownLabel(LabelSettings):
+    """A label whose labeler is misspelt: all of its other keys would only seem wrong, too."""
+
+    model_config = ConfigDict(extra="ignore")
+    labeler: Any
+
+    @field_validator("labeler")
+    @classmethod
+    def _refuse(cls, labeler: Any) -> Any:
+        raise ValueError(describe_choice(labeler, LABELERS))
 
 
 class SplitSettings(Section):
@@ -235,7 +316,7 @@ class SplitSettings(Section):
         return self
 
 
-def _default_labels() -> dict[str, Label]:
+def _default_labels() -> dict[str, LabelSettings]:
     return {
         "spam": ColumnLabel(column="label", classes=("ham", "spam")),
         "sentiment": VaderLabel(labeler="vader"),
@@ -263,7 +344,7 @@ class PrepareSettings(Section):
         description="What happens if a row has no usable text or label: `stop` names the first "
         "such rows and writes nothing, `drop` leaves them out and counts them.",
     )
-    labels: dict[TaskName, Label] = Field(
+    labels: dict[TaskName, SerializeAsAny[LabelSettings]] = Field(
         default_factory=_default_labels,
         min_length=1,
         description="Where the label of each task comes from: name of the task → its labeler and "
@@ -280,27 +361,33 @@ class PrepareSettings(Section):
         """Validate each label by its own model, so that errors name only that model's keys."""
         if not isinstance(labels, dict):
             return labels
-        chosen, errors = {}, []
+        chosen: dict[Any, LabelSettings] = {}
+        errors: list[tuple[Any, type[BaseModel], ValidationError]] = []
         for name, label in labels.items():
+            if isinstance(label, LabelSettings):
+                chosen[name] = label
+                continue
             labeler = label.get("labeler", "column") if isinstance(label, dict) else "column"
-            known = isinstance(labeler, str) and labeler in _LABELERS
-            # The keys of a label whose labeler is misspelt would only all seem wrong.
-            model = _LABELERS[labeler] if known else AnyLabel
+            model = LABELERS.get(labeler) if isinstance(labeler, str) else None
             try:
-                chosen[name] = model.model_validate(label)
+                chosen[name] = (model or _UnknownLabel).model_validate(label)
             except ValidationError as error:
-                errors.append((name, model, error))
+                errors.append((name, model or _UnknownLabel, error))
         if errors:
             raise NestedError(errors)
         return chosen
 
     @field_validator("labels")
     @classmethod
-    def _names_are_free(cls, labels: dict[str, Label]) -> dict[str, Label]:
-        scores = {f"{n}_compound" for n, label in labels.items() if isinstance(label, VaderLabel)}
+    def _names_are_free(cls, labels: dict[str, LabelSettings]) -> dict[str, LabelSettings]:
+        scores = [score for task, label in labels.items() for score in label.get_scores(task)]
+        taken = {"row", "split", "key", *scores}
         for name in labels:
-            if name in {"row", "split", "key"} | scores:
+            if name in taken:
                 raise PlacedError((name,), "is the name of another column of labels.parquet")
+        for score, times in Counter(scores).items():
+            if times > 1 or score in {"row", "split", "key"}:
+                raise ValueError(f"two columns of labels.parquet would be called {score}")
         return labels
 
     @model_validator(mode="after")
@@ -311,10 +398,10 @@ class PrepareSettings(Section):
                     ("split", "stratify_by"),
                     f"no such label in prepare.labels: {name!r}{suggest(name, self.labels)}",
                 )
-            label = self.labels[name]
-            if isinstance(label, ColumnLabel) and label.kind != "class":
+            kind = self.labels[name].get_kind()
+            if kind != "class":
                 raise PlacedError(
-                    ("split", "stratify_by"), f"{name} holds {label.kind}, it must be a class"
+                    ("split", "stratify_by"), f"{name} holds {kind}, it must be a class"
                 )
         return self
 
@@ -708,8 +795,8 @@ class Settings(Section):
                     ("heads", "tasks", name),
                     f"no such label in prepare.labels{suggest(name, labels)}",
                 )
-            classes = label_classes(labels[name])
-            kind = label_kind(labels[name])
+            classes = labels[name].get_classes()
+            kind = labels[name].get_kind()
             if task.type is not None and task.type not in _TYPES_OF[kind]:
                 raise PlacedError(
                     ("heads", "tasks", name, "type"),
@@ -726,10 +813,29 @@ class Settings(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _labels_agree_on_assets(self) -> Settings:
+        first: dict[str, WantedAsset] = {
+            "dataset": WantedAsset(self.fetch.dataset, "fetch.dataset"),
+            "backbone": WantedAsset(self.fetch.backbones[0], "fetch.backbones"),
+        }
+        for task, label in self.prepare.labels.items():
+            for key, wanted in label.get_assets(task, self.fetch).items():
+                other = first.setdefault(key, wanted)
+                if other != wanted:
+                    raise PlacedError(
+                        ("prepare", "labels", task),
+                        f"wants {wanted.name} as its {key}, which is {other.name} by {other.key}",
+                    )
+        return self
 
-def label_kind(label: Label) -> LabelKind:
-    """What a value of a label is."""
-    return label.kind if isinstance(label, ColumnLabel) else "class"
+    def list_assets(self) -> dict[str, WantedAsset]:
+        """What the labels want fetched: key in ``assets.json`` → asset."""
+        return {
+            key: wanted
+            for task, label in self.prepare.labels.items()
+            for key, wanted in label.get_assets(task, self.fetch).items()
+        }
 
 
 _TYPES_OF: dict[LabelKind, tuple[TaskType, ...]] = {
@@ -737,15 +843,6 @@ _TYPES_OF: dict[LabelKind, tuple[TaskType, ...]] = {
     "tags": ("multilabel",),
     "number": ("regression",),
 }
-
-
-def label_classes(label: Label) -> tuple[str, ...] | None:
-    """The class names of a label in the order of their index, if the settings give them."""
-    if isinstance(label, VaderLabel):
-        return ("negative", "neutral", "positive")
-    if label.classes is not None:
-        return tuple(normalize_value(c) for c in label.classes)
-    return None
 
 
 def load_settings(path: Path) -> Settings:

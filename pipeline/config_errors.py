@@ -122,9 +122,7 @@ def _describe(details: ErrorDetails, where: tuple[str, ...], model: type[BaseMod
         return f"a key must be text, got {got}"
     if kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
-        near = difflib.get_close_matches(str(details["input"]), options.split(", "), n=1)
-        hint = f" (did you mean `{near[0]}`?)" if near else ""
-        return f"must be one of {options}{hint}, got {got}"
+        return describe_choice(details["input"], options.split(", "))
     if kind.endswith("_type") or kind in {"int_from_float", "bool_parsing"}:
         return f"must be {_TYPES.get(kind, kind.removesuffix('_type'))}, got {got}"
     if kind == "string_pattern_mismatch":
@@ -157,13 +155,29 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, or all of them, to end a message with."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+def describe_choice(value: object, options: Iterable[str]) -> str:
+    """What is wrong with a value that is none of the words that a setting may have."""
+    options = list(options)
+    near = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" (did you mean `{near[0]}`?)" if near else ""
+    return f"must be one of {', '.join(options)}{hint}, got {_show(value)}"
+
+
+def suggest(name: str, known: Iterable[str], *, or_list: bool = True) -> str:
+    """The nearest of the known names, to end a message with.
+
+    :param name: what was given; of a hub id, the owner may be left out.
+    :param known: what could have been given.
+    :param or_list: whether all known names are listed if none is near.
+    """
+    names = {other: other for other in known if other != name}
+    full = list(names)
+    if "/" not in name:
+        names = {other.rpartition("/")[2]: other for other in full} | names
+    near = difflib.get_close_matches(name, names, n=1)
     if near:
-        return f"; did you mean `{near[0]}`?"
-    return f"; known: {', '.join(known)}" if known else ""
+        return f"; did you mean `{names[near[0]]}`?"
+    return f"; known: {', '.join(full)}" if or_list and full else ""
 
 
 def _known_keys(root: type[BaseModel], where: Sequence[str]) -> list[str]:

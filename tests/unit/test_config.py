@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import (
+    LABELERS,
     HeadsSettings,
     Section,
     Settings,
@@ -395,7 +396,9 @@ def test_every_stage_takes_the_settings_file_by_name(cli: Cli, project: Path, st
     assert not (project / "cache").exists()
 
 
-@pytest.mark.parametrize("model", Section.__subclasses__(), ids=lambda model: model.__name__)
+@pytest.mark.parametrize(
+    "model", [*Section.__subclasses__(), *LABELERS.values()], ids=lambda model: model.__name__
+)
 def test_every_setting_is_described_in_full_sentences(model: type[BaseModel]) -> None:
     """The settings reference is made of these descriptions."""
     for name, field in model.model_fields.items():
