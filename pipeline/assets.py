@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
-from pipeline.files import hash_file, read_json
+from pipeline.files import describe_read_error, hash_file, read_json
 from pipeline.project import Project, user_cache
 
 
@@ -59,7 +59,8 @@ class Asset:
         """
         if self.path is not None:
             local = project.resolve(self.path)
-            return local if local.is_dir() else local.parent
+            is_file = set(self.files) == {local.name}
+            return local.parent if is_file else local
         return user_cache() / str(self.folder)
 
 
@@ -72,10 +73,12 @@ def read_assets(path: Path) -> dict[str, Asset]:
     """
     content = read_json(path, stage="fetch")
     try:
+        assets = {key: Asset.from_record(record) for key, record in content.items()}
         for key in ("dataset", "backbone"):
-            content[key]
-        return {key: Asset.from_record(record) for key, record in content.items()}
-    except (KeyError, TypeError) as error:
+            if key not in assets:
+                raise KeyError(key)
+        return assets
+    except (AttributeError, KeyError, TypeError) as error:
         raise StageError(
             f"{path}: not what `pipeline fetch` writes ({error})",
             hint="run `pipeline fetch` again",
@@ -89,21 +92,20 @@ def check_files(asset: Asset, what: str, folder: Path) -> None:
     :param what: the kind of asset, for the message.
     :param folder: the folder that holds them.
     :raises StageError: naming the first file that is missing or has changed.
+    :raises ReadError: naming the first file that cannot be read.
     """
     for name, sha256 in asset.files.items():
         file = folder / name
-        if not file.is_file():
+        try:
+            actual = hash_file(file)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise StageError(
                 f"{what} {asset.id}: {file} is not there any more",
                 hint="run `pipeline fetch` again",
-            )
-        try:
-            found = hash_file(file)
-        except OSError as error:
-            raise StageError(
-                f"{what} {asset.id}: {file} cannot be read: {error.strerror}"
             ) from error
-        if found != sha256:
+        except OSError as error:
+            raise describe_read_error(error, file) from error
+        if actual != sha256:
             raise StageError(
                 f"{what} {asset.id}: {file} has changed since it was fetched",
                 hint="run `pipeline fetch` again, then `dvc repro`",

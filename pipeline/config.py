@@ -32,6 +32,7 @@ from pipeline.config_errors import (
     suggest,
 )
 from pipeline.errors import SettingsError
+from pipeline.files import describe_read_error
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
@@ -851,6 +852,7 @@ def load_settings(path: Path) -> Settings:
     :param path: a YAML file (YAML 1.2, as DVC reads it). Sections and keys that it leaves out have
         their defaults.
     :raises SettingsError: listing every problem at once, one a line.
+    :raises ReadError: if the file cannot be read.
     """
     name = str(path)
     try:
@@ -863,11 +865,7 @@ def load_settings(path: Path) -> Settings:
             source=name,
         ) from error
     except OSError as error:
-        raise SettingsError(
-            f"cannot be read: {error.strerror}",
-            hint="name another file with --params",
-            source=name,
-        ) from error
+        raise describe_read_error(error, path, hint="name another file with --params") from error
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

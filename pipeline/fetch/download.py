@@ -80,12 +80,9 @@ class Downloader:
         for file in files:
             target = content / file.relative_to(snapshot)
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                original = file.open("rb")
-            except OSError as error:  # a link to a file that was deleted
-                raise UnavailableError(f"{file.name}: {describe_error(error)}") from error
-            with original, target.open("wb") as copy:
-                shutil.copyfileobj(original, copy, _BLOCK_BYTES)
+            with target.open("wb") as copy:
+                for block in _read_blocks(file):
+                    copy.write(block)
         return _name_hub_source(source, snapshot.name), snapshot.name
 
     def download_from_hub(
@@ -289,6 +286,19 @@ def _download(url: str, target: Path) -> None:
             advance(len(chunk))
     if total and got != total:
         raise UnavailableError(f"the connection broke after {got:,} of {total:,} bytes")
+
+
+def _read_blocks(file: Path) -> Iterator[bytes]:
+    """The bytes of a file of the hub's cache, which may be a link to a file that was deleted.
+
+    :raises UnavailableError: if it cannot be read, so that what is left to fail is writing them.
+    """
+    try:
+        with file.open("rb") as original:
+            while block := original.read(_BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise UnavailableError(f"{file.name}: {describe_error(error)}") from error
 
 
 def _open_url(url: str) -> http.client.HTTPResponse:

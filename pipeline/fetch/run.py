@@ -25,13 +25,13 @@ from pipeline.assets import Asset, check_files
 from pipeline.config import FetchSettings, Settings, WantedAsset
 from pipeline.config_errors import suggest
 from pipeline.console import count, format_bytes, say, warn
-from pipeline.errors import AssetError, PipelineError, SettingsError
+from pipeline.errors import AssetError, PipelineError, ReadError, SettingsError
 from pipeline.fetch import catalog
 from pipeline.fetch.catalog import AssetSource, HubSource, UrlSource, WheelSource
 from pipeline.fetch.download import Downloader, UnavailableError, describe_error
 from pipeline.files import (
     SCRATCH_PREFIX,
-    describe_os_error,
+    describe_write_error,
     hash_file,
     stage_folder,
     sync_folder,
@@ -383,8 +383,9 @@ class Fetcher:
             check_files(asset, "kept", self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (PipelineError, ValueError, KeyError, TypeError, OSError):
-            warn(f"{record.parent} is damaged; fetching {name} again")
+        except (PipelineError, ValueError, KeyError, TypeError, OSError) as error:
+            what = "cannot be read" if isinstance(error, ReadError | OSError) else "is damaged"
+            warn(f"{record.parent} {what}; fetching {name} again")
             return None
         if asset.id != name:  # `a/b` and `a--b` share a folder
             return None
@@ -438,7 +439,7 @@ class Fetcher:
             except AssetError as error:
                 raise UnavailableError(error.message) from error
             except OSError as error:
-                raise describe_os_error(error, self.root / folder) from error
+                raise describe_write_error(error, self.root / folder) from error
         say(f"fetched   {name}: {count(len(files), 'file')}, {format_bytes(size)}")
         return asset
 

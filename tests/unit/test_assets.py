@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.errors import StageError
+from pipeline.errors import ReadError, StageError
 from pipeline.fetch import catalog
 from pipeline.fetch.catalog import HubSource, WheelSource
 from pipeline.project import Project
@@ -95,8 +95,9 @@ def test_check_files(kept: Asset, private_cache: Path) -> None:
     with pytest.raises(StageError, match="is not there any more"):
         check_files(kept, "dataset", folder)
     (folder / "corpus.csv").symlink_to("/proc/self/mem")  # which not even root can read
-    with pytest.raises(StageError, match="cannot be read"):
+    with pytest.raises(ReadError) as unreadable:
         check_files(kept, "dataset", folder)
+    assert unreadable.value.message == f"cannot read {folder}/corpus.csv: Input/output error"
 
 
 @pytest.mark.parametrize(

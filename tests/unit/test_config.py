@@ -20,7 +20,7 @@ from pipeline.config import (
     normalize_value,
     parse_settings,
 )
-from pipeline.errors import SettingsError
+from pipeline.errors import ReadError, SettingsError
 from pipeline.heads.configurations import list_configurations
 from pipeline.presets import list_presets, read_preset
 from tests.conftest import ROOT, Cli
@@ -346,8 +346,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"params\.yaml: no such file") as caught:
         load_settings(path)
     assert "pipeline params default > params.yaml" in (caught.value.hint or "")
-    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+    with pytest.raises(ReadError) as unreadable:
         load_settings(tmp_path)
+    assert unreadable.value.message == f"cannot read {tmp_path}: Is a directory"
+    assert "--params" in str(unreadable.value.hint)
     path.write_bytes(b"heads:\n  seed: 1\nreport:\n  title: caf\xe9\n")
     with pytest.raises(SettingsError, match=r"params\.yaml: line 4: byte 0xe9 is not UTF-8"):
         load_settings(path)

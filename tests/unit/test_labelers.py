@@ -16,7 +16,7 @@ import pytest
 from pipeline.assets import read_assets
 from pipeline.config import ColumnLabel, VaderLabel
 from pipeline.corpus.sources import read_source
-from pipeline.errors import AssetError, DataError
+from pipeline.errors import AssetError, DataError, ReadError
 from pipeline.prepare.labelers.base import UNKNOWN, make_labeler
 from pipeline.prepare.labelers.column import label_by_column
 from pipeline.prepare.labelers.vader import classify_compound, score_by_vader
@@ -89,19 +89,24 @@ def test_a_lexicon_of_ones_own_may_lie_anywhere(lexicon: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (None, " cannot be read: No such file or directory"),
-        (b"caf\xe9\t1\n", " cannot be read: not UTF-8"),
+        (b"caf\xe9\t1\n", ": not UTF-8"),
         (b"good\t1.9\n\nno tabs here\n", ": line 3: not a word, a tab and its valence: 'no tabs"),
         (b"good\tvery\n", r": line 1: not a word, a tab and its valence: 'good\tvery'"),
     ],
 )
-def test_a_damaged_lexicon_is_named(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_a_damaged_lexicon_is_named(tmp_path: Path, content: bytes, what: str) -> None:
     path = tmp_path / "lexicon.txt"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(AssetError) as caught:
         score_by_vader(["good"], path)
     assert caught.value.message.startswith(f"the lexicon {path}{what}")
+    assert "pipeline fetch --refresh" in (caught.value.hint or "")
+
+
+def test_a_lexicon_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadError) as caught:
+        score_by_vader(["good"], tmp_path / "none.txt")
+    assert caught.value.message == f"cannot read {tmp_path}/none.txt: No such file or directory"
     assert "pipeline fetch --refresh" in (caught.value.hint or "")
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.config import VaderLabel
 from pipeline.console import show_progress
 from pipeline.errors import AssetError
+from pipeline.files import describe_read_error
 from pipeline.prepare.labelers.base import Labels, shorten
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def score_by_vader(texts: Sequence[str], lexicon: Path) -> npt.NDArray[np.float6
     :param texts: [B]; each distinct text is scored once.
     :param lexicon: a file of the form of NLTK's ``vader_lexicon.txt``.
     :returns: float64, [B], -1 to 1.
-    :raises AssetError: if the lexicon cannot be read.
+    :raises AssetError: if the lexicon is not of that form.
+    :raises ReadError: if the lexicon cannot be read.
     """
     import nltk.data
     from nltk.sentiment.vader import SentimentIntensityAnalyzer
@@ -104,9 +106,10 @@ def _read_lexicon(path: Path) -> str:
     hint = "run `pipeline fetch --refresh`, or correct fetch.lexicon"
     try:
         lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise AssetError(f"the lexicon {path} cannot be read: {what}", hint=hint) from error
+    except OSError as error:
+        raise describe_read_error(error, path, hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise AssetError(f"the lexicon {path}: not UTF-8", hint=hint) from error
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():
