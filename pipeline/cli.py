@@ -87,7 +87,7 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
 @_in_project
 @click.option("--refresh", is_flag=True, help="Fetch again what is already on this machine.")
 def fetch(project: Project, params: Path, refresh: bool) -> None:
-    """Get the dataset, the lexicon and the backbone."""
+    """Get the dataset, the backbone and what the labels need."""
 
     def stage(settings: Settings) -> dict[str, object]:
         from pipeline.fetch.run import run_fetch

@@ -25,8 +25,8 @@ from pydantic import (
 )
 
 from pipeline.config_errors import (
-    NestedError,
-    PlacedError,
+    NestedKeyError,
+    SectionError,
     describe_choice,
     describe_errors,
     suggest,
@@ -196,9 +196,9 @@ class ColumnLabel(LabelSettings):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> ColumnLabel:
         if self.kind == "number" and self.classes:
-            raise PlacedError(("classes",), "a number has none; set kind to class or tags")
+            raise NestedKeyError(("classes",), "a number has none; set kind to class or tags")
         if self.kind != "class" and self.mapping:
-            raise PlacedError(("mapping",), f"is for classes, not for {self.kind}")
+            raise NestedKeyError(("mapping",), f"is for classes, not for {self.kind}")
         return self
 
     @model_validator(mode="after")
@@ -207,7 +207,7 @@ class ColumnLabel(LabelSettings):
             known = {normalize_value(c) for c in self.classes}
             for value, name in self.mapping.items():
                 if normalize_value(name) not in known:
-                    raise PlacedError(
+                    raise NestedKeyError(
                         ("mapping", str(value)),
                         f"must be one of the classes {', '.join(sorted(known))}, got {name!r}",
                     )
@@ -375,7 +375,7 @@ class PrepareSettings(Section):
             except ValidationError as error:
                 errors.append((name, model or _UnknownLabel, error))
         if errors:
-            raise NestedError(errors)
+            raise SectionError(errors)
         return chosen
 
     @field_validator("labels")
@@ -385,7 +385,7 @@ class PrepareSettings(Section):
         taken = {"row", "split", "key", *scores}
         for name in labels:
             if name in taken:
-                raise PlacedError((name,), "is the name of another column of labels.parquet")
+                raise NestedKeyError((name,), "is the name of another column of labels.parquet")
         for score, times in Counter(scores).items():
             if times > 1 or score in {"row", "split", "key"}:
                 raise ValueError(f"two columns of labels.parquet would be called {score}")
@@ -395,13 +395,13 @@ class PrepareSettings(Section):
     def _stratify_by_known_labels(self) -> PrepareSettings:
         for name in self.split.stratify_by:
             if name not in self.labels:
-                raise PlacedError(
+                raise NestedKeyError(
                     ("split", "stratify_by"),
                     f"no such label in prepare.labels: {name!r}{suggest(name, self.labels)}",
                 )
             kind = self.labels[name].get_kind()
             if kind != "class":
-                raise PlacedError(
+                raise NestedKeyError(
                     ("split", "stratify_by"), f"{name} holds {kind}, it must be a class"
                 )
         return self
@@ -792,14 +792,14 @@ class Settings(Section):
         labels = self.prepare.labels
         for name, task in (self.heads.tasks or {}).items():
             if name not in labels:
-                raise PlacedError(
+                raise NestedKeyError(
                     ("heads", "tasks", name),
                     f"no such label in prepare.labels{suggest(name, labels)}",
                 )
             classes = labels[name].get_classes()
             kind = labels[name].get_kind()
             if task.type is not None and task.type not in _TYPES_OF[kind]:
-                raise PlacedError(
+                raise NestedKeyError(
                     ("heads", "tasks", name, "type"),
                     f"must be one of {', '.join(_TYPES_OF[kind])} for a label that holds "
                     f"{kind}, got '{task.type}'",
@@ -807,7 +807,7 @@ class Settings(Section):
             if classes is not None and isinstance(task.class_weights, dict):
                 given = {normalize_value(c) for c in task.class_weights}
                 if given != set(classes):
-                    raise PlacedError(
+                    raise NestedKeyError(
                         ("heads", "tasks", name, "class_weights"),
                         f"must give a weight for each of {', '.join(classes)}, got "
                         f"{', '.join(sorted(given))}",
@@ -824,7 +824,7 @@ class Settings(Section):
             for key, wanted in label.get_assets(task, self.fetch).items():
                 other = first.setdefault(key, wanted)
                 if other != wanted:
-                    raise PlacedError(
+                    raise NestedKeyError(
                         ("prepare", "labels", task),
                         f"wants {wanted.name} as its {key}, which is {other.name} by {other.key}",
                     )
