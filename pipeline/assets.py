@@ -1,8 +1,4 @@
-"""What can be fetched by name: where each asset lies, in order of preference, and its hashes.
-
-An asset has several *places*. A place gives files; those whose hash is pinned are refused with any
-other. ``pipeline/fetch.py`` tries the places; this module only knows them.
-"""
+"""What ``fetch`` resolved: the records of ``assets.json``, and the files that they stand for."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
-from pipeline.files import hash_file, read_json
+from pipeline.files import describe_read_error, hash_file, read_json
 from pipeline.project import Project, user_cache
 
 
@@ -38,8 +34,8 @@ class Asset:
 
     def to_record(self) -> dict[str, Any]:
         """The entry as JSON; what differs from machine to machine stays out of it."""
-        place = {"path": self.path} if self.path is not None else {"folder": self.folder}
-        record = {"id": self.id, "source": self.source, **place, **self.extra}
+        where = {"path": self.path} if self.path is not None else {"folder": self.folder}
+        record = {"id": self.id, "source": self.source, **where, **self.extra}
         return record | {"files": dict(sorted(self.files.items()))}
 
     @classmethod
@@ -63,22 +59,26 @@ class Asset:
         """
         if self.path is not None:
             local = project.resolve(self.path)
-            return local if local.is_dir() else local.parent
+            is_file = set(self.files) == {local.name}
+            return local.parent if is_file else local
         return user_cache() / str(self.folder)
 
 
 def read_assets(path: Path) -> dict[str, Asset]:
-    """Read what ``fetch`` resolved: ``dataset``, ``lexicon`` and ``backbone``.
+    """Read what ``fetch`` resolved: ``dataset``, ``backbone``, and what the labelers want.
 
     :param path: the project's ``assets.json``.
-    :raises StageError: if it is missing or not of this form.
+    :returns: key → asset; there are always ``dataset`` and ``backbone``.
+    :raises StageError: if the file is missing or not of this form.
     """
     content = read_json(path, stage="fetch")
     try:
-        return {
-            kind: Asset.from_record(content[kind]) for kind in ("dataset", "lexicon", "backbone")
-        }
-    except (KeyError, TypeError) as error:
+        assets = {key: Asset.from_record(record) for key, record in content.items()}
+        for key in ("dataset", "backbone"):
+            if key not in assets:
+                raise KeyError(key)
+        return assets
+    except (AttributeError, KeyError, TypeError) as error:
         raise StageError(
             f"{path}: not what `pipeline fetch` writes ({error})",
             hint="run `pipeline fetch` again",
@@ -92,21 +92,20 @@ def check_files(asset: Asset, what: str, folder: Path) -> None:
     :param what: the kind of asset, for the message.
     :param folder: the folder that holds them.
     :raises StageError: naming the first file that is missing or has changed.
+    :raises ReadError: naming the first file that cannot be read.
     """
     for name, sha256 in asset.files.items():
         file = folder / name
-        if not file.is_file():
+        try:
+            actual = hash_file(file)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise StageError(
                 f"{what} {asset.id}: {file} is not there any more",
                 hint="run `pipeline fetch` again",
-            )
-        try:
-            found = hash_file(file)
-        except OSError as error:
-            raise StageError(
-                f"{what} {asset.id}: {file} cannot be read: {error.strerror}"
             ) from error
-        if found != sha256:
+        except OSError as error:
+            raise describe_read_error(error, file) from error
+        if actual != sha256:
             raise StageError(
                 f"{what} {asset.id}: {file} has changed since it was fetched",
                 hint="run `pipeline fetch` again, then `dvc repro`",

@@ -17,7 +17,7 @@ import click
 
 from pipeline import __version__
 from pipeline.console import shorten_paths
-from pipeline.errors import PipelineError, SettingsError
+from pipeline.errors import PipelineError, ReadError, SettingsError
 from pipeline.presets import list_presets
 
 if TYPE_CHECKING:
@@ -68,9 +68,15 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
     def run(root: Path | None, params: Path | None, **options: Any) -> None:
         from pipeline.project import Project, find_project, find_settings_file
 
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise ReadError(
+                "the working directory is not there any more", hint="change to another folder"
+            ) from error
         if params is None:
-            found = Project(root).settings if root else find_settings_file(Path())
-            params = Path(os.path.relpath(found))
+            nearest = Project(root).settings if root else find_settings_file(Path())
+            params = Path(os.path.relpath(nearest))
         project = Project(root) if root else find_project(params)
         command(project=project, params=params, **options)
 
@@ -81,7 +87,7 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
 @_in_project
 @click.option("--refresh", is_flag=True, help="Fetch again what is already on this machine.")
 def fetch(project: Project, params: Path, refresh: bool) -> None:
-    """Get the dataset, the lexicon and the backbone."""
+    """Get the dataset, the backbone and what the labels need."""
 
     def stage(settings: Settings) -> dict[str, object]:
         from pipeline.fetch.run import run_fetch
@@ -276,11 +282,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         status = 1
-    except OSError as error:
-        from pipeline.files import describe_os_error
-
-        described = describe_os_error(error)
-        _complain(described.message, described.hint)
+    except OSError as error:  # whether it was reading or writing is not known here
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        _complain(f"{error.filename}: {reason}" if error.filename else reason)
         status = 1
     # All is done and said; Ctrl-C while the interpreter winds up would only change the status.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

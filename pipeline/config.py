@@ -7,13 +7,15 @@ models are the ``default`` preset; ``pipeline/presets`` holds it, and the others
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     StrictBool,
     StrictInt,
     StrictStr,
@@ -22,8 +24,15 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config_errors import NestedError, PlacedError, describe_errors, suggest
+from pipeline.config_errors import (
+    NestedKeyError,
+    SectionError,
+    describe_choice,
+    describe_errors,
+    suggest,
+)
 from pipeline.errors import SettingsError
+from pipeline.files import describe_read_error
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
@@ -33,7 +42,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Name = Annotated[str, Field(min_length=1, strict=True)]
 Optimizer = Literal["sgd", "adamw", "lbfgs"]
 Head = Literal["linear", "kernel", "hidden"]
-# Narrower, no row is like another; wider, a kernel head is little else than a linear one.
+# Below a bandwidth of 0.1 no row is similar to any other, and a kernel head learns nothing; above 3
+# all rows are about equally similar, and a kernel head is little more than a linear one.
 Bandwidth = Annotated[float, Field(ge=0.1, le=3, strict=True)]
 Metric = Literal[
     "accuracy", "f1", "f1_macro", "f1_micro", "roc_auc", "loss",
@@ -64,43 +74,116 @@ class Section(BaseModel):
 
 
 class FetchSettings(Section):
-    """What to get, and from where.
+    """Which dataset, lexicon and backbone the stage ``fetch`` gets."""
 
-    ``dataset``: ``sms-spam-collection``, or a path or URL to CSV, TSV, JSON Lines or Parquet.
-    ``dataset_sha256``: refuse a dataset with any other hash.
-    ``lexicon``: ``vader``, or a path to a lexicon file of the same form.
-    ``backbones``: hub ids (``id@revision`` to pin) or folders, the first that can be had is used.
-    """
-
-    dataset: Name = "sms-spam-collection"
-    dataset_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", strict=True)] | None = None
-    lexicon: Name = "vader"
-    backbones: Annotated[tuple[Name, ...], Field(min_length=1)] = (
-        "thenlper/gte-base",
-        "sentence-transformers/all-MiniLM-L6-v2",
+    dataset: Name = Field(
+        default="sms-spam-collection",
+        description="The corpus: `sms-spam-collection`, or a path or URL of a CSV, TSV, JSON Lines "
+        "or Parquet file. A relative path starts at the project's folder; `hf://datasets/OWNER/"
+        "NAME/FILE` names a file on the Hugging Face hub.",
+    )
+    dataset_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", strict=True)] | None = Field(
+        default=None,
+        description="The SHA-256 that the dataset's file must have, 64 hexadecimal digits; a file "
+        "with any other is refused. Null accepts what is there.",
+    )
+    lexicon: Name = Field(
+        default="vader",
+        description="The lexicon of labels made by VADER: `vader`, or the path of a file of the "
+        "same form (a word, a tab and its valence, from -4 to 4, on each line). It is fetched only "
+        "if a label needs it.",
+    )
+    backbones: Annotated[tuple[Name, ...], Field(min_length=1)] = Field(
+        default=("thenlper/gte-base", "sentence-transformers/all-MiniLM-L6-v2"),
+        description="Backbones in order of preference: ids on the Hugging Face hub (`owner/name`, "
+        "or `owner/name@revision` to pin one) or local folders. The first that can be had is used; "
+        "a list of one name accepts no other.",
     )
 
 
-class ColumnLabel(Section):
-    """A label read from a column of the source.
+class WantedAsset(NamedTuple):
+    """A file that a labeler wants the stage ``fetch`` to get.
 
-    ``kind``: a row has one ``class``, any number of ``tags``, or a ``number``.
-    ``classes`` in the order of their index; without it, the distinct values in sorted order.
-    ``mapping``: value in the column → class, for values that are not themselves class names.
-    ``separator``: between the tags of a text; a list needs none.
-    ``optional``: a row without this label is kept, and counts only for the other tasks.
+    :param name: its name in the catalog, or a path as ``Project.resolve`` takes it.
+    :param key: the setting that gives the name, for messages.
     """
 
-    labeler: Literal["column", "vader"] = "column"
-    column: Name
-    kind: LabelKind = "class"
-    separator: Name = ","
-    optional: StrictBool = False
+    name: str
+    key: str
+
+
+class LabelSettings(Section):
+    """What every label declares; each labeler has settings of its own that derive from this.
+
+    A labeler is known by its entry in ``LABELERS``.
+
+    :cvar implementation: ``module:class`` of its ``pipeline.prepare.labelers.base.Labeler``, which
+        is imported when labels are made, so that reading settings needs none of its libraries.
+    """
+
+    implementation: ClassVar[str]
+
+    labeler: StrictStr = Field(description="Where the label comes from: the name of a labeler.")
+
+    def get_kind(self) -> LabelKind:
+        """What a row's label is."""
+        return "class"
+
+    def get_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes or tags in the order of their index, if the settings tell."""
+        return None
+
+    def get_scores(self, task: str) -> tuple[str, ...]:
+        """The columns of raw scores that stand beside the label of a task in ``labels.parquet``."""
+        return ()
+
+    def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
+        """What ``fetch`` has to get for the labels of a task.
+
+        :param task: the task, whose settings are ``prepare.labels.TASK``.
+        :param fetch: the settings of the stage.
+        :returns: key in ``assets.json``, which is also what messages call the asset → the asset.
+            Labels that want the same file share its key; no other asset may have it.
+        """
+        return {}
+
+
+class ColumnLabel(LabelSettings):
+    """A label that a column of the source holds."""
+
+    implementation = "pipeline.prepare.labelers.column:ColumnLabeler"
+
+    labeler: Literal["column"] = Field(
+        default="column", description="Where the label comes from: a `column` of the source."
+    )
+    column: Name = Field(description="The column that holds the label.")
+    kind: LabelKind = Field(
+        default="class",
+        description="What a row's label is: one `class`, any number of `tags`, or a `number`.",
+    )
+    separator: Name = Field(
+        default=",",
+        description="The text between two tags of a row, where the column holds text. A column of "
+        "lists needs none.",
+    )
+    optional: StrictBool = Field(
+        default=False,
+        description="Whether a row may lack this label. Such a row is kept, and takes no part in "
+        "training and judging this task's head.",
+    )
     classes: (
         Annotated[tuple[StrictStr | StrictInt | StrictBool, ...], Field(min_length=2)] | None
-    ) = None
+    ) = Field(
+        default=None,
+        description="The names of the classes or tags; their order gives the indices, from 0. Null "
+        "takes the distinct values of the column in sorted order.",
+    )
     mapping: dict[StrictStr | StrictInt | StrictBool, StrictStr | StrictInt | StrictBool] | None = (
-        None
+        Field(
+            default=None,
+            description="For each value of the column that is not itself the name of a class, the "
+            "class that it means, such as `{1: bad, 5: good}`. Only for `kind: class`.",
+        )
     )
 
     @field_validator("classes")
@@ -113,9 +196,9 @@ class ColumnLabel(Section):
     @model_validator(mode="after")
     def _fits_its_kind(self) -> ColumnLabel:
         if self.kind == "number" and self.classes:
-            raise PlacedError(("classes",), "a number has none; set kind to class or tags")
+            raise NestedKeyError(("classes",), "a number has none; set kind to class or tags")
         if self.kind != "class" and self.mapping:
-            raise PlacedError(("mapping",), f"is for classes, not for {self.kind}")
+            raise NestedKeyError(("mapping",), f"is for classes, not for {self.kind}")
         return self
 
     @model_validator(mode="after")
@@ -124,23 +207,38 @@ class ColumnLabel(Section):
             known = {normalize_value(c) for c in self.classes}
             for value, name in self.mapping.items():
                 if normalize_value(name) not in known:
-                    raise PlacedError(
+                    raise NestedKeyError(
                         ("mapping", str(value)),
                         f"must be one of the classes {', '.join(sorted(known))}, got {name!r}",
                     )
         return self
 
+    def get_kind(self) -> LabelKind:
+        return self.kind
 
-class VaderLabel(Section):
-    """A sentiment label from NLTK's VADER: negative 0, neutral 1, positive 2.
+    def get_classes(self) -> tuple[str, ...] | None:
+        return tuple(map(normalize_value, self.classes)) if self.classes is not None else None
 
-    A compound score (-1 to 1) of ``negative_at_most`` or less is negative, of
-    ``positive_at_least`` or more positive, anything between neutral.
-    """
 
-    labeler: Literal["vader"]
-    negative_at_most: Annotated[float, Field(ge=-1, le=1, strict=True)] = -0.05
-    positive_at_least: Annotated[float, Field(ge=-1, le=1, strict=True)] = 0.05
+class VaderLabel(LabelSettings):
+    """A sentiment label (negative 0, neutral 1, positive 2) that NLTK's VADER gives to the text."""
+
+    implementation = "pipeline.prepare.labelers.vader:VaderLabeler"
+
+    labeler: Literal["vader"] = Field(
+        description="Where the label comes from: the text itself, scored by `vader`."
+    )
+    negative_at_most: Annotated[float, Field(ge=-1, le=1, strict=True)] = Field(
+        default=-0.05,
+        description="A text whose compound score is this or lower is negative. From -1 to 1; the "
+        "default is the threshold that VADER's authors recommend.",
+    )
+    positive_at_least: Annotated[float, Field(ge=-1, le=1, strict=True)] = Field(
+        default=0.05,
+        description="A text whose compound score is this or higher is positive, and one between "
+        "the two thresholds is neutral. From -1 to 1; the default is the threshold that VADER's "
+        "authors recommend.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> VaderLabel:
@@ -151,30 +249,65 @@ class VaderLabel(Section):
             )
         return self
 
+    def get_classes(self) -> tuple[str, ...]:
+        return ("negative", "neutral", "positive")
 
-class AnyLabel(BaseModel):
-    """What every label has."""
+    def get_scores(self, task: str) -> tuple[str, ...]:
+        return (f"{task}_compound",)
 
-    labeler: Literal["column", "vader"] = "column"
+    def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
+        return {"lexicon": WantedAsset(fetch.lexicon, "fetch.lexicon")}
 
 
-Label = ColumnLabel | VaderLabel
-_LABELERS: dict[str, type[Section]] = {"column": ColumnLabel, "vader": VaderLabel}
+# Every labeler by the name that `prepare.labels.TASK.labeler` gives it.
+LABELERS: dict[str, type[LabelSettings]] = {"column": ColumnLabel, "vader": VaderLabel}
+
+
+class _UnknownLabel(LabelSettings):
+    """A label whose labeler is misspelt: all of its other keys would only seem wrong, too."""
+
+    model_config = ConfigDict(extra="ignore")
+    labeler: Any
+
+    @field_validator("labeler")
+    @classmethod
+    def _refuse(cls, labeler: Any) -> Any:
+        raise ValueError(describe_choice(labeler, LABELERS))
 
 
 class SplitSettings(Section):
-    """Shares of the rows, drawn at random in two steps as the notebook did.
+    """Which share of the rows each part gets, drawn at random.
 
-    ``stratify_by``: labels whose joint distribution every part keeps.
-    ``keep_duplicates_together``: identical texts never straddle two parts.
+    The parts are drawn in two steps, as the notebook did that this project replaces: first the
+    training rows, then the validation rows out of the others.
     """
 
-    train: Share = 0.7
-    validation: Share = 0.15
-    test: Share = 0.15
-    seed: Seed = 0
-    stratify_by: tuple[TaskName, ...] = ()
-    keep_duplicates_together: StrictBool = False
+    train: Share = Field(
+        default=0.7,
+        description="The share of the rows that heads are trained on, between 0 and 1. The three "
+        "shares must sum to 1.",
+    )
+    validation: Share = Field(
+        default=0.15,
+        description="The share of the rows that configurations, thresholds and temperatures are "
+        "chosen by, between 0 and 1.",
+    )
+    test: Share = Field(
+        default=0.15,
+        description="The share of the rows that only the report looks at, between 0 and 1.",
+    )
+    seed: Seed = Field(
+        default=0, description="The seed of the random draw; the same seed gives the same parts."
+    )
+    stratify_by: tuple[TaskName, ...] = Field(
+        default=(),
+        description="The labels whose joint distribution every part keeps. They must hold classes.",
+    )
+    keep_duplicates_together: StrictBool = Field(
+        default=False,
+        description="Whether all rows with the same text go to the same part, so that no text of "
+        "the test rows has been trained on.",
+    )
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> SplitSettings:
@@ -184,7 +317,7 @@ class SplitSettings(Section):
         return self
 
 
-def _default_labels() -> dict[str, Label]:
+def _default_labels() -> dict[str, LabelSettings]:
     return {
         "spam": ColumnLabel(column="label", classes=("ham", "spam")),
         "sentiment": VaderLabel(labeler="vader"),
@@ -192,18 +325,36 @@ def _default_labels() -> dict[str, Label]:
 
 
 class PrepareSettings(Section):
-    """How rows become texts and labels.
+    """How rows of the source become texts, labels and parts."""
 
-    ``format``: ``auto`` goes by the file's name. ``header``: column names of a CSV or TSV file that
-    has no header line. ``on_bad_rows``: ``stop``, or ``drop`` and count them.
-    """
-
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
-    header: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
-    text_column: Name = "message"
-    on_bad_rows: Literal["stop", "drop"] = "stop"
-    labels: dict[TaskName, Label] = Field(default_factory=_default_labels, min_length=1)
-    split: SplitSettings = SplitSettings()
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
+        default="auto",
+        description="The format of the dataset's file; `auto` goes by what is known of a dataset "
+        "that has a name of its own, and by the ending of the file's name otherwise.",
+    )
+    header: Annotated[tuple[Name, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The names of the columns of a CSV or TSV file that has no header line. Null "
+        "takes the first line as the header, unless the dataset is known to have none.",
+    )
+    text_column: Name = Field(
+        default="message", description="The column that holds the texts to embed."
+    )
+    on_bad_rows: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="What happens if a row has no usable text or label: `stop` names the first "
+        "such rows and writes nothing, `drop` leaves them out and counts them.",
+    )
+    labels: dict[TaskName, SerializeAsAny[LabelSettings]] = Field(
+        default_factory=_default_labels,
+        min_length=1,
+        description="Where the label of each task comes from: name of the task → its labeler and "
+        "that labeler's settings. The name becomes a column of `labels.parquet`.",
+    )
+    split: SplitSettings = Field(
+        default=SplitSettings(),
+        description="How the rows are divided into training, validation and test rows.",
+    )
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -211,75 +362,105 @@ class PrepareSettings(Section):
         """Validate each label by its own model, so that errors name only that model's keys."""
         if not isinstance(labels, dict):
             return labels
-        chosen, errors = {}, []
+        chosen: dict[Any, LabelSettings] = {}
+        errors: list[tuple[Any, type[BaseModel], ValidationError]] = []
         for name, label in labels.items():
+            if isinstance(label, LabelSettings):
+                chosen[name] = label
+                continue
             labeler = label.get("labeler", "column") if isinstance(label, dict) else "column"
-            known = isinstance(labeler, str) and labeler in _LABELERS
-            # The keys of a label whose labeler is misspelt would only all seem wrong.
-            model = _LABELERS[labeler] if known else AnyLabel
+            model = LABELERS.get(labeler) if isinstance(labeler, str) else None
             try:
-                chosen[name] = model.model_validate(label)
+                chosen[name] = (model or _UnknownLabel).model_validate(label)
             except ValidationError as error:
-                errors.append((name, model, error))
+                errors.append((name, model or _UnknownLabel, error))
         if errors:
-            raise NestedError(errors)
+            raise SectionError(errors)
         return chosen
 
     @field_validator("labels")
     @classmethod
-    def _names_are_free(cls, labels: dict[str, Label]) -> dict[str, Label]:
-        scores = {f"{n}_compound" for n, label in labels.items() if isinstance(label, VaderLabel)}
+    def _names_are_free(cls, labels: dict[str, LabelSettings]) -> dict[str, LabelSettings]:
+        scores = [score for task, label in labels.items() for score in label.get_scores(task)]
+        taken = {"row", "split", "key", *scores}
         for name in labels:
-            if name in {"row", "split", "key"} | scores:
-                raise PlacedError((name,), "is the name of another column of labels.parquet")
+            if name in taken:
+                raise NestedKeyError((name,), "is the name of another column of labels.parquet")
+        for score, times in Counter(scores).items():
+            if times > 1 or score in {"row", "split", "key"}:
+                raise ValueError(f"two columns of labels.parquet would be called {score}")
         return labels
 
     @model_validator(mode="after")
     def _stratify_by_known_labels(self) -> PrepareSettings:
         for name in self.split.stratify_by:
             if name not in self.labels:
-                raise PlacedError(
+                raise NestedKeyError(
                     ("split", "stratify_by"),
                     f"no such label in prepare.labels: {name!r}{suggest(name, self.labels)}",
                 )
-            label = self.labels[name]
-            if isinstance(label, ColumnLabel) and label.kind != "class":
-                raise PlacedError(
-                    ("split", "stratify_by"), f"{name} holds {label.kind}, it must be a class"
+            kind = self.labels[name].get_kind()
+            if kind != "class":
+                raise NestedKeyError(
+                    ("split", "stratify_by"), f"{name} holds {kind}, it must be a class"
                 )
         return self
 
 
 class EmbedSettings(Section):
-    """What a vector is; a change of any of these embeds again.
+    """What a vector is. Every text is embedded again if one of these settings changes."""
 
-    ``max_tokens``: longer texts are cut, special tokens counted in.
-    ``layers``: ``all``, ``last``, or numbers (0 is the embedding layer, -1 the last layer).
-    ``dtype``: how vectors are stored. ``precision``: how they are computed; ``auto`` is float16 on
-    a GPU and float32 on a CPU.
-    """
-
-    max_tokens: Annotated[int, Field(ge=3, strict=True)] = 128
-    layers: Layers = "all"
-    dtype: Literal["float16", "float32"] = "float16"
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    max_tokens: Annotated[int, Field(ge=3, strict=True)] = Field(
+        default=128,
+        description="The number of tokens at which a text is cut, special tokens counted in; from "
+        "3 to what the backbone allows.",
+    )
+    layers: Layers = Field(
+        default="all",
+        description="The layers whose pooled output is stored: `all`, `last`, or a list of "
+        "numbers, where 0 is the embedding layer and -1 the last layer. All layers cost no more "
+        "time to compute than one, only more disk.",
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        default="float16",
+        description="The type in which vectors are stored. `float16` takes half the disk of "
+        "`float32`, at a cosine similarity to it above 0.999999.",
+    )
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto",
+        description="The type in which vectors are computed; `auto` is float16 on a GPU and "
+        "float32 on a CPU.",
+    )
 
 
 Floor = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
 class ThresholdAim(Section):
-    """What a threshold is chosen for, on held-out rows.
+    """What a threshold is chosen for on held-out rows.
 
-    ``precision``: the highest recall whose precision is at least this. ``recall``: the highest
-    precision whose recall is at least this. ``false_positive`` and ``false_negative``: what a
-    false alarm and a miss cost; the lowest total.
+    It gives one of ``precision``, ``recall``, or both of ``false_positive`` and
+    ``false_negative``.
     """
 
-    precision: Floor | None = None
-    recall: Floor | None = None
-    false_positive: Positive | None = None
-    false_negative: Positive | None = None
+    precision: Floor | None = Field(
+        default=None,
+        description="The lowest precision allowed, above 0 and up to 1: the threshold with the "
+        "highest recall among those that reach it is chosen.",
+    )
+    recall: Floor | None = Field(
+        default=None,
+        description="The lowest recall allowed, above 0 and up to 1: the threshold with the "
+        "highest precision among those that reach it is chosen.",
+    )
+    false_positive: Positive | None = Field(
+        default=None,
+        description="What one false alarm costs, in any unit: the threshold with the lowest total "
+        "cost is chosen.",
+    )
+    false_negative: Positive | None = Field(
+        default=None, description="What one miss costs, in the unit of `false_positive`."
+    )
 
     @model_validator(mode="after")
     def _one_aim(self) -> ThresholdAim:
@@ -298,59 +479,124 @@ Smoothing = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
 class TaskSettings(Section):
-    """One head. Its classes are those of the label of the same name.
+    """One head; its classes are those of the label of the same name."""
 
-    ``type``: by the label if left out: ``binary`` of two classes (one logit), ``multiclass`` of
-    more, ``multilabel`` of tags, ``regression`` of a number; ``ordinal`` if the order of the
-    classes means something.
-    ``metric``: what configurations are chosen by; by the type if left out.
-    ``loss``: ``cross_entropy`` or ``focal``; of a regression ``mse`` or ``huber``, whose
-    ``huber_delta`` is in deviations of the training labels.
-    ``class_weights``: ``none``, ``balanced`` (n / (C * n_c) over the training rows),
-    ``effective_number`` (by ``effective_number_beta``), ``pos_weight`` (negatives / positives), or
-    a weight for each class by name.
-    ``logit_adjustment``: times the log of the classes' shares is added to the logits in training.
-    ``threshold``: of a binary or multilabel head, in probability; a number, or what to choose it
-    for on held-out rows: ``f1``, ``{precision: 0.99}``, ``{recall: 0.95}``,
-    ``{false_positive: 5, false_negative: 1}``.
-    """
-
-    type: TaskType | None = None
-    loss_weight: NotNegative = 1.0
-    metric: Metric | None = None
-    loss: Loss | None = None
-    class_weights: ClassWeights = "none"
-    effective_number_beta: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.999
-    label_smoothing: Smoothing = 0.0
-    focal_gamma: NotNegative = 2.0
-    logit_adjustment: NotNegative = 0.0
-    huber_delta: Positive = 1.0
-    threshold: Threshold = 0.5
+    type: TaskType | None = Field(
+        default=None,
+        description="What the head predicts: `binary` (two classes, one logit), `multiclass`, "
+        "`ordinal` (classes whose order means something), `multilabel` (tags) or `regression` (a "
+        "number). Null goes by the label: `binary` for two classes, `multiclass` for more.",
+    )
+    loss_weight: NotNegative = Field(
+        default=1.0,
+        description="The factor of this task's loss in the sum over all tasks, 0 or more. Tasks "
+        "share no weights, so it matters only in relation to `heads.weight_decay`.",
+    )
+    metric: Metric | None = Field(
+        default=None,
+        description="The score on held-out rows by which a configuration is chosen. Null goes by "
+        "the type: `f1` if it is binary, `mean_absolute_error` if ordinal, "
+        "`root_mean_squared_error` for a regression, else `f1_macro`.",
+    )
+    loss: Loss | None = Field(
+        default=None,
+        description="The loss to minimize: `cross_entropy` or `focal` for classes and tags, `mse` "
+        "or `huber` for a regression. Null is `cross_entropy`, or `mse` for a regression.",
+    )
+    class_weights: ClassWeights = Field(
+        default="none",
+        description="The weight of each class in the loss: `none`; `balanced`, n / (C n_c) with "
+        "n_c of n training rows in class c of C; `effective_number`, (1 - β) / (1 - β^n_c) with β "
+        "of `effective_number_beta`; `pos_weight`, negatives / positives on the positive class; or "
+        "a mapping of every class to its weight.",
+    )
+    effective_number_beta: Annotated[float, Field(gt=0, lt=1, strict=True)] = Field(
+        default=0.999,
+        description="The β of `class_weights: effective_number`, between 0 and 1. The nearer to 1, "
+        "the nearer the weights are to `balanced`; the default is one of those that the method's "
+        "authors tried.",
+    )
+    label_smoothing: Smoothing = Field(
+        default=0.0,
+        description="The share of each target that is spread evenly over all classes, from 0 to "
+        "below 1.",
+    )
+    focal_gamma: NotNegative = Field(
+        default=2.0,
+        description="The exponent γ of the focal loss, 0 or more: the higher, the less do rows "
+        "count that are classified well already. The default is that of the loss's authors.",
+    )
+    logit_adjustment: NotNegative = Field(
+        default=0.0,
+        description="The factor, 0 or more, of the logarithm of the classes' shares that is added "
+        "to the logits in training. It favours rare classes; 1 optimizes the balanced error.",
+    )
+    huber_delta: Positive = Field(
+        default=1.0,
+        description="The error, in standard deviations of the training labels, above which "
+        "Huber's loss grows linearly instead of quadratically.",
+    )
+    threshold: Threshold = Field(
+        default=0.5,
+        description="The probability from which a row of a binary task, or a tag, is positive: a "
+        "number between 0 and 1, or what it is chosen for on held-out rows, which is `f1`, "
+        "`{precision: 0.99}`, `{recall: 0.95}` or `{false_positive: 5, false_negative: 1}`.",
+    )
 
 
 class SearchSettings(Section):
     """A grid of configurations: every combination of the values that its lists give.
 
-    A key that is left out keeps what ``heads``, or the task, says. ``seeds`` are no choice: their
-    scores are averaged, and the head of the first one is kept; ``lbfgs`` draws nothing at random
-    and trains one head for all of them.
+    A key that is left out keeps what ``heads``, or the task, says.
     """
 
-    layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = None
-    combine: Values[Literal["join", "mix"]] | None = None
-    head: Values[Head] | None = None
-    bandwidth: Values[Bandwidth] | None = None
-    hidden_size: Values[Count] | None = None
-    dropout: Values[Smoothing] | None = None
-    optimizer: Values[Optimizer] | None = None
-    learning_rate: Values[Positive] | None = None
-    weight_decay: Values[NotNegative] | None = None
-    loss: Values[Loss] | None = None
-    class_weights: Annotated[tuple[ClassWeights, ...], Field(min_length=1)] | None = None
-    label_smoothing: Values[Smoothing] | None = None
-    focal_gamma: Values[NotNegative] | None = None
-    logit_adjustment: Values[NotNegative] | None = None
-    seeds: Values[Seed] | None = None
+    layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Choices of layers to try, each as `heads.layers` takes it."
+    )
+    combine: Values[Literal["join", "mix"]] | None = Field(
+        default=None, description="Values of `heads.combine` to try."
+    )
+    head: Values[Head] | None = Field(default=None, description="Values of `heads.head` to try.")
+    bandwidth: Values[Bandwidth] | None = Field(
+        default=None, description="Values of `heads.bandwidth` to try, for kernel heads."
+    )
+    hidden_size: Values[Count] | None = Field(
+        default=None,
+        description="Values of `heads.hidden_size` to try, for heads with a hidden layer.",
+    )
+    dropout: Values[Smoothing] | None = Field(
+        default=None, description="Values of `heads.dropout` to try."
+    )
+    optimizer: Values[Optimizer] | None = Field(
+        default=None, description="Values of `heads.optimizer` to try."
+    )
+    learning_rate: Values[Positive] | None = Field(
+        default=None, description="Values of `heads.learning_rate` to try, for sgd and adamw."
+    )
+    weight_decay: Values[NotNegative] | None = Field(
+        default=None, description="Values of `heads.weight_decay` to try."
+    )
+    loss: Values[Loss] | None = Field(
+        default=None, description="Losses to try in place of the task's `loss`."
+    )
+    class_weights: Annotated[tuple[ClassWeights, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Class weights to try in place of the task's `class_weights`."
+    )
+    label_smoothing: Values[Smoothing] | None = Field(
+        default=None, description="Values to try in place of the task's `label_smoothing`."
+    )
+    focal_gamma: Values[NotNegative] | None = Field(
+        default=None, description="Values to try in place of the task's `focal_gamma`."
+    )
+    logit_adjustment: Values[NotNegative] | None = Field(
+        default=None, description="Values to try in place of the task's `logit_adjustment`."
+    )
+    seeds: Values[Seed] | None = Field(
+        default=None,
+        description="Seeds to train each configuration with. They are not chosen among: their "
+        "scores are averaged, and the head of the first seed is kept. `lbfgs` draws nothing at "
+        "random and trains one head for all of them.",
+    )
 
 
 # Enough for most corpora, and done in seconds; tests/benchmarks/heads.py measures it.
@@ -362,51 +608,105 @@ _VARIED = {"head", "optimizer", "weight_decay", "logit_adjustment"}
 
 
 class HeadsSettings(Section):
-    """How the heads train.
+    """How the heads train, and which configurations they choose among."""
 
-    ``tasks``: one entry per head, named after its label; every label if left out.
-    ``layers``: which of the cached layers make the features: ``all``, ``last``, numbers.
-    ``combine``: ``join`` them side by side, or ``mix`` them by weights that each head learns.
-    ``head``: ``linear``; ``kernel``, linear in how like a row is to up to 4,096 training rows by a
-    Gaussian kernel, ``bandwidth``, 0.1 to 3, times as wide as rows are apart on average: for up to
-    20,000 training rows, always by ``lbfgs`` on joined layers; or with one ``hidden`` layer of
-    ``hidden_size``.
-    ``dropout``: share of the inputs of each linear layer that a step leaves out.
-    ``standardize``: scale each feature by the training rows' mean and deviation; folded into the
-    saved weights. ``optimizer``: ``sgd`` (with Nesterov momentum), ``adamw``, or ``lbfgs``: all
-    rows at once to the optimum, for linear and kernel heads on joined layers; ``weight_decay`` is
-    then the factor of half the squared weights in the mean loss, 1 / (C n) of scikit-learn.
-    ``max_epochs``: of ``lbfgs``, its steps. ``patience``: stop after so many epochs without a lower
-    validation loss; null to train them all. ``keep``: each task's ``best`` epoch by validation
-    loss, or the ``last``. ``lbfgs`` looks at neither, nor at ``learning_rate`` and ``batch_size``.
-    ``folds``: configurations are judged by validation rows and, in as many folds, by training rows
-    that the head of a fold has not seen; null for validation rows alone.
-    ``calibrate``: fit a temperature to the held-out rows.
-    ``search``: grids of configurations to choose among, for each task its own. Left out, the
-    default one, unless something that it varies is given: ``head``, ``optimizer``,
-    ``weight_decay``, or a task's ``logit_adjustment``. Empty, the one configuration that the other
-    settings make.
-    """
-
-    tasks: Annotated[dict[TaskName, TaskSettings], Field(min_length=1)] | None = None
-    layers: Layers = "all"
-    combine: Literal["join", "mix"] = "join"
-    head: Head = "linear"
-    bandwidth: Bandwidth = 1.0
-    hidden_size: Count = 64
-    dropout: Smoothing = 0.0
-    standardize: StrictBool = True
-    optimizer: Optimizer = "lbfgs"
-    learning_rate: Positive = 1e-3
-    weight_decay: NotNegative = 3e-2
-    batch_size: Count = 256
-    max_epochs: Count = 100
-    patience: Count | None = 10
-    keep: Literal["best", "last"] = "best"
-    folds: Annotated[int, Field(ge=2, le=20, strict=True)] | None = 5
-    calibrate: StrictBool = True
-    seed: Seed = 0
-    search: tuple[SearchSettings, ...] | None = None
+    tasks: Annotated[dict[TaskName, TaskSettings], Field(min_length=1)] | None = Field(
+        default=None,
+        description="The heads: name of a label → settings of its head. Null trains one head with "
+        "default settings for every label.",
+    )
+    layers: Layers = Field(
+        default="all",
+        description="The stored layers whose vectors are a head's features: `all`, `last`, or a "
+        "list of numbers as in `embed.layers`.",
+    )
+    combine: Literal["join", "mix"] = Field(
+        default="join",
+        description="How several layers become features: `join` puts their vectors side by side, "
+        "`mix` adds them up with weights that each head learns.",
+    )
+    head: Head = Field(
+        default="linear",
+        description="The form of a head. `linear` is a linear function of the features. `kernel` "
+        "is a linear function of a row's similarity, by a Gaussian kernel, to up to 4,096 training "
+        "rows; it is for up to 20,000 training rows, and is always trained by `lbfgs` on joined "
+        "layers. `hidden` has one hidden layer.",
+    )
+    bandwidth: Bandwidth = Field(
+        default=1.0,
+        description="The width of the kernel of a `kernel` head, from 0.1 to 3, as a multiple of "
+        "the root mean squared distance between two training rows.",
+    )
+    hidden_size: Count = Field(
+        default=64, description="The number of units in the hidden layer of a `hidden` head."
+    )
+    dropout: Smoothing = Field(
+        default=0.0,
+        description="The share of the inputs of each linear layer that a training step leaves out, "
+        "from 0 to below 1. `lbfgs` takes none.",
+    )
+    standardize: StrictBool = Field(
+        default=True,
+        description="Whether each feature is scaled by the training rows' mean and standard "
+        "deviation. The saved weights hold the scaling, so that heads apply to plain vectors.",
+    )
+    optimizer: Optimizer = Field(
+        default="lbfgs",
+        description="How weights are found: `lbfgs` takes all rows at once to the optimum, for "
+        "linear and kernel heads on joined layers; `adamw` and `sgd` (with Nesterov momentum) go "
+        "by batches and train linear and hidden heads.",
+    )
+    learning_rate: Positive = Field(
+        default=1e-3, description="The step size of `adamw` and `sgd`; `lbfgs` does not look at it."
+    )
+    weight_decay: NotNegative = Field(
+        default=3e-2,
+        description="The strength of the penalty on large weights, 0 or more. For `lbfgs` it is "
+        "the factor of half the squared weights in the mean loss, scikit-learn's 1 / (C n); for "
+        "`adamw` and `sgd` it is torch's parameter of this name.",
+    )
+    batch_size: Count = Field(
+        default=256,
+        description="The number of rows in one step of `adamw` and `sgd`; `lbfgs` does not look at "
+        "it.",
+    )
+    max_epochs: Count = Field(
+        default=100,
+        description="The largest number of passes over the training rows; for `lbfgs`, of its "
+        "steps.",
+    )
+    patience: Count | None = Field(
+        default=10,
+        description="The number of epochs without a lower validation loss after which `adamw` and "
+        "`sgd` stop; null trains all epochs.",
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="The epoch whose weights `adamw` and `sgd` keep for each task: the `best` by "
+        "validation loss, or the `last`.",
+    )
+    folds: Annotated[int, Field(ge=2, le=20, strict=True)] | None = Field(
+        default=5,
+        description="The number of folds, from 2 to 20, by which training rows also judge "
+        "configurations: each row is scored by the head of a fold that has not seen it. Null "
+        "judges by validation rows alone, which is faster and less certain.",
+    )
+    calibrate: StrictBool = Field(
+        default=True,
+        description="Whether a temperature is fitted to the held-out rows, so that probabilities "
+        "are as high as the head is often right.",
+    )
+    seed: Seed = Field(
+        default=0,
+        description="The seed of start weights, of the order of batches and of the folds.",
+    )
+    search: tuple[SearchSettings, ...] | None = Field(
+        default=None,
+        description="Grids of configurations; each task takes the configuration with the best "
+        "held-out score. Null is the default search, unless `head`, `optimizer`, `weight_decay` or "
+        "a task's `logit_adjustment`, which that search varies, is given. An empty list is the one "
+        "configuration that the other settings make.",
+    )
 
     @property
     def grids(self) -> tuple[SearchSettings, ...]:
@@ -419,28 +719,40 @@ class HeadsSettings(Section):
 
 
 class ReportSettings(Section):
-    """What the report shows. ``title`` heads the page."""
+    """What the report shows."""
 
-    title: Name = "Heads on a frozen backbone"
+    title: Name = Field(
+        default="Heads on a frozen backbone", description="The heading of the report's page."
+    )
 
 
 class RuntimeSettings(Section):
-    """What changes only the speed; DVC does not track it.
+    """What changes only the speed, so that DVC does not track it."""
 
-    ``devices``: ``auto`` is all GPUs, else the CPU; or one by name, or a list. ``embed`` shares its
-    texts among them, a process each; ``train-heads`` takes the first. ``threads``: of the CPU; null
-    for all cores. ``token_budget``: tokens in one batch; null for what suits the device.
-    ``max_memory``: GB that the vectors of ``train-heads`` may take; beyond that they are streamed
-    from the store; null for half of what the machine has. ``logger``: where the curves of the
-    chosen heads also go, ``tensorboard`` or ``dvclive``, in ``cache/logs``; they are always in
-    ``curves.csv``.
-    """
-
-    devices: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "auto"
-    threads: Count | None = None
-    token_budget: Annotated[int, Field(ge=16, strict=True)] | None = None
-    max_memory: Positive | None = None
-    logger: Literal["csv", "tensorboard", "dvclive"] = "csv"
+    devices: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = Field(
+        default="auto",
+        description="Where to compute: `auto` (all GPUs, else the CPU), `cpu`, `cuda`, `cuda:N`, "
+        "`mps`, or a list of these. `embed` shares its texts among them, with a process for each; "
+        "`train-heads` takes the first.",
+    )
+    threads: Count | None = Field(
+        default=None, description="The number of threads on the CPU; null is one for each core."
+    )
+    token_budget: Annotated[int, Field(ge=16, strict=True)] | None = Field(
+        default=None,
+        description="The number of tokens in one batch of `embed`, 16 or more; null is what suits "
+        "the device.",
+    )
+    max_memory: Positive | None = Field(
+        default=None,
+        description="The memory in GB that the vectors of `train-heads` may take; larger ones are "
+        "streamed from the store. Null is half of the machine's memory.",
+    )
+    logger: Literal["csv", "tensorboard", "dvclive"] = Field(
+        default="csv",
+        description="Where the training curves of the chosen heads go, besides `curves.csv`, which "
+        "always has them: `tensorboard` and `dvclive` write to `cache/logs` too.",
+    )
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -457,26 +769,37 @@ class RuntimeSettings(Section):
 class Settings(Section):
     """All of ``params.yaml``."""
 
-    fetch: FetchSettings = FetchSettings()
-    prepare: PrepareSettings = PrepareSettings()
-    embed: EmbedSettings = EmbedSettings()
-    heads: HeadsSettings = HeadsSettings()
-    report: ReportSettings = ReportSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
+    fetch: FetchSettings = Field(
+        default=FetchSettings(), description="What to get, and from where."
+    )
+    prepare: PrepareSettings = Field(
+        default=PrepareSettings(),
+        description="How rows of the source become texts, labels and parts.",
+    )
+    embed: EmbedSettings = Field(
+        default=EmbedSettings(),
+        description="What a vector is; every text is embedded again if one of these changes.",
+    )
+    heads: HeadsSettings = Field(default=HeadsSettings(), description="How the heads train.")
+    report: ReportSettings = Field(default=ReportSettings(), description="What the report shows.")
+    runtime: RuntimeSettings = Field(
+        default=RuntimeSettings(),
+        description="What changes only the speed; DVC does not track it.",
+    )
 
     @model_validator(mode="after")
     def _tasks_have_labels(self) -> Settings:
         labels = self.prepare.labels
         for name, task in (self.heads.tasks or {}).items():
             if name not in labels:
-                raise PlacedError(
+                raise NestedKeyError(
                     ("heads", "tasks", name),
                     f"no such label in prepare.labels{suggest(name, labels)}",
                 )
-            classes = label_classes(labels[name])
-            kind = label_kind(labels[name])
+            classes = labels[name].get_classes()
+            kind = labels[name].get_kind()
             if task.type is not None and task.type not in _TYPES_OF[kind]:
-                raise PlacedError(
+                raise NestedKeyError(
                     ("heads", "tasks", name, "type"),
                     f"must be one of {', '.join(_TYPES_OF[kind])} for a label that holds "
                     f"{kind}, got '{task.type}'",
@@ -484,17 +807,36 @@ class Settings(Section):
             if classes is not None and isinstance(task.class_weights, dict):
                 given = {normalize_value(c) for c in task.class_weights}
                 if given != set(classes):
-                    raise PlacedError(
+                    raise NestedKeyError(
                         ("heads", "tasks", name, "class_weights"),
                         f"must give a weight for each of {', '.join(classes)}, got "
                         f"{', '.join(sorted(given))}",
                     )
         return self
 
+    @model_validator(mode="after")
+    def _labels_agree_on_assets(self) -> Settings:
+        first: dict[str, WantedAsset] = {
+            "dataset": WantedAsset(self.fetch.dataset, "fetch.dataset"),
+            "backbone": WantedAsset(self.fetch.backbones[0], "fetch.backbones"),
+        }
+        for task, label in self.prepare.labels.items():
+            for key, wanted in label.get_assets(task, self.fetch).items():
+                other = first.setdefault(key, wanted)
+                if other != wanted:
+                    raise NestedKeyError(
+                        ("prepare", "labels", task),
+                        f"wants {wanted.name} as its {key}, which is {other.name} by {other.key}",
+                    )
+        return self
 
-def label_kind(label: Label) -> LabelKind:
-    """What a value of a label is."""
-    return label.kind if isinstance(label, ColumnLabel) else "class"
+    def list_assets(self) -> dict[str, WantedAsset]:
+        """What the labels want fetched: key in ``assets.json`` → asset."""
+        return {
+            key: wanted
+            for task, label in self.prepare.labels.items()
+            for key, wanted in label.get_assets(task, self.fetch).items()
+        }
 
 
 _TYPES_OF: dict[LabelKind, tuple[TaskType, ...]] = {
@@ -504,21 +846,13 @@ _TYPES_OF: dict[LabelKind, tuple[TaskType, ...]] = {
 }
 
 
-def label_classes(label: Label) -> tuple[str, ...] | None:
-    """The class names of a label in the order of their index, if the settings give them."""
-    if isinstance(label, VaderLabel):
-        return ("negative", "neutral", "positive")
-    if label.classes is not None:
-        return tuple(normalize_value(c) for c in label.classes)
-    return None
-
-
 def load_settings(path: Path) -> Settings:
     """Read and validate a settings file.
 
     :param path: a YAML file (YAML 1.2, as DVC reads it). Sections and keys that it leaves out have
         their defaults.
     :raises SettingsError: listing every problem at once, one a line.
+    :raises ReadError: if the file cannot be read.
     """
     name = str(path)
     try:
@@ -531,11 +865,7 @@ def load_settings(path: Path) -> Settings:
             source=name,
         ) from error
     except OSError as error:
-        raise SettingsError(
-            f"cannot be read: {error.strerror}",
-            hint="name another file with --params",
-            source=name,
-        ) from error
+        raise describe_read_error(error, path, hint="name another file with --params") from error
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

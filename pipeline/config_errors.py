@@ -1,4 +1,4 @@
-"""What is wrong with the settings, in words: one line a problem, with its place and remedy."""
+"""What is wrong with the settings, in words: one line a problem, with its key and the remedy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 
-class PlacedError(ValueError):
-    """A problem at a place below the validator that finds it."""
+class NestedKeyError(ValueError):
+    """A problem with a key that stands below the section whose validator finds it.
 
-    def __init__(self, where: tuple[str, ...], what: str) -> None:
+    :param keys: the path from that section to the key.
+    :param what: what is wrong.
+    """
+
+    def __init__(self, keys: tuple[str, ...], what: str) -> None:
         super().__init__(what)
-        self.where = where
+        self.keys = keys
 
 
-class NestedError(ValueError):
-    """The errors of models that another model's validator validates by hand.
+class SectionError(ValueError):
+    """The errors of sections that the validator of the section above validates by hand.
 
     :param errors: for each, the key it stands under, its model and what pydantic found.
     """
@@ -33,50 +37,59 @@ class NestedError(ValueError):
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], content: Any) -> list[str]:
-    """One line a problem, ``place: what``, in the order of the model's fields.
+    """One line a problem, ``key: what``, in the order of the model's fields.
 
+    :param error: what pydantic raised.
+    :param model: the model that was validated against.
     :param content: what was validated.
     """
-    found = _collect(error, model, (), content)
-    # A list or mapping with a bad item also fits no other member of its union: not news.
+    problems = _collect(error, model, (), content)
+    # If an item of a list or mapping is wrong, pydantic also says that the whole fits no other
+    # member of its union; that is left out.
     return [
-        f"{'.'.join(place)}: {_join_alternatives(whats)}"
-        for place, whats in found.items()
-        if not any(len(other) > len(place) and other[: len(place)] == place for other in found)
+        f"{'.'.join(path)}: {_join_alternatives(whats)}"
+        for path, whats in problems.items()
+        if not any(len(other) > len(path) and other[: len(path)] == path for other in problems)
     ]
 
 
-_Place = tuple[str, ...]
+_KeyPath = tuple[str, ...]
 
 
 def _collect(
-    error: ValidationError, model: type[BaseModel], prefix: _Place, content: Any
-) -> dict[_Place, list[str]]:
-    found: dict[_Place, list[str]] = {}
+    error: ValidationError, model: type[BaseModel], prefix: _KeyPath, content: Any
+) -> dict[_KeyPath, list[str]]:
+    """What is wrong with each key: path of the key → problems.
+
+    :param prefix: the path of the section that was validated.
+    """
+    problems: dict[_KeyPath, list[str]] = {}
     for details in error.errors():
         cause = (details.get("ctx") or {}).get("error")
         keys = _find_keys(details, content)
-        where = tuple(str(key) for key in keys)
-        if isinstance(cause, NestedError):
+        path = (*prefix, *(str(key) for key in keys))
+        if isinstance(cause, SectionError):
             inside = functools.reduce(operator.getitem, keys, content)
             for name, inner, inner_error in cause.errors:
-                below = (*prefix, *where, str(name))
-                found |= _collect(inner_error, inner, below, inside[name])
+                problems |= _collect(inner_error, inner, (*path, str(name)), inside[name])
             continue
-        what = str(cause) if isinstance(cause, PlacedError) else _describe(details, where, model)
-        below = cause.where if isinstance(cause, PlacedError) else ()
-        place = (*prefix, *where, *below)
-        if details["type"] == "value_error" and place in found:
-            # It has the form of this member of the union; that it fits no other is no news.
-            found[place] = [what]
+        if isinstance(cause, NestedKeyError):
+            path, what = (*path, *cause.keys), str(cause)
+        else:
+            what = _describe(details, path[len(prefix) :], model)
+        if details["type"] == "value_error" and path in problems:
+            # The value has the form of this member of the union, so this alone is its problem.
+            problems[path] = [what]
             continue
-        found.setdefault(place, []).append(what)
-    return found
+        problems.setdefault(path, []).append(what)
+    return problems
 
 
 def _find_keys(details: ErrorDetails, content: Any) -> list[Any]:
-    """The place of an error by the content's own keys: pydantic puts the member of a union that it
-    tried among them."""
+    """The path of an error by the content's own keys.
+
+    pydantic's own path also names the member of a union that it tried.
+    """
     keys: list[Any] = []
     for part in details["loc"]:
         in_list = isinstance(content, list) and isinstance(part, int)
@@ -89,7 +102,7 @@ def _find_keys(details: ErrorDetails, content: Any) -> list[Any]:
 
 
 def _join_alternatives(whats: list[str]) -> str:
-    """A value that fits no member of a union gives one problem for each: say them in one."""
+    """One problem out of those that a value has which fits no member of a union."""
     heads, gots = zip(*(what.rpartition(", got ")[::2] for what in whats), strict=True)
     if len(whats) == 1 or len(set(gots)) > 1 or not all(heads):
         return "; ".join(dict.fromkeys(whats))
@@ -105,11 +118,16 @@ _BOUNDS = {
 }
 
 
-def _describe(details: ErrorDetails, where: tuple[str, ...], model: type[BaseModel]) -> str:
+def _describe(details: ErrorDetails, path: _KeyPath, model: type[BaseModel]) -> str:
+    """What is wrong with one key, in words.
+
+    :param path: the path of the key from the section that was validated.
+    :param model: the model of that section.
+    """
     kind, context = details["type"], details.get("ctx") or {}
     got = _show(details["input"])
     if kind == "extra_forbidden":
-        return f"unknown key{suggest(where[-1], _known_keys(model, where[:-1]))}"
+        return f"unknown key{suggest(path[-1], _known_keys(model, path[:-1]))}"
     if kind == "missing":
         return "is missing"
     if kind in _BOUNDS:
@@ -122,9 +140,7 @@ def _describe(details: ErrorDetails, where: tuple[str, ...], model: type[BaseMod
         return f"a key must be text, got {got}"
     if kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
-        near = difflib.get_close_matches(str(details["input"]), options.split(", "), n=1)
-        hint = f" (did you mean `{near[0]}`?)" if near else ""
-        return f"must be one of {options}{hint}, got {got}"
+        return describe_choice(details["input"], options.split(", "))
     if kind.endswith("_type") or kind in {"int_from_float", "bool_parsing"}:
         return f"must be {_TYPES.get(kind, kind.removesuffix('_type'))}, got {got}"
     if kind == "string_pattern_mismatch":
@@ -157,19 +173,35 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, or all of them, to end a message with."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+def describe_choice(value: object, options: Iterable[str]) -> str:
+    """What is wrong with a value that is none of the words that a setting may have."""
+    options = list(options)
+    near = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" (did you mean `{near[0]}`?)" if near else ""
+    return f"must be one of {', '.join(options)}{hint}, got {_show(value)}"
+
+
+def suggest(name: str, known: Iterable[str], *, or_list: bool = True) -> str:
+    """The nearest of the known names, to end a message with.
+
+    :param name: what was given; of a hub id, the owner may be left out.
+    :param known: what could have been given.
+    :param or_list: whether all known names are listed if none is near.
+    """
+    names = {other: other for other in known if other != name}
+    full = list(names)
+    if "/" not in name:
+        names = {other.rpartition("/")[2]: other for other in full} | names
+    near = difflib.get_close_matches(name, names, n=1)
     if near:
-        return f"; did you mean `{near[0]}`?"
-    return f"; known: {', '.join(known)}" if known else ""
+        return f"; did you mean `{names[near[0]]}`?"
+    return f"; known: {', '.join(full)}" if or_list and full else ""
 
 
-def _known_keys(root: type[BaseModel], where: Sequence[str]) -> list[str]:
-    """The keys of the model that stands at a place below ``root``."""
+def _known_keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The keys of the model that stands at the end of a path of keys below ``root``."""
     annotation: Any = root
-    for part in where:
+    for part in path:
         annotation = _step_into(annotation, part)
     model = next((a for a in _flatten(annotation) if _is_model(a)), None)
     return list(model.model_fields) if model is not None else []

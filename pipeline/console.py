@@ -36,7 +36,10 @@ def say(message: str = "") -> None:
 
 def shorten_paths(text: str) -> str:
     """A text whose paths below the working directory are relative to it, as a person has them."""
-    prefix = f"{Path.cwd()}{os.sep}"
+    try:
+        prefix = f"{Path.cwd()}{os.sep}"
+    except FileNotFoundError:  # the working directory was removed while this runs
+        return text
     return text if prefix == 2 * os.sep else text.replace(prefix, "")
 
 

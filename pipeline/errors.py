@@ -66,5 +66,9 @@ class LockedError(PipelineError):
     """Another run is writing to the same place."""
 
 
+class ReadError(PipelineError):
+    """A file cannot be read: no permission, a folder in its place, a faulty disk."""
+
+
 class WriteError(PipelineError):
     """A file cannot be written: no space, no permission, a read-only disk."""

@@ -13,10 +13,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.errors import LockedError, StageError, WriteError
+from pipeline.errors import LockedError, ReadError, StageError, WriteError
 
 SCRATCH_PREFIX = ".tmp-"  # of what is not finished, or was left by a kill
-_REMEDY = {
+_READ_REMEDIES = {
+    errno.EACCES: "you may not read it; change the permissions of the file or of its folder",
+    errno.EPERM: "you may not read it; change the permissions of the file or of its folder",
+    errno.EISDIR: "there must be a file, not a folder; move the folder away",
+    errno.ENOTDIR: "a file stands where a folder should; move it away",
+    errno.EIO: "check the disk that holds it",
+}
+_WRITE_REMEDIES = {
     errno.ENOSPC: "free some space on that disk and run the command again",
     errno.EDQUOT: "your disk quota is used up; free some space and run the command again",
     errno.EFBIG: "the file is larger than this system lets you write",
@@ -26,18 +33,35 @@ _REMEDY = {
 }
 
 
-def describe_os_error(error: OSError, path: Path | str | None = None) -> WriteError:
-    """Turn an operating-system error into one message with its remedy.
+def describe_write_error(error: OSError, path: Path | str | None = None) -> WriteError:
+    """The error to raise where a file cannot be written, with its remedy.
 
     :param error: what the system raised.
     :param path: the file that was being written; the error's own file name otherwise.
     """
     where = path or error.filename or "a file"
-    reason = os.strerror(error.errno) if error.errno else str(error)
     return WriteError(
-        f"cannot write {where}: {reason}; nothing that was there before has changed",
-        hint=_REMEDY.get(error.errno or 0),
+        f"cannot write {where}: {give_reason(error)}; nothing that was there before has changed",
+        hint=_WRITE_REMEDIES.get(error.errno or 0),
     )
+
+
+def describe_read_error(error: OSError, path: Path | str, *, hint: str | None = None) -> ReadError:
+    """The error to raise where a file cannot be read, with its remedy.
+
+    :param error: what the system raised.
+    :param path: the file that was being read.
+    :param hint: what to do next; by the error if left out.
+    """
+    return ReadError(
+        f"cannot read {path}: {give_reason(error)}",
+        hint=hint or _READ_REMEDIES.get(error.errno or 0),
+    )
+
+
+def give_reason(error: OSError) -> str:
+    """What the system says of an error, without number and file name."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 @contextlib.contextmanager
@@ -65,7 +89,7 @@ def write_aside(path: Path) -> Iterator[IO[bytes]]:
         aside = None
         sync_folder(path.parent)
     except OSError as error:
-        raise describe_os_error(error, path) from error
+        raise describe_write_error(error, path) from error
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
@@ -121,11 +145,14 @@ def read_json(path: Path, *, stage: str) -> Any:
     :param path: the file.
     :param stage: the stage that writes it, named in the error's hint.
     :raises StageError: if it is missing or not JSON.
+    :raises ReadError: if it cannot be read.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
+    except OSError as error:
+        raise describe_read_error(error, path) from error
     except ValueError as error:
         raise StageError(
             f"{path}: damaged, not JSON ({error})", hint=f"run `pipeline {stage}` again"
@@ -148,7 +175,7 @@ def stage_folder(parent: Path) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
     except OSError as error:
-        raise describe_os_error(error, parent) from error
+        raise describe_write_error(error, parent) from error
     try:
         yield folder
     finally:
@@ -170,14 +197,12 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         lock = FileLock(path, timeout=0)
         lock.acquire()
     except Timeout as error:
-        owner = path.with_suffix(".pid")
-        process = owner.read_text().strip() if owner.exists() else "unknown"
         raise LockedError(
-            f"another run (process {process}) is writing {what}",
+            f"another run (process {_read_owner(path)}) is writing {what}",
             hint="wait until it ends, or stop it, then run the command again",
         ) from error
     except OSError as error:
-        raise describe_os_error(error, path) from error
+        raise describe_write_error(error, path) from error
     owner = path.with_suffix(".pid")
     try:
         with contextlib.suppress(OSError):
@@ -188,6 +213,14 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
         lock.release()
 
 
+def _read_owner(lock: Path) -> str:
+    """The number of the process that holds a lock, which it may be about to write or remove."""
+    try:
+        return lock.with_suffix(".pid").read_text().strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
 @contextlib.contextmanager
 def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
     """Turn what goes wrong while a file is read into an error that names the stage to run.
@@ -195,7 +228,8 @@ def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
     :param path: the file.
     :param stage: the stage that writes it.
     :param damage: errors that mean damage, beside those of Python's own conversions.
-    :raises StageError: in their place.
+    :raises StageError: if the file is missing or damaged.
+    :raises ReadError: if the system does not let it be read.
     """
     kinds: tuple[type[Exception], ...] = (
         KeyError, TypeError, ValueError, AttributeError, OSError, *damage
@@ -205,6 +239,11 @@ def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
     except kinds as error:
+        # What a library finds wrong with a file is an OSError without a number of the system's.
+        if isinstance(error, OSError) and (error.errno or path.is_dir()):
+            if path.is_dir():
+                error = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise describe_read_error(error, path) from error
         raise StageError(
             f"{path}: damaged ({type(error).__name__}: {error})",
             hint=f"run `pipeline {stage}` again",

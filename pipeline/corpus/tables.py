@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pipeline.config import LabelKind
 from pipeline.corpus.keys import hash_keys, view_keys
 from pipeline.errors import StageError
+from pipeline.files import reading
 from pipeline.project import Project
 
 if TYPE_CHECKING:
@@ -219,13 +220,5 @@ def _open_table(path: Path, columns: list[str]) -> Any:
 
 
 def _read(path: Path, read: Callable[[], Any]) -> Any:
-    import pyarrow as pa
-
-    try:
+    with reading(path, "prepare"):
         return read()
-    except FileNotFoundError as error:
-        raise StageError(f"{path}: no such file", hint="run `pipeline prepare` first") from error
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise StageError(
-            f"{path}: damaged ({error})", hint="run `pipeline prepare` again"
-        ) from error

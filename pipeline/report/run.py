@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.config import Settings
 from pipeline.console import say, show_progress, show_table, warn
-from pipeline.files import describe_os_error, format_json, read_json, write_together
+from pipeline.files import describe_write_error, format_json, read_json, write_together
 from pipeline.model.decision import compute_softmax
 from pipeline.model.intervals import bootstrap_intervals
 from pipeline.model.metrics import PartScores, score_task
@@ -194,7 +194,7 @@ def _remove_other_plots(folder: Path, files: Mapping[str, bytes]) -> None:
             elif path not in wanted:
                 path.unlink()
     except OSError as error:
-        raise describe_os_error(error, folder) from error
+        raise describe_write_error(error, folder) from error
 
 
 def _show_summary(project: Project, assets: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:

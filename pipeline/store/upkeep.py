@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pipeline.console import show_progress
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
-from pipeline.files import describe_os_error, hash_file, write_aside
+from pipeline.files import describe_write_error, hash_file, write_aside
 from pipeline.store.manifest import (
     MANIFEST,
     Manifest,
@@ -105,7 +105,7 @@ def repair_store(folder: Path, damages: Sequence[Damage]) -> None:
             else:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise describe_os_error(error, folder) from error
+        raise describe_write_error(error, folder) from error
 
 
 def rebuild_manifest(folder: Path) -> Manifest | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline.console import count
 from pipeline.errors import StoreError
-from pipeline.files import describe_os_error, hash_file, sync_folder, write_aside
+from pipeline.files import describe_write_error, hash_file, sync_folder, write_aside
 from pipeline.store import manifest as layout
 from pipeline.store.manifest import (
     MANIFEST,
@@ -180,7 +180,7 @@ class StoreUpdate:
             unnamed.replace(path)
             sync_folder(self.staged)
         except OSError as error:
-            raise describe_os_error(error, path) from error
+            raise describe_write_error(error, path) from error
         size = sum(len(piece) for piece in pieces)
         return path, {"bytes": size, "sha256": sha256, "checks": checks}
 
@@ -196,7 +196,7 @@ class StoreUpdate:
                 path.replace(self.staged / name)
             sync_folder(self.staged)
         except OSError as error:
-            raise describe_os_error(error, self.staged) from error
+            raise describe_write_error(error, self.staged) from error
         before = self._old.fidelity if self._old is not None else None
         decision = replace(self.recipe.describe(shards), fidelity=_join_fidelity(before, fidelity))
         write_manifest(self.staged / _DECISION, decision)
@@ -247,7 +247,7 @@ def finish_commit(folder: Path) -> None:
         write_manifest(folder / MANIFEST, manifest)
         shutil.rmtree(staged)
     except OSError as error:
-        raise describe_os_error(error, folder) from error
+        raise describe_write_error(error, folder) from error
 
 
 class _KnownRows:

@@ -129,7 +129,11 @@ def test_a_change_runs_only_what_depends_on_it(workspace: Path) -> None:
         # Of no head that is trained: the same heads, so there is nothing to report anew.
         ("heads.learning_rate", 0.004, ["train-heads"]),
         ("heads.max_epochs", 99, ["train-heads", "report"]),
-        ("prepare.labels.sentiment.positive_at_least", 0.3, ["prepare", "train-heads", "report"]),
+        (
+            "prepare.labels.sentiment.positive_at_least",
+            0.3,
+            ["fetch", "prepare", "train-heads", "report"],
+        ),
     ):
         edit_params({setting: value}, workspace / "params.yaml")
         assert repro(workspace) == expected, setting

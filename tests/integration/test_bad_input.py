@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import errno
 import json
 import os
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -124,13 +126,13 @@ BAD_SOURCES: dict[str, tuple[Edit, str, list[str], str]] = {
         swap_data(b"label,text\nham,a\n"),
         "prepare",
         ["data.csv: no column 'message'; the source has 'label', 'text'"],
-        "params.yaml: prepare.text_column",
+        "set prepare.text_column",
     ),
     "missing label column": (
         swap_data(b"class,message\nham,a\n"),
         "prepare",
         ["data.csv: no column 'label'; the source has 'class', 'message'"],
-        "params.yaml: prepare.labels.spam.column",
+        "correct prepare.labels.spam.column",
     ),
     "blank texts and an unknown label": (
         swap_data(b'label,message\nham,\nspam," "\neggs,a\nham,b\n'),
@@ -141,7 +143,7 @@ BAD_SOURCES: dict[str, tuple[Edit, str, list[str], str]] = {
             "row 2 (the first is 0): unknown label for spam: 'eggs'",
             "spam knows ham, spam",
         ],
-        "params.yaml: prepare.on_bad_rows",
+        "set prepare.on_bad_rows",
     ),
     "a line too long": (
         swap_data(b"label,message\nham,a\nham,a, b\n"),
@@ -164,7 +166,7 @@ BAD_SOURCES: dict[str, tuple[Edit, str, list[str], str]] = {
     "wrong checksum": (
         set_params({"fetch.dataset_sha256": "0" * 64}),
         "fetch",
-        ["data.csv", "sha256 is ", "params.yaml: fetch.dataset_sha256 is 0000"],
+        ["dataset data.csv: data.csv has sha256 ", "but fetch.dataset_sha256 is 0000"],
         "correct or remove fetch.dataset_sha256",
     ),
     "unknown parameter": (
@@ -197,7 +199,7 @@ def test_a_mistake_gets_one_message_and_loses_nothing(own: Path, cli: Cli, name:
         "unknown parameter", "wrong type", "ratios that do not sum to one",
     }:  # fmt: skip
         run_stages(cli, "fetch")
-        before[str(Project().assets)] = Project(own).assets.read_bytes()
+        before["cache/assets.json"] = Project(own).assets.read_bytes()
     assert_refused(cli(failing), *parts, hint=hint)
     assert read_all(own) == before
 
@@ -246,7 +248,7 @@ def test_odd_texts_go_through(own: Path, cli: Cli) -> None:
     blank = odd[7]  # nothing but separators: Python counts them as white space
     edit_params({"prepare.on_bad_rows": "drop"})
     run_stages(cli, "fetch", "prepare", "embed")
-    texts = pq.read_tableProject(own).texts["text"].to_pylist()
+    texts = pq.read_table(Project(own).texts)["text"].to_pylist()
     assert texts == [text for _, text in ROWS] + [text for text in odd if text != blank]
     manifest = json.loads((Project(own).embeddings / "manifest.json").read_text())
     assert str(len(set(texts))) in json.dumps(manifest)
@@ -284,26 +286,134 @@ def test_weights_that_changed_since_they_were_fetched(
 @pytest.mark.parametrize(
     ("stage", "absent", "missing", "first"),
     [
-        ("prepare", Project().cache, "cache/assets.json: no such file", "fetch"),
-        ("embed", Project().cache, "cache/assets.json: no such file", "fetch"),
-        ("embed", Project().texts, "cache/texts.parquet: no such file", "prepare"),
-        ("train-heads", Project().cache, "cache/labels.parquet: no such file", "prepare"),
-        ("train-heads", Project().texts, "cache/texts.parquet: no such file", "prepare"),
-        ("train-heads", Project().embeddings, "cache/embeddings", "embed"),
-        ("report", Project().cache, "cache/assets.json: no such file", "fetch"),
-        ("report", Project().heads, "cache/heads/heads.json: no such file", "train-heads"),
-        ("report", Project().labels, "cache/labels.parquet: no such file", "prepare"),
+        ("prepare", "cache", "cache/assets.json: no such file", "fetch"),
+        ("embed", "cache", "cache/assets.json: no such file", "fetch"),
+        ("embed", "cache/texts.parquet", "cache/texts.parquet: no such file", "prepare"),
+        ("train-heads", "cache", "cache/labels.parquet: no such file", "prepare"),
+        ("train-heads", "cache/texts.parquet", "cache/texts.parquet: no such file", "prepare"),
+        ("train-heads", "cache/embeddings", "cache/embeddings", "embed"),
+        ("report", "cache", "cache/assets.json: no such file", "fetch"),
+        ("report", "cache/heads", "cache/heads/heads.json: no such file", "train-heads"),
+        ("report", "cache/labels.parquet", "cache/labels.parquet: no such file", "prepare"),
     ],
     ids=lambda value: str(value).replace("/", "-"),
 )
 def test_a_stage_before_its_inputs_names_the_stage_to_run(
-    own: Path, cli: Cli, stage: str, absent: Path, missing: str, first: str
+    own: Path, cli: Cli, stage: str, absent: str, missing: str, first: str
 ) -> None:
-    if absent.is_dir():
-        shutil.rmtree(absent)
+    if (own / absent).is_dir():
+        shutil.rmtree(own / absent)
     else:
-        absent.unlink()
+        (own / absent).unlink()
     assert_refused(cli(stage), missing, hint=f"run `pipeline {first}` first")
+
+
+# --- a file that cannot be read -----------------------------------------------------------------
+
+# What each stage reads, and which stage must run first to make the case.
+UNREADABLE = [
+    ("prepare", "params.yaml"),
+    ("fetch", "data.csv"),
+    ("prepare", "data.csv"),
+    ("prepare", "lexicon.txt"),
+    ("prepare", "cache/assets.json"),
+    ("embed", "cache/assets.json"),
+    ("embed", "cache/texts.parquet"),
+    ("train-heads", "cache/texts.parquet"),
+    ("train-heads", "cache/labels.parquet"),
+    ("report", "cache/labels.parquet"),
+]
+
+
+@contextlib.contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """Take from this thread the superuser's right to read what it has no permission for."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this thread
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and again, of higher bits
+    assert libc.capget(header, held) == 0
+    lowered = (ctypes.c_uint32 * 6)(*held)
+    lowered[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, lowered) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, held) == 0
+
+
+@pytest.mark.parametrize("reason", ["Permission denied", "Is a directory"])
+@pytest.mark.parametrize(("stage", "name"), UNREADABLE)
+def test_what_cannot_be_read_is_named_with_the_systems_reason(
+    own: Path, cli: Cli, stage: str, name: str, reason: str
+) -> None:
+    file = own / name
+    content = file.read_bytes()
+    before = read_all(own)
+    if reason == "Is a directory":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.chmod(0)
+    with bound_by_permissions():
+        result = cli(stage)
+    if reason == "Is a directory":
+        file.rmdir()
+        file.write_bytes(content)
+    file.chmod(0o644)
+    assert read_all(own) == before
+    if (stage, reason) == ("fetch", "Is a directory"):
+        assert_refused(result, "params.yaml: fetch.dataset: data.csv: is a folder, not a file")
+        return
+    key = "params.yaml: fetch.dataset: " if stage == "fetch" else ""
+    assert_refused(result, f"Error: {key}cannot read {name}: {reason}")
+    assert "\n  next: " in result.stderr
+    assert "write" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("embed", {"embed.max_tokens": 513}, "embed.max_tokens: must be <= 512 for this backbone"),
+        ("embed", {"runtime.devices": "cuda:99"}, "runtime.devices: cuda:99: this machine has "),
+        ("embed", {"embed.layers": [7]}, "embed.layers: no layer 7; there are 0, 1, 2"),
+        ("embed", {"embed.layer": 7}, "embed.layer: unknown key; did you mean `layers`?"),
+        ("train-heads", {"heads.layers": [7]}, "heads.layers: no layer 7; there are 0, 1, 2"),
+        ("train-heads", {"heads.head": "hidden"}, "heads.optimizer: lbfgs trains heads without"),
+        (
+            "train-heads",
+            {"heads.tasks.spam.metric": "r2"},
+            "heads.tasks.spam.metric: must be one of ",
+        ),
+    ],
+)
+def test_wrong_settings_are_said_to_be_in_the_file_that_was_given(
+    own: Path, cli: Cli, stage: str, changes: dict[str, object], message: str
+) -> None:
+    (own / "params.yaml").rename(own / "mine.yaml")
+    edit_params({"heads.search": [], **changes}, own / "mine.yaml")
+    if stage == "embed":  # so that there is something to embed
+        grow(own, 1)
+        assert cli("fetch", "--params", "mine.yaml").returncode in {0, 1}
+        cli("prepare", "--params", "mine.yaml")
+    result = cli(stage, "--params", "mine.yaml")
+    assert_refused(result, f"Error: mine.yaml: {message}")
+    assert "params.yaml" not in result.stderr
+
+
+def test_a_wrong_option_is_named_without_a_file(own: Path, cli: Cli) -> None:
+    result = cli("cache", "export", "out.npy", "--layers", "99")
+    assert_refused(result, "Error: --layers: no layer 99; there are 0, 1, 2")
+    assert "yaml" not in result.stderr
+    assert not (own / "out.npy").exists()
+
+
+def test_a_working_directory_that_was_removed(own: Path, process: Cli) -> None:
+    gone = own / "gone"
+    gone.mkdir()
+    result = process(
+        "prepare", preexec_fn=gone.rmdir, cwd=gone, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert_refused(result, "the working directory is not there any more", hint="another folder")
 
 
 # --- a disk that is full or read-only ----------------------------------------------------------

@@ -54,11 +54,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 answer = {"id": f"{owner}/{name}", "sha": REVISION, "siblings": siblings}
                 self._send(json.dumps(answer).encode())
         else:
-            repo, _, place = path[1:].partition("/resolve/")
+            repo, _, source = path[1:].partition("/resolve/")
             if repo in self.server.gated:
                 self._refuse(403, "GatedRepo")
             else:
-                self._send_file(self.server.repos[repo][place.partition("/")[2]])
+                self._send_file(self.server.repos[repo][source.partition("/")[2]])
 
     def _send_file(self, content: bytes) -> None:
         if self.command == "GET" and len(content) > self.server.breaks_at:
@@ -280,8 +280,12 @@ def test_refused(
         files["model.safetensors"] = b"version https://git-lfs.github.com/spec/v1\n"
     names = {"missing": "acme/none", "revision": "acme/tiny@v9", "odd name": "acme/ti ny"}
     edit_params({"fetch.backbones": [names.get(case, "acme/tiny")]})
-    places = ["local folder: none of that name", "hub cache: not there", "package index: not known"]
-    assert_refused(process("fetch"), *messages, *places, "next: ")
+    sources = [
+        "local folder: none of that name",
+        "hub cache: not there",
+        "package index: not known",
+    ]
+    assert_refused(process("fetch"), *messages, *sources, "next: ")
     assert_nothing_kept(private_cache)
 
 
@@ -321,7 +325,7 @@ def test_dataset_from_the_hub_cache(hub: Hub, hub_project: Path, process: Cli) -
     hub.repos.clear()
     edit_params({"fetch.dataset": "hf://datasets/acme/sms/a.csv", "fetch.backbones": ["acme/tiny"]})
     result = process("fetch")
-    assert result.returncode == 1, "the backbone is in no place any more"
+    assert result.returncode == 1, "the backbone is in no source any more"
     assert "dataset" not in result.stderr
     assert "fetched   hf://datasets/acme/sms/a.csv: 1 file" in result.stdout
 

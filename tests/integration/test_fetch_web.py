@@ -28,7 +28,7 @@ from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
 from pipeline.fetch import catalog, download
 from pipeline.fetch import run as fetch
-from pipeline.fetch.catalog import UrlPlace
+from pipeline.fetch.catalog import UrlSource
 from pipeline.project import Project
 from tests.conftest import Cli, edit_params
 from tests.disk import Disk
@@ -321,14 +321,14 @@ def test_zip_member(
     if content == "no zip":
         packed = b"<html>please log in</html>"
     site.answer = lambda handler: handler.send(packed)
-    place = UrlPlace(
+    source = UrlSource(
         url=f"{site.url}/archive.zip",
         file="corpus.csv",
         member="inner/corpus",
         sha256={"corpus.csv": hashlib.sha256(body).hexdigest()},
         reading={"format": "csv", "header": None},
     )
-    monkeypatch.setattr(catalog, "DATASETS", {"corpus": (place,)})
+    monkeypatch.setattr(catalog, "DATASETS", {"corpus": (source,)})
     edit_params({"fetch.dataset": "corpus"})
     settings = load_settings(Project().settings)
     if content == "good":

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import SplitSettings
 from pipeline.errors import DataError
-from pipeline.prepare.labelers import Labels
+from pipeline.prepare.labelers.base import Labels
 from pipeline.prepare.run import split_rows
 
 shares = st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8))

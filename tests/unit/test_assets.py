@@ -9,54 +9,54 @@ from pathlib import Path
 import pytest
 
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.errors import StageError
+from pipeline.errors import ReadError, StageError
 from pipeline.fetch import catalog
-from pipeline.fetch.catalog import HubPlace, WheelPlace
+from pipeline.fetch.catalog import HubSource, WheelSource
 from pipeline.project import Project
 
-PLACES = [
-    place
-    for places in (
+SOURCES = [
+    source
+    for sources in (
         *catalog.DATASETS.values(),
-        *catalog.LEXICONS.values(),
-        *(catalog.backbone_places(name) for name in catalog.BACKBONES),
+        *(sources for known in catalog.LABEL_ASSETS.values() for sources in known.values()),
+        *(catalog.list_backbone_sources(name) for name in catalog.BACKBONES),
     )
-    for place in places
+    for source in sources
 ]
 
 
 def test_registry_pins_what_is_not_from_the_hub() -> None:
-    for place in PLACES:
-        assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in place.sha256.values())
-        if isinstance(place, HubPlace):
-            assert place.revision is None or re.fullmatch("[0-9a-f]{40}", place.revision)
+    for source in SOURCES:
+        assert all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in source.sha256.values())
+        if isinstance(source, HubSource):
+            assert source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision)
         else:
-            assert place.sha256, f"{place} is not pinned"
-        if isinstance(place, WheelPlace):
-            assert all("==" in requirement for requirement in place.requirements)
-            assert list(place.requirements) == sorted(place.requirements)
-            assert set(place.sha256) <= set(place.files)
+            assert source.sha256, f"{source} is not pinned"
+        if isinstance(source, WheelSource):
+            assert all("==" in requirement for requirement in source.requirements)
+            assert list(source.requirements) == sorted(source.requirements)
+            assert set(source.sha256) <= set(source.files)
 
 
 def test_backbones_come_without_code_or_pickles() -> None:
-    for place in PLACES:
-        if isinstance(place, HubPlace) and place.kind == "model":
-            assert all(p.endswith((".json", ".safetensors")) for p in place.patterns)
-        if isinstance(place, WheelPlace) and "model.safetensors" in place.files:
-            assert all(f.endswith((".json", ".safetensors")) for f in place.files)
+    for source in SOURCES:
+        if isinstance(source, HubSource) and source.kind == "model":
+            assert all(p.endswith((".json", ".safetensors")) for p in source.patterns)
+        if isinstance(source, WheelSource) and "model.safetensors" in source.files:
+            assert all(f.endswith((".json", ".safetensors")) for f in source.files)
 
 
 def test_revision_that_the_user_names_is_on_the_hub_only() -> None:
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    pinned, wheel = catalog.backbone_places(name)
-    assert isinstance(wheel, WheelPlace)
-    (named,) = catalog.backbone_places(f"{name}@main")
-    assert isinstance(pinned, HubPlace)
-    assert isinstance(named, HubPlace)
+    pinned, wheel = catalog.list_backbone_sources(name)
+    assert isinstance(wheel, WheelSource)
+    (named,) = catalog.list_backbone_sources(f"{name}@main")
+    assert isinstance(pinned, HubSource)
+    assert isinstance(named, HubSource)
     assert (named.repo, named.revision) == (name, "main")
     assert pinned.revision != named.revision
-    (unknown,) = catalog.backbone_places("acme/tiny")
-    assert isinstance(unknown, HubPlace)
+    (unknown,) = catalog.list_backbone_sources("acme/tiny")
+    assert isinstance(unknown, HubSource)
     assert unknown.revision is None
 
 
@@ -95,8 +95,9 @@ def test_check_files(kept: Asset, private_cache: Path) -> None:
     with pytest.raises(StageError, match="is not there any more"):
         check_files(kept, "dataset", folder)
     (folder / "corpus.csv").symlink_to("/proc/self/mem")  # which not even root can read
-    with pytest.raises(StageError, match="cannot be read"):
+    with pytest.raises(ReadError) as unreadable:
         check_files(kept, "dataset", folder)
+    assert unreadable.value.message == f"cannot read {folder}/corpus.csv: Input/output error"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_damaged_record_of_a_project(
     Project().cache.mkdir()
     if content == "files":
         record = kept.to_record() | {"files": ["corpus.csv"]}
-        content = json.dumps(dict.fromkeys(("dataset", "lexicon", "backbone"), record))
+        content = json.dumps(dict.fromkeys(("dataset", "backbone"), record))
     Project().assets.write_text(content)
     with pytest.raises(StageError, match=r"cache/assets\.json: ") as caught:
         read_assets(Project().assets)

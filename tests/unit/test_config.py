@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import (
+    LABELERS,
     HeadsSettings,
+    Section,
     Settings,
     SplitSettings,
     TaskSettings,
@@ -17,7 +20,7 @@ from pipeline.config import (
     normalize_value,
     parse_settings,
 )
-from pipeline.errors import SettingsError
+from pipeline.errors import ReadError, SettingsError
 from pipeline.heads.configurations import list_configurations
 from pipeline.presets import list_presets, read_preset
 from tests.conftest import ROOT, Cli
@@ -343,8 +346,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"params\.yaml: no such file") as caught:
         load_settings(path)
     assert "pipeline params default > params.yaml" in (caught.value.hint or "")
-    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+    with pytest.raises(ReadError) as unreadable:
         load_settings(tmp_path)
+    assert unreadable.value.message == f"cannot read {tmp_path}: Is a directory"
+    assert "--params" in str(unreadable.value.hint)
     path.write_bytes(b"heads:\n  seed: 1\nreport:\n  title: caf\xe9\n")
     with pytest.raises(SettingsError, match=r"params\.yaml: line 4: byte 0xe9 is not UTF-8"):
         load_settings(path)
@@ -391,3 +396,13 @@ def test_every_stage_takes_the_settings_file_by_name(cli: Cli, project: Path, st
     assert result.returncode == 1
     assert result.stderr == "Error: mine.yaml: heads.learning_rate: must be > 0, got -0.1\n"
     assert not (project / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "model", [*Section.__subclasses__(), *LABELERS.values()], ids=lambda model: model.__name__
+)
+def test_every_setting_is_described_in_full_sentences(model: type[BaseModel]) -> None:
+    """The settings reference is made of these descriptions."""
+    for name, field in model.model_fields.items():
+        description = field.description or ""
+        assert re.fullmatch(r"[A-Z].*\.", description), f"{model.__name__}.{name}: {description}"

@@ -12,14 +12,14 @@ import pytest
 from pipeline.corpus.tables import TextReader, read_distinct_keys, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.prepare import run as prepare
-from pipeline.prepare.labelers import Labels
-from pipeline.prepare.run import Corpus, hash_texts
+from pipeline.prepare.labelers.base import Labels
+from pipeline.prepare.run import LabelledTexts, hash_texts
 from pipeline.project import Project
 
 
 def write(texts: list[str]) -> None:
     labels = Labels(("no", "yes"), np.arange(len(texts), dtype=np.int32) % 2)
-    corpus = Corpus(np.arange(len(texts)), texts, {"t": labels})
+    corpus = LabelledTexts(np.arange(len(texts)), texts, {"t": labels})
     split = np.arange(len(texts)).astype(np.int8) % 3
     prepare._write_corpus(Project(), corpus, hash_texts(texts), split)
 

@@ -102,7 +102,7 @@ def test_cut_weights(local_project: Path) -> None:
         ("pointer", "model.safetensors is damaged or no safetensors file"),
         ("empty weights", "model.safetensors is damaged or no safetensors file"),
         ("cut short", "model.safetensors is damaged or no safetensors file"),
-        ("unreadable", "cannot be read"),
+        ("unreadable", "cannot read "),
         ("no such folder", "no such folder, and not a hub id (owner/name)"),
     ],
 )
@@ -163,8 +163,8 @@ def test_second_folder_serves(local_project: Path, capsys: pytest.CaptureFixture
         ("mesages.csv", "mesages.csv: no such file; did you mean `messages.csv`?"),
         ("sms-spam-colection", "no such file; did you mean `sms-spam-collection`?"),
         ("tiny", "tiny: is a folder, not a file"),
-        ("/proc/self/mem", "/proc/self/mem: cannot be read"),
-        ("x" * 300, "cannot be read: File name too long"),
+        ("/proc/self/mem", "cannot read /proc/self/mem: Input/output error"),
+        ("x" * 300, "x: File name too long"),
         ("~no-such-user/a.csv", "~no-such-user/a.csv: no such file"),
         ("http://[::1/a.csv", "not a valid URL"),
         ("ftp://host/a.csv", "only http://, https:// and hf://datasets/ can be fetched"),
@@ -190,6 +190,20 @@ def test_lexicon_that_cannot_be_had(local_project: Path) -> None:
     edit_params({"fetch.lexicon": "vadr"})
     error = refuse()
     assert error.message == ("fetch.lexicon: vadr: no such file; did you mean `vader`?")
+
+
+def test_a_lexicon_is_fetched_only_for_a_label_that_wants_one(local_project: Path) -> None:
+    run_fetch()
+    assert list(read_assets(Project().assets)) == ["dataset", "lexicon", "backbone"]
+    edit_params(
+        {
+            "fetch.lexicon": "none.txt",
+            "prepare.labels": {"spam": {"column": "label"}},
+            "heads.tasks": {"spam": {}},
+        }
+    )
+    run_fetch()
+    assert list(read_assets(Project().assets)) == ["dataset", "backbone"]
 
 
 def test_near_backbone_is_suggested(local_project: Path) -> None:

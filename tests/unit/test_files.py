@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import files
-from pipeline.errors import LockedError, StageError, WriteError
+from pipeline.errors import LockedError, ReadError, StageError, WriteError
 
 
 @pytest.fixture
@@ -123,6 +123,20 @@ def test_json_round_trip(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no such file") as caught:
         files.read_json(tmp_path / "none.json", stage="fetch")
     assert caught.value.hint == "run `pipeline fetch` first"
+
+
+def test_what_cannot_be_read_is_not_said_to_be_unwritable_or_damaged(tmp_path: Path) -> None:
+    """Neither the system's own errors nor those of a library, which have no number."""
+    with pytest.raises(ReadError) as caught:
+        files.read_json(tmp_path, stage="fetch")
+    assert caught.value.message == f"cannot read {tmp_path}: Is a directory"
+    assert caught.value.hint == "there must be a file, not a folder; move the folder away"
+    with pytest.raises(ReadError, match="Is a directory"), files.reading(tmp_path, "embed"):
+        raise OSError("Cannot open for reading: it is a directory")
+    with pytest.raises(ReadError, match="Input/output"), files.reading(tmp_path / "a", "embed"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(StageError, match="damaged"), files.reading(tmp_path / "a", "embed"):
+        raise OSError("Corrupt snappy compressed data")
 
 
 def test_hash_is_that_of_sha256sum(tmp_path: Path) -> None:

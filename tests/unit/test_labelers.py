@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,14 +16,10 @@ import pytest
 from pipeline.assets import read_assets
 from pipeline.config import ColumnLabel, VaderLabel
 from pipeline.corpus.sources import read_source
-from pipeline.errors import AssetError, DataError
-from pipeline.prepare.labelers import (
-    UNKNOWN,
-    classify_compound,
-    label_by_column,
-    label_rows,
-    score_by_vader,
-)
+from pipeline.errors import AssetError, DataError, ReadError
+from pipeline.prepare.labelers.base import UNKNOWN, make_labeler
+from pipeline.prepare.labelers.column import label_by_column
+from pipeline.prepare.labelers.vader import classify_compound, score_by_vader
 from pipeline.project import Project
 
 SENTENCES = [
@@ -64,12 +61,14 @@ def test_vader_is_nltks(lexicon: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_vader_keeps_the_raw_score_beside_the_label(lexicon: Path) -> None:
-    labels = label_rows("mood", VaderLabel(labeler="vader"), None, SENTENCES, lexicon)  # type: ignore[arg-type]
+    labels = make_labeler("mood", VaderLabel(labeler="vader")).label(
+        pd.DataFrame(), SENTENCES, {"lexicon": lexicon}
+    )
     assert labels.classes == ("negative", "neutral", "positive")
     scores = labels.scores["mood_compound"]
     expected = [2 if s >= 0.05 else 0 if s <= -0.05 else 1 for s in scores.tolist()]
     assert labels.values.tolist() == expected
-    assert not labels.found
+    assert not labels.unusable
 
 
 def test_thresholds_belong_to_the_outer_classes() -> None:
@@ -90,19 +89,24 @@ def test_a_lexicon_of_ones_own_may_lie_anywhere(lexicon: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (None, " cannot be read: No such file or directory"),
-        (b"caf\xe9\t1\n", " cannot be read: not UTF-8"),
+        (b"caf\xe9\t1\n", ": not UTF-8"),
         (b"good\t1.9\n\nno tabs here\n", ": line 3: not a word, a tab and its valence: 'no tabs"),
         (b"good\tvery\n", r": line 1: not a word, a tab and its valence: 'good\tvery'"),
     ],
 )
-def test_a_damaged_lexicon_is_named(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_a_damaged_lexicon_is_named(tmp_path: Path, content: bytes, what: str) -> None:
     path = tmp_path / "lexicon.txt"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(AssetError) as caught:
         score_by_vader(["good"], path)
     assert caught.value.message.startswith(f"the lexicon {path}{what}")
+    assert "pipeline fetch --refresh" in (caught.value.hint or "")
+
+
+def test_a_lexicon_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ReadError) as caught:
+        score_by_vader(["good"], tmp_path / "none.txt")
+    assert caught.value.message == f"cannot read {tmp_path}/none.txt: No such file or directory"
     assert "pipeline fetch --refresh" in (caught.value.hint or "")
 
 
@@ -139,9 +143,9 @@ def test_a_column_gives_the_same_labels_from_every_format(
 ) -> None:
     frame = read_source(write_column(tmp_path, name, values))
     label = ColumnLabel(column="c", classes=classes)
-    labels = label_rows("t", label, frame, [], tmp_path)
+    labels = make_labeler("t", label).label(frame, [], {})
     assert labels.values.tolist() == [0, 1, UNKNOWN]
-    assert labels.found == {2: "no value"}
+    assert labels.unusable == {2: "no value"}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -152,8 +156,8 @@ def test_a_mapping_leads_values_to_classes(tmp_path: Path, name: str) -> None:
     )
     labels = label_by_column(label, frame["c"].tolist())
     assert labels.values.tolist() == [0, 1, UNKNOWN, 1]
-    assert list(labels.found) == [2]
-    assert "3" in labels.found[2]
+    assert list(labels.unusable) == [2]
+    assert "3" in labels.unusable[2]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
@@ -161,7 +165,7 @@ def test_floats_that_are_whole_are_whole_numbers(tmp_path: Path, name: str) -> N
     frame = read_source(write_column(tmp_path, name, [1.0, 0.0, 0.5, None, float("nan")]))
     labels = label_by_column(ColumnLabel(column="c", classes=(0, 1)), frame["c"].tolist())
     assert labels.values.tolist() == [1, 0, UNKNOWN, UNKNOWN, UNKNOWN]
-    assert labels.found == {2: "0.5", 3: "no value", 4: "no value"}
+    assert labels.unusable == {2: "0.5", 3: "no value", 4: "no value"}
 
 
 def test_classes_are_found_where_not_given() -> None:
@@ -177,20 +181,20 @@ def test_unknown_labels_are_kept_for_the_message() -> None:
     label = ColumnLabel(column="c", classes=("ham", "spam"))
     labels = label_by_column(label, ["ham", "Ham", "spam ", "s" * 500, "\ud83d"])
     assert labels.values.tolist() == [0, *[UNKNOWN] * 4]
-    assert labels.found[1] == "'Ham'"
-    assert labels.found[2] == "'spam '"
-    assert len(labels.found[3]) == 60
-    assert labels.found[4] == r"'\ud83d'"
+    assert labels.unusable[1] == "'Ham'"
+    assert labels.unusable[2] == "'spam '"
+    assert len(labels.unusable[3]) == 60
+    assert labels.unusable[4] == r"'\ud83d'"
 
 
 def test_half_a_surrogate_pair_is_never_a_class() -> None:
     labels = label_by_column(ColumnLabel(column="c"), ["a", "\ud83d", "é"])
     assert labels.classes == ("a", "é")
-    assert labels.found == {1: r"'\ud83d'"}
+    assert labels.unusable == {1: r"'\ud83d'"}
 
 
 def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     frame = read_source(write_column(tmp_path, "a.csv", ["x"]))
     with pytest.raises(DataError, match=r"no column 'label'; the source has 'c', 'n'") as caught:
-        label_rows("spam", ColumnLabel(column="label"), frame, ["t"], tmp_path)
+        make_labeler("spam", ColumnLabel(column="label")).label(frame, ["t"], {})
     assert caught.value.hint == "correct prepare.labels.spam.column"

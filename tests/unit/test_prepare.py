@@ -22,7 +22,7 @@ from pipeline.corpus.tables import PARTS, read_labelled_rows
 from pipeline.errors import DataError, StageError, WriteError
 from pipeline.files import hash_file
 from pipeline.prepare import run as prepare
-from pipeline.prepare.labelers import Labels
+from pipeline.prepare.labelers.base import Labels
 from pipeline.prepare.run import hash_texts, run_prepare, split_rows
 from pipeline.project import Project
 from tests.conftest import edit_params
@@ -157,7 +157,6 @@ def set_up(project: Path, rows: Sequence[Sequence[object]], **changes: object) -
     none = {"id": "none", "source": "none", "folder": "none", "files": {}}
     assets = {
         "dataset": {**record, "format": "auto", "files": {"data.csv": hash_file(file)}},
-        "lexicon": none,
         "backbone": none,
     }
     Project().cache.mkdir(exist_ok=True)
@@ -211,6 +210,25 @@ def test_vader_scores_stand_beside_their_label(project: Path, real_assets: Path)
     assert labels.schema.names == ["row", "split", "mood", "mood_compound"]
     assert labels.schema.field("mood_compound").type == pa.float64()
     assert labels["mood"].to_pylist() == [2] * 10
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [(None, "has no lexicon"), ({"id": "mine.txt"}, "has the lexicon mine.txt")],
+)
+def test_a_labelers_file_that_was_not_fetched(
+    project: Path, record: dict[str, object] | None, what: str
+) -> None:
+    set_up(project, ROWS, **{"prepare.labels": {"mood": {"labeler": "vader"}}})
+    edit_params({"heads.tasks": {"mood": {}}})
+    assets = json.loads(Project().assets.read_text())
+    if record is not None:
+        assets["lexicon"] = assets["backbone"] | record
+    Project().assets.write_text(json.dumps(assets))
+    with pytest.raises(StageError) as caught:
+        run()
+    assert caught.value.message == f"{Project().assets}: {what}, but fetch.lexicon is vader"
+    assert caught.value.hint == "run `pipeline fetch` again"
 
 
 def test_two_runs_give_the_same_bytes(project: Path) -> None:

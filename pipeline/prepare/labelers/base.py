@@ -1,0 +1,74 @@
+"""What every labeler gives, and how the one that a label's settings name is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import LabelKind, LabelSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNKNOWN = -1  # the class index of a row without a label
+_SHOWN_CHARACTERS = 60  # of a value in a message
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One task's labels for a table of texts.
+
+    :param classes: class or tag names in the order of their index, C of them; none of a number.
+    :param values: what each row has. ``class``: int32, [B], 0 to C - 1, or ``UNKNOWN``. ``tags``:
+        int8, [B, C], 1 for a tag that the row has, else 0; ``UNKNOWN`` in a row without a label.
+        ``number``: float64, [B]; NaN in a row without one.
+    :param scores: raw scores to keep beside the label: column → float64, [B].
+    :param unusable: row → what stands there instead of a label, for rows that cannot be used.
+    :param kind: what a value is.
+    """
+
+    classes: tuple[str, ...]
+    values: npt.NDArray[Any]
+    scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    unusable: Mapping[int, str] = field(default_factory=dict)
+    kind: LabelKind = "class"
+
+
+class Labeler(Protocol):
+    """Labels every row for one task; made from the task's name and its label's settings."""
+
+    def label(
+        self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
+    ) -> Labels:
+        """Label every row.
+
+        :param frame: the source's columns, B rows.
+        :param texts: the texts, [B]; rows without a usable one hold an empty string.
+        :param assets: key of each asset that the settings want → its file on this machine.
+        :returns: B labels, with the scores that the settings announce.
+        :raises DataError: if the source lacks what the labeler needs.
+        :raises AssetError: if an asset is not of the form that it should be.
+        """
+        ...
+
+
+def make_labeler(task: str, settings: LabelSettings) -> Labeler:
+    """The labeler that the settings of a label name, imported at this moment.
+
+    :param task: the task that the labels are for.
+    :param settings: the label's settings, an instance of a class in ``pipeline.config.LABELERS``.
+    """
+    module, _, name = settings.implementation.partition(":")
+    labeler: Labeler = getattr(import_module(module), name)(task, settings)
+    return labeler
+
+
+def shorten(text: str) -> str:
+    """A text for a message, with an ellipsis for what is beyond 60 characters."""
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
