@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.model.decision import Ints
-from pipeline.model.metrics import PartScores
+from pipeline.model.evaluation import PartScores
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.report.inputs import PARTS, Corpus
 from pipeline.report.plots import (
@@ -161,7 +161,7 @@ def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
                 scores["test"].intervals.get(metric),
                 scores["test"].seeds.get(metric),
             )
-            for metric in _HEADLINE[head.type.name]
+            for metric in head.type.headline
         ],
         "columns": [label for _, label in columns],
         "parts": [

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.model.decision import Floats, Ints
-from pipeline.model.metrics import PartScores, sweep_thresholds, take_classes
+from pipeline.model.evaluation import PartScores
+from pipeline.model.metrics import Ranking, sweep_thresholds
 from pipeline.model.saved import Heads, History
 
 if TYPE_CHECKING:
@@ -54,41 +55,41 @@ class TaskCurves:
     precision_recall: list[Curve]
 
 
-def trace_roc(actual: Ints, scores: npt.NDArray[np.floating]) -> list[Curve]:
+def trace_roc(rankings: Sequence[Ranking]) -> list[Curve]:
     """Receiver operating characteristic: false positive rate → true positive rate.
 
-    :param actual: class index of each row, [B].
-    :param scores: [B, 1] of class 1, or [B, C] for one curve per class against the rest.
+    :param rankings: the rows ranked by each class against the rest.
     :returns: a curve for each class that has rows and lacks some.
     """
     curves = []
-    for index, is_class, score in take_classes(actual, scores):
-        if is_class.any() and not is_class.all():
-            sweep = sweep_thresholds(is_class, score)
+    for ranking in rankings:
+        if ranking.is_class.any() and not ranking.is_class.all():
+            sweep = sweep_thresholds(ranking)
             # Points on a straight line between their neighbours add nothing.
             kept = _keep_corners(
                 (np.diff(sweep.hits, 2) != 0) | (np.diff(sweep.false_alarms, 2) != 0)
             )
-            curve = Curve(index, sweep.false_positive_rate[kept], sweep.recall[kept])
+            curve = Curve(ranking.index, sweep.false_positive_rate[kept], sweep.recall[kept])
             curves.append(_thin_curve(curve))
     return curves
 
 
-def trace_precision_recall(actual: Ints, scores: npt.NDArray[np.floating]) -> list[Curve]:
+def trace_precision_recall(rankings: Sequence[Ranking]) -> list[Curve]:
     """Recall → precision.
 
-    :param actual: class index of each row, [B].
-    :param scores: [B, 1] of class 1, or [B, C] for one curve per class against the rest.
+    :param rankings: the rows ranked by each class against the rest.
     :returns: a curve for each class that has rows.
     """
     curves = []
-    for index, is_class, score in take_classes(actual, scores):
-        if is_class.any():
-            sweep = sweep_thresholds(is_class, score)
+    for ranking in rankings:
+        if ranking.is_class.any():
+            sweep = sweep_thresholds(ranking)
             # Where only false alarms are added, recall stands still: a line straight down.
             moves = np.diff(sweep.hits) != 0
             kept = _keep_corners(moves[1:] | moves[:-1])
-            curves.append(_thin_curve(Curve(index, sweep.recall[kept], sweep.precision[kept])))
+            curves.append(
+                _thin_curve(Curve(ranking.index, sweep.recall[kept], sweep.precision[kept]))
+            )
     return curves
 
 

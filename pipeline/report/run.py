@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.config import Settings
 from pipeline.console import say, show_progress, show_table, warn
 from pipeline.files import describe_os_error, format_json, read_json, write_together
-from pipeline.model.decision import compute_softmax
-from pipeline.model.intervals import bootstrap_intervals
-from pipeline.model.metrics import PartScores, score_task
+from pipeline.model.evaluation import PartScores, bootstrap_intervals, rank_classes, score_head
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.model.weights import Floats
 from pipeline.project import Project
@@ -129,7 +126,7 @@ def score_parts(
 def _score(head: SavedHead, part: str, corpus: Corpus, logits: Sequence[Floats]) -> PartScores:
     rows = corpus.take_rows(part, head.name)
     actual = corpus.labels[head.name][rows]
-    of_seeds = [score_task(head, actual, found[corpus.codes[rows]]) for found in logits]
+    of_seeds = [score_head(head, actual, found[corpus.codes[rows]]) for found in logits]
     scores = of_seeds[0]
     if part.startswith("test"):
         own = logits[0][corpus.codes[rows]]
@@ -148,38 +145,16 @@ def _score(head: SavedHead, part: str, corpus: Corpus, logits: Sequence[Floats])
 def trace_curves(
     heads: Heads, corpus: Corpus, logits: Mapping[str, Sequence[Floats]]
 ) -> dict[str, TaskCurves]:
-    """ROC and precision-recall curves on the test part, of every head that ranks rows by class.
+    """ROC and precision-recall curves on the test part, of every class that a head ranks rows by.
 
-    :param logits: task → [U, K] for each seed.
+    :param logits: task → [U, O] for each seed.
     """
     traced = {}
     for head in heads.heads:
         rows = corpus.take_rows("test", head.name)
         actual = corpus.labels[head.name][rows]
-        scores: npt.NDArray[Any] = logits[head.name][0][corpus.codes[rows]]
-        if head.type.name in ("regression", "ordinal"):
-            traced[head.name] = TaskCurves(roc=[], precision_recall=[])
-            continue
-        if head.type.name == "multilabel":
-            tags = [
-                (c, trace_roc(actual[:, c], scores[:, [c]]),
-                 trace_precision_recall(actual[:, c], scores[:, [c]]))
-                for c in range(len(head.classes))
-            ]  # fmt: skip
-            traced[head.name] = TaskCurves(
-                roc=[replace(curve, index=c) for c, curves, _ in tags for curve in curves],
-                precision_recall=[
-                    replace(curve, index=c) for c, _, curves in tags for curve in curves
-                ],
-            )
-            continue
-        if head.type.name == "multiclass":
-            # One class against the rest: its probability, since logits of rows do not compare.
-            scores = compute_softmax(scores)
-        traced[head.name] = TaskCurves(
-            roc=trace_roc(actual, scores),
-            precision_recall=trace_precision_recall(actual, scores),
-        )
+        rankings = rank_classes(head, actual, logits[head.name][0][corpus.codes[rows]])
+        traced[head.name] = TaskCurves(trace_roc(rankings), trace_precision_recall(rankings))
     return traced
 
 
