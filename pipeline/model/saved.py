@@ -228,7 +228,7 @@ class Heads:
         :param likeness: what rows were compared with already, by centers and layers; added to.
         """
         chosen = [self.layers.index(layer) for layer in head.layers]
-        features = vectors[:, chosen].reshape(len(vectors), -1)
+        features = vectors[:, chosen].reshape(len(vectors), len(chosen) * self.width)
         logits = []
         for weights in head.weights:
             if weights.centers is None:
