@@ -44,6 +44,7 @@ def compute_sigmoid(logits: Logits) -> Floats:
     :param logits: a head's outputs, [B, O].
     :returns: [B, O].
     """
-    flat = logits.reshape(-1, 1)
-    pairs = np.hstack([np.zeros_like(flat), flat])
-    return compute_softmax(pairs)[:, 1].reshape(logits.shape)
+    wide = logits.astype(np.float64)
+    small = np.exp(-np.abs(wide))  # at most 1, so that no logit overflows
+    probabilities: Floats = np.where(wide < 0, small, 1.0) / (1 + small)
+    return probabilities

@@ -8,7 +8,7 @@ among configurations, the report and its intervals all read the table ``METRICS`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -142,6 +142,17 @@ class Answers(ABC):
         """The S rankings of the rows, one for each class that the head has a score for."""
         return []
 
+    def sweep_classes(self) -> Iterable[Sweep]:
+        """What thresholds on each of the S rankings let through, class by class."""
+        if self.times is None:
+            return self._sweeps
+        # Those of all classes in all samples may not fit into memory together.
+        return (sweep_thresholds(ranking, self.times) for ranking in self.rankings)
+
+    @cached_property
+    def _sweeps(self) -> list[Sweep]:
+        return [sweep_thresholds(ranking) for ranking in self.rankings]
+
     @property
     def confusion(self) -> Ints:
         """Rows by actual (first axis) and predicted class, [C, C]; [0, 0] if rows may be of many
@@ -242,7 +253,7 @@ class Sweep:
     hits: Floats
     false_alarms: Floats
 
-    @property
+    @cached_property
     def recall(self) -> Floats:
         """Share of the class's rows above each threshold; also called true positive rate."""
         return divide(self.hits, self.hits[..., -1:])
@@ -268,13 +279,15 @@ def sweep_thresholds(ranking: Ranking, times: Floats | None = None) -> Sweep:
     order = np.argsort(-ranking.scores, kind="stable")
     first_of_equal = np.flatnonzero(np.diff(ranking.scores[order], prepend=np.nan))
 
-    def accumulate(is_counted: Bools) -> Floats:
-        weights = is_counted.astype(np.float64) if times is None else times * is_counted
-        passed = np.add.reduceat(weights[..., order], first_of_equal, axis=-1)
+    weights = (np.ones(len(order)) if times is None else times)[..., order]
+
+    def accumulate(counted: Floats) -> Floats:
+        passed = np.add.reduceat(counted, first_of_equal, axis=-1)
         start = np.zeros((*passed.shape[:-1], 1))
         return np.concatenate([start, np.cumsum(passed, axis=-1)], axis=-1)
 
-    return Sweep(hits=accumulate(ranking.is_class), false_alarms=accumulate(~ranking.is_class))
+    hits = accumulate(weights * ranking.is_class[order])
+    return Sweep(hits=hits, false_alarms=accumulate(weights) - hits)
 
 
 def measure_accuracy(answers: Answers) -> Floats:
@@ -325,14 +338,14 @@ def measure_roc_auc(answers: Answers) -> Floats:
     characteristic curve: the area is the share of pairs of rows in the right order, equal scores
     counting half.
     """
-    areas = [_measure_area(ranking, answers.times) for ranking in answers.rankings]
+    areas = [_measure_area(sweep) for sweep in answers.sweep_classes()]
     return np.asarray(np.mean(areas, axis=0))
 
 
-def _measure_area(ranking: Ranking, times: Floats | None) -> Floats:
-    sweep = sweep_thresholds(ranking, times)
+def _measure_area(sweep: Sweep) -> Floats:
+    """The area under the ROC curve of one class in each sample: [R]."""
     pairs = sweep.hits[..., -1] * sweep.false_alarms[..., -1]
-    if times is None:
+    if sweep.hits.ndim == 1:
         # The trapezoids under the curve that the page draws. They add up to the share of pairs but
         # for the last digit, which stays that of the figures that earlier versions wrote.
         x, y = sweep.false_positive_rate, sweep.recall
@@ -347,8 +360,7 @@ def measure_average_precision(answers: Answers) -> Floats:
     """Average precision, averaged over the classes that are ranked: [R]; undefined if a class has
     no row."""
     precisions = []
-    for ranking in answers.rankings:
-        sweep = sweep_thresholds(ranking, answers.times)
+    for sweep in answers.sweep_classes():
         steps, heights = np.diff(sweep.recall)[..., None, :], sweep.precision[..., 1:, None]
         precisions.append(np.where(sweep.hits[..., -1] > 0, (steps @ heights)[..., 0, 0], np.nan))
     return np.atleast_1d(np.mean(precisions, axis=0))

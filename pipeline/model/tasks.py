@@ -167,13 +167,12 @@ class Binary(_OneClass):
 
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
         scaled = logits / decision.temperature
-        return compute_softmax(np.hstack([np.zeros_like(scaled), scaled]))
+        return np.hstack([compute_sigmoid(-scaled), compute_sigmoid(scaled)])
 
     def predict(self, logits: Logits, decision: Decision) -> Ints:
         (threshold,) = decision.thresholds or (0.5,)
-        above: Ints = (self.compute_probabilities(logits, decision)[:, 1] > threshold).astype(
-            np.int64
-        )
+        probabilities = compute_sigmoid(logits[:, 0] / decision.temperature)
+        above: Ints = (probabilities > threshold).astype(np.int64)
         return above
 
     def rank(self, logits: Logits, temperature: float) -> Logits:
