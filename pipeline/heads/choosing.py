@@ -12,19 +12,22 @@ import numpy.typing as npt
 from pipeline.config import Metric, ThresholdAim
 from pipeline.heads.configurations import Configuration
 from pipeline.heads.tasks import Task
+from pipeline.model.decision import Decision, Logits
+from pipeline.model.metrics import METRICS
+from pipeline.model.tasks import TASK_TYPES
 
-Floats = npt.NDArray[np.floating[Any]]
-_LOWER_IS_BETTER = {"loss", "mean_absolute_error", "root_mean_squared_error"}
+# The value of a metric that held-out rows leave undefined; that of any other metric is 0.
+_UNDEFINED = {"roc_auc": 0.5}
 
 
 @dataclass(frozen=True)
 class Score:
     """How a configuration did on held-out rows, averaged over its seeds.
 
-    :param numbers: its places in the list of configurations, one for each seed.
-    :param value: of the task's metric.
-    :param deviation: of the value over the seeds; ``None`` for one seed.
-    :param loss: mean negative log likelihood, or mean squared error.
+    :param numbers: its indices in the list of configurations, one for each seed.
+    :param value: the mean of the task's metric.
+    :param deviation: the deviation of the metric over the seeds; ``None`` for one seed.
+    :param loss: the mean negative log likelihood, or the mean squared error.
     """
 
     numbers: tuple[int, ...]
@@ -34,24 +37,23 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """How a head's logits become an answer.
+class Calibration:
+    """How the chosen head decides, and what its temperature does for the held-out loss.
 
-    :param temperature: what logits are divided by.
-    :param thresholds: of class 1, or of each tag, in probability; ``None`` for other types.
-    :param loss_before: mean negative log likelihood of the held-out rows without the temperature.
-    :param loss_after: with it.
+    :param decision: the temperature and the thresholds.
+    :param loss_before: the mean negative log likelihood of the held-out rows at temperature 1;
+        ``None`` for a type without a temperature.
+    :param loss_after: the same at the temperature of the decision.
     """
 
-    temperature: float = 1.0
-    thresholds: tuple[float, ...] | None = None
+    decision: Decision
     loss_before: float | None = None
     loss_after: float | None = None
 
 
 def choose_configuration(
     task: Task,
-    held_out: Sequence[Floats],
+    held_out: Sequence[Logits],
     labels: npt.NDArray[Any],
     configurations: Sequence[Configuration],
 ) -> list[Score]:
@@ -59,182 +61,144 @@ def choose_configuration(
 
     Configurations that differ in the seed alone are one, and the first seed stands for it.
 
-    :param held_out: logits of each, [B, outputs]; of a regression, numbers.
-    :param labels: of the same rows, as ``StackedLoss`` takes them.
+    :param task: the task, with the metric to choose by.
+    :param held_out: the logits of each configuration, [B, O]; of a regression, numbers.
+    :param labels: the labels of the same rows, [B] or [B, C]; -1 or NaN where a row has none.
+    :param configurations: what each was trained with.
     """
-    seeds: dict[Configuration, list[int]] = {}
+    by_seed: dict[Configuration, list[int]] = {}
     for number, configuration in enumerate(configurations):
-        seeds.setdefault(replace(configuration, seed=0), []).append(number)
+        by_seed.setdefault(replace(configuration, seed=0), []).append(number)
     present = find_present(labels)
     scores = []
-    for numbers in seeds.values():
-        found = [(held_out[n][present], labels[present]) for n in numbers]
-        values = [score(task, task.metric, logits, wanted) for logits, wanted in found]
-        losses = [measure_loss(task, logits, wanted) for logits, wanted in found]
+    for numbers in by_seed.values():
+        logits = [held_out[number][present] for number in numbers]
+        values = [score(task, task.metric, of_seed, labels[present]) for of_seed in logits]
+        losses = [measure_loss(task, of_seed, labels[present]) for of_seed in logits]
         scores.append(
             Score(
-                tuple(numbers),
-                float(np.mean(values)),
-                float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                float(np.mean(losses)),
+                numbers=tuple(numbers),
+                value=float(np.mean(values)),
+                deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                loss=float(np.mean(losses)),
             )
         )
-    sign = 1 if task.metric in _LOWER_IS_BETTER else -1
+    is_error = task.metric == "loss" or METRICS[task.metric].lower_is_better
+    sign = 1 if is_error else -1
 
-    def rank(of: Score) -> tuple[bool, float, float]:
+    def order(of: Score) -> tuple[bool, float, float]:
         return not np.isfinite(of.loss), sign * of.value, of.loss
 
-    return sorted(scores, key=rank)
+    return sorted(scores, key=order)
 
 
 def find_present(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Which rows have a label: [B]."""
+    """Which rows have a label: [B].
+
+    :param labels: [B] or [B, C]; -1, or NaN of floats, where a row has none.
+    """
     given = np.isfinite(labels) if labels.dtype.kind == "f" else np.greater(labels, -1)
     return np.asarray(np.reshape(given, (len(labels), -1)).all(axis=1), np.bool_)
 
 
-def score(task: Task, metric: Metric, logits: Floats, labels: npt.NDArray[Any]) -> float:
-    """A metric of logits against labels, at the decision that takes the more likely answer.
+def score(task: Task, metric: Metric, logits: Logits, labels: npt.NDArray[Any]) -> float:
+    """A metric of a head that takes the more likely answer.
 
-    :param logits: [B, outputs].
+    :param task: the task of the head.
+    :param metric: one of the task's type, or ``loss``.
+    :param logits: the head's outputs, [B, O].
+    :param labels: the labels of the rows, none missing.
     """
     if not len(labels) or metric == "loss":
         return measure_loss(task, logits, labels)
-    if task.type == "regression":
-        error = logits[:, 0].astype(np.float64) - labels
-        if metric == "mean_absolute_error":
-            return float(np.abs(error).mean())
-        squares = float(np.square(error).mean())
-        if metric == "r2":
-            return 1 - squares / max(float(np.var(labels)), 1e-300)
-        return float(squares**0.5)
-    if task.type == "multilabel":
-        return _score_tags(metric, logits > 0, labels > 0.5)
-    if metric == "roc_auc":
-        return _rank_area(logits[:, 0], labels == 1)
-    one_of_all = task.type == "multiclass"
-    predicted = logits.argmax(axis=1) if one_of_all else (logits > 0).sum(axis=1)
-    if metric == "accuracy":
-        return float((predicted == labels).mean())
-    if metric == "mean_absolute_error":
-        return float(np.abs(predicted - labels).mean())
-    C = len(task.classes)
-    confusion = np.bincount(labels * C + predicted, minlength=C * C).reshape(C, C)
-    scores = score_f1(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
-    if metric == "f1":
-        return float(np.nan_to_num(scores[1]))
-    return float(np.nanmean(scores))
-
-
-def score_f1(hits: Floats, actual: Floats, predicted: Floats) -> Floats:
-    """F1 of each class; NaN where it occurs neither among labels nor among predictions."""
-    whole = (actual + predicted).astype(np.float64)
-    return np.divide(2 * hits, whole, out=np.full_like(whole, np.nan), where=whole > 0)
-
-
-def _score_tags(metric: Metric, predicted: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
-    if metric == "accuracy":
-        return float((predicted == actual).all(axis=1).mean())
-    hits = (predicted & actual).sum(axis=0)
-    if metric == "f1_micro":
-        return float(2 * hits.sum() / max(predicted.sum() + actual.sum(), 1))
-    scores = score_f1(hits, actual.sum(axis=0), predicted.sum(axis=0))
-    return float(np.nanmean(scores)) if np.isfinite(scores).any() else 0.0
-
-
-def _rank_area(scores: Floats, positive: npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, as the share of pairs in the right order; equal scores count half.
-
-    Source: Mann, Whitney (1947), On a test of whether one of two random variables is larger.
-    """
-    _, codes, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes]
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return 0.5
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
+    with np.errstate(invalid="ignore"):  # a head with infinite logits will not be chosen
+        answers = TASK_TYPES[task.type].answer(labels, logits, len(task.classes), Decision())
+        value = float(METRICS[metric].measure(answers)[0])
+    return value if np.isfinite(value) else _UNDEFINED.get(metric, 0.0)
 
 
 def measure_loss(
-    task: Task, logits: Floats, labels: npt.NDArray[Any], temperature: float = 1.0
+    task: Task, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
 ) -> float:
-    """Mean negative log likelihood, or mean squared error of a regression.
+    """Mean negative log likelihood, or mean squared error of a regression; 0 of no rows.
 
-    :param logits: [B, outputs].
+    :param task: the task of the head.
+    :param logits: the head's outputs, [B, O].
+    :param labels: the labels of the rows, none missing.
+    :param temperature: the number that logits are divided by.
     """
     if not len(labels):
         return 0.0
-    wide = logits.astype(np.float64)
-    if task.type == "regression":
-        return float(np.square(wide[:, 0] - labels).mean())
-    wide = wide / temperature
-    if task.type == "multiclass":
-        wide -= wide.max(axis=1, keepdims=True)
-        chosen = np.take_along_axis(wide, labels[:, None], axis=1)[:, 0]
-        return float((np.log(np.exp(wide).sum(axis=1)) - chosen).mean())
-    above = labels[:, None] if task.type == "binary" else labels
-    if task.type == "ordinal":
-        above = labels[:, None] > np.arange(wide.shape[1])
-    with np.errstate(invalid="ignore"):  # of logits without end, whose head will not be chosen
-        losses = np.logaddexp(0, wide) - above * wide
-    return float(losses.mean() if task.type == "multilabel" else losses.sum(axis=1).mean())
+    with np.errstate(invalid="ignore"):  # a head with infinite logits will not be chosen
+        return TASK_TYPES[task.type].measure_loss(logits, labels, temperature)
 
 
-def decide(task: Task, logits: Floats, labels: npt.NDArray[Any], *, calibrate: bool) -> Decision:
+def calibrate_head(
+    task: Task, logits: Logits, labels: npt.NDArray[Any], *, fit: bool
+) -> Calibration:
     """Temperature and thresholds of the chosen head, from held-out rows.
 
-    :param logits: [B, outputs].
+    :param task: the task, with the aim of its threshold.
+    :param logits: the head's outputs, [B, O].
+    :param labels: the labels of the rows; -1 or NaN where a row has none.
+    :param fit: whether to fit a temperature; it is 1 otherwise.
     """
+    kind = TASK_TYPES[task.type]
+    if not kind.has_temperature:
+        return Calibration(Decision())
     present = find_present(labels)
     logits, labels = logits[present], labels[present]
-    if task.type == "regression":
-        return Decision()
-    temperature = 1.0
-    if calibrate and len(labels):
-        temperature = fit_temperature(task, logits, labels)
-    thresholds = None
-    if task.type in ("binary", "multilabel"):
-        probabilities = 1 / (
-            1 + np.exp(-np.clip(logits / temperature, -500, 500), dtype=np.float64)
-        )
-        wanted = labels[:, None] == 1 if task.type == "binary" else labels > 0.5
+    temperature = fit_temperature(task, logits, labels) if fit and len(labels) else 1.0
+    decision = Decision(temperature)
+    if kind.has_thresholds:
+        probabilities = kind.compute_probabilities(logits, decision)
+        rankings = kind.answer(labels, logits, len(task.classes), decision).rankings
         thresholds = tuple(
-            choose_threshold(task.threshold, probabilities[:, c], wanted[:, c])
-            for c in range(probabilities.shape[1])
+            choose_threshold(task.threshold, probabilities[:, ranking.index], ranking.is_class)
+            for ranking in rankings
         )
-    return Decision(
-        temperature,
-        thresholds,
-        measure_loss(task, logits, labels),
-        measure_loss(task, logits, labels, temperature),
+        decision = Decision(temperature, thresholds)
+    return Calibration(
+        decision,
+        loss_before=measure_loss(task, logits, labels),
+        loss_after=measure_loss(task, logits, labels, temperature),
     )
 
 
-def fit_temperature(task: Task, logits: Floats, labels: npt.NDArray[Any]) -> float:
-    """What logits are divided by so that held-out rows are most likely, between 0.05 and 20.
+def fit_temperature(task: Task, logits: Logits, labels: npt.NDArray[Any]) -> float:
+    """The temperature at which held-out rows are most likely, between 0.05 and 20.
 
-    The loss has one minimum in 1 / temperature; its logarithm is found by golden section.
+    The loss has one minimum in 1 / temperature. A golden-section search over the logarithm of the
+    temperature finds it.
 
     Source: Guo et al. (2017), On calibration of modern neural networks.
+
+    :param task: the task of the head.
+    :param logits: the head's outputs, [B, O].
+    :param labels: the labels of the rows, none missing.
     """
+
+    def measure(log_temperature: float) -> float:
+        return measure_loss(task, logits, labels, float(np.exp(log_temperature)))
+
     low, high = np.log(0.05), np.log(20.0)
     golden = (5**0.5 - 1) / 2
     a, b = high - golden * (high - low), low + golden * (high - low)
-    at_a, at_b = (measure_loss(task, logits, labels, float(np.exp(x))) for x in (a, b))
+    at_a, at_b = measure(a), measure(b)
     while high - low > 1e-4:
         if at_a < at_b:
             high, b, at_b = b, a, at_a
             a = high - golden * (high - low)
-            at_a = measure_loss(task, logits, labels, float(np.exp(a)))
+            at_a = measure(a)
         else:
             low, a, at_a = a, b, at_b
             b = low + golden * (high - low)
-            at_b = measure_loss(task, logits, labels, float(np.exp(b)))
+            at_b = measure(b)
     return float(np.exp((low + high) / 2))
 
 
 def choose_threshold(
-    aim: float | str | ThresholdAim, probabilities: Floats, positive: npt.NDArray[np.bool_]
+    aim: float | str | ThresholdAim, probabilities: Logits, positive: npt.NDArray[np.bool_]
 ) -> float:
     """A threshold that serves an aim on some rows: an answer is positive above it.
 
@@ -242,39 +206,57 @@ def choose_threshold(
     positive rows, it is 0.5.
 
     :param aim: a threshold, ``f1``, or a ``ThresholdAim``.
-    :param probabilities: [B].
-    :param positive: [B].
+    :param probabilities: the probability of each row, [B].
+    :param positive: whether each row is positive, [B].
     """
     if isinstance(aim, float):
         return aim
     if not positive.any() or positive.all():
         return 0.5
     order = np.argsort(-probabilities, kind="stable")
-    sorted_ = probabilities[order].astype(np.float64)
-    last = np.flatnonzero(np.diff(sorted_, append=-1.0))  # of equal ones
-    hits = np.cumsum(positive[order])[last]
-    passed = last + 1
-    recall, precision = hits / positive.sum(), hits / passed
-    if aim == "f1":
-        value = 2 * hits / (passed + positive.sum())
-    elif not isinstance(aim, ThresholdAim):
-        raise ValueError(f"no such aim: {aim}")
-    elif aim.precision is not None:
-        value = np.where(precision >= aim.precision, recall, -1.0)
-    elif aim.recall is not None:
-        value = np.where(recall >= aim.recall, precision, -1.0)
-    else:
-        assert aim.false_positive is not None
-        assert aim.false_negative is not None
-        cost = aim.false_positive * (passed - hits) + aim.false_negative * (positive.sum() - hits)
-        value = -cost
-        if value.max() < -aim.false_negative * positive.sum():
-            return float((1 + sorted_[0]) / 2)
-    best = int(value.argmax())
-    if aim != "f1" and isinstance(aim, ThresholdAim) and not aim.false_positive and value[best] < 0:
+    falling = probabilities[order].astype(np.float64)
+    last_of_equal = np.flatnonzero(np.diff(falling, append=-1.0))
+    hits = np.cumsum(positive[order], dtype=np.int64)[last_of_equal]
+    passed = last_of_equal + 1
+    gains = _weigh_aim(aim, hits, passed, int(positive.sum()))
+    best = int(gains.argmax())
+    if gains[best] == -np.inf:
         return 0.5
-    below = sorted_[last[best] + 1] if last[best] + 1 < len(sorted_) else 0.0
-    return float((sorted_[last[best]] + below) / 2)
+    if isinstance(aim, ThresholdAim) and aim.false_negative is not None:
+        no_answer = -aim.false_negative * positive.sum()
+        if gains[best] < no_answer:
+            return float((1 + falling[0]) / 2)
+    last = last_of_equal[best]
+    below = falling[last + 1] if last + 1 < len(falling) else 0.0
+    return float((falling[last] + below) / 2)
+
+
+def _weigh_aim(
+    aim: str | ThresholdAim,
+    hits: npt.NDArray[np.int64],
+    passed: npt.NDArray[np.int64],
+    positives: int,
+) -> npt.NDArray[np.float64]:
+    """How well each of N thresholds serves an aim: [N], the higher the better.
+
+    :param hits: the positive rows above each threshold, [N].
+    :param passed: all rows above each threshold, [N].
+    :param positives: the number of positive rows.
+    :returns: minus infinity where a threshold does not meet the aim.
+    """
+    if aim == "f1":
+        return np.asarray(2 * hits / (passed + positives))
+    if not isinstance(aim, ThresholdAim):
+        raise ValueError(f"no such aim: {aim}")
+    recall, precision = hits / positives, hits / passed
+    if aim.precision is not None:
+        return np.where(precision >= aim.precision, recall, -np.inf)
+    if aim.recall is not None:
+        return np.where(recall >= aim.recall, precision, -np.inf)
+    assert aim.false_positive is not None
+    assert aim.false_negative is not None
+    cost = aim.false_positive * (passed - hits) + aim.false_negative * (positives - hits)
+    return np.asarray(-cost)
 
 
 def list_scores(
@@ -283,22 +265,18 @@ def list_scores(
     """The search as a table: how each configuration did, and what tells it from the others.
 
     ``loss`` is the kind of loss that it trained on, a setting; ``held_out_loss`` a number.
+
+    :param scores: the scores, best first.
+    :param configurations: the configurations that ``Score.numbers`` are indices of.
     """
-    described = [configurations[s.numbers[0]].describe() for s in scores]
-    keys = dict.fromkeys(key for one in described for key in one if key != "seed")
-    telling = [key for key in keys if len({str(one.get(key)) for one in described}) > 1] or list(
-        keys
-    )
-    return [
-        {
-            "score": s.value,
-            **(
-                {"deviation": s.deviation, "seeds": len(s.numbers)}
-                if s.deviation is not None
-                else {}
-            ),
-            "held_out_loss": s.loss,
-            **{key: one[key] for key in telling if key in one},
-        }
-        for s, one in zip(scores, described, strict=True)
-    ]
+    described = [configurations[of.numbers[0]].describe() for of in scores]
+    keys = list(dict.fromkeys(key for one in described for key in one if key != "seed"))
+    telling = [key for key in keys if len({str(one.get(key)) for one in described}) > 1] or keys
+    table: list[Mapping[str, Any]] = []
+    for of, one in zip(scores, described, strict=True):
+        row: dict[str, Any] = {"score": of.value}
+        if of.deviation is not None:
+            row |= {"deviation": of.deviation, "seeds": len(of.numbers)}
+        row["held_out_loss"] = of.loss
+        table.append(row | {key: one[key] for key in telling if key in one})
+    return table

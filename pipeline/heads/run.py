@@ -17,7 +17,6 @@ from pipeline.device import choose_devices
 from pipeline.errors import DataError, SettingsError, StageError
 from pipeline.heads.configurations import Configuration, list_configurations
 from pipeline.heads.tasks import Task, check_search, make_tasks
-from pipeline.model.decision import Decision
 from pipeline.model.saved import Heads, History, SavedHead
 from pipeline.model.tasks import TASK_TYPES
 from pipeline.project import Project
@@ -271,14 +270,14 @@ def describe_fit(
 def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -> SavedHead:
     from pipeline.heads.choosing import list_scores
 
-    task, decision, found = head.task, head.decision, head.found
+    task, calibration, found = head.task, head.calibration, head.found
     losses = found.curve.tolist()
     return SavedHead(
         name=task.name,
         type=TASK_TYPES[task.type],
         classes=task.classes,
         layers=head.configuration.layers,
-        decision=Decision(decision.temperature, decision.thresholds),
+        decision=calibration.decision,
         weights=(found.head, *head.seeds.values()),
         seeds=(head.configuration.seed, *head.seeds),
         about={
@@ -288,7 +287,10 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
             "validation_loss": found.validation_loss,
             "metric": task.metric,
             "held_out_score": head.scores[0].value,
-            "held_out_loss": {"before": decision.loss_before, "after": decision.loss_after},
+            "held_out_loss": {
+                "before": calibration.loss_before,
+                "after": calibration.loss_after,
+            },
             "configuration": head.configuration.describe(),
             "layer_mix": found.layer_mix,
         },

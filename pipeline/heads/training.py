@@ -16,7 +16,7 @@ import torch
 from pipeline.config import HeadsSettings
 from pipeline.console import Advance
 from pipeline.errors import DataError
-from pipeline.heads.choosing import Decision, Score, choose_configuration, decide
+from pipeline.heads.choosing import Calibration, Score, calibrate_head, choose_configuration
 from pipeline.heads.configurations import Configuration, group_by_shape
 from pipeline.heads.features import Floats, Scaling
 from pipeline.heads.kernel import Kernel
@@ -68,7 +68,7 @@ class TrainedHead:
     task: Task
     configuration: Configuration
     found: Candidate
-    decision: Decision
+    calibration: Calibration
     scores: tuple[Score, ...]
     seeds: Mapping[int, HeadWeights] = field(default_factory=dict)
 
@@ -473,12 +473,12 @@ def _choose(
             hint="lower heads.learning_rate",
         )
     best = scores[0].numbers[0]
-    decision = decide(task, scaled[best], labels, calibrate=settings.calibrate)
+    calibration = calibrate_head(task, scaled[best], labels, fit=settings.calibrate)
     return TrainedHead(
         task=task,
         configuration=configurations[best],
         found=candidates[best],
-        decision=decision,
+        calibration=calibration,
         scores=tuple(scores),
         seeds={
             configurations[number].seed: candidates[number].head for number in scores[0].numbers[1:]

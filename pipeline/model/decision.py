@@ -29,8 +29,8 @@ class Decision:
 def compute_softmax(logits: Logits) -> Floats:
     """The probability of each of C classes that exclude each other.
 
-    :param logits: [B, C].
-    :returns: [B, C], rows adding up to 1.
+    :param logits: a head's outputs, [B, C].
+    :returns: [B, C], each row adding up to 1.
     """
     wide = logits.astype(np.float64)
     wide = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
@@ -39,7 +39,12 @@ def compute_softmax(logits: Logits) -> Floats:
 
 
 def compute_sigmoid(logits: Logits) -> Floats:
-    """The probability of yes for each logit, each on its own: of the same shape."""
-    flat = logits.reshape(-1, 1)
-    pairs = np.hstack([np.zeros_like(flat), flat])
-    return compute_softmax(pairs)[:, 1].reshape(logits.shape)
+    """The probability of yes for each logit, each on its own.
+
+    :param logits: a head's outputs, [B, O].
+    :returns: [B, O].
+    """
+    wide = logits.astype(np.float64)
+    small = np.exp(-np.abs(wide))  # at most 1, so that no logit overflows
+    probabilities: Floats = np.where(wide < 0, small, 1.0) / (1 + small)
+    return probabilities

@@ -63,7 +63,8 @@ class SavedHead:
     :param classes: C names in the order of their index; none of a regression.
     :param layers: the numbers of the layers whose vectors, joined, are its features.
     :param decision: how its logits become an answer.
-    :param weights: its own, and behind them those of the same head from the other seeds.
+    :param weights: its own, and behind them those of the same head from the other seeds; those of
+        a kernel head all compare rows with the same centers.
     :param seeds: the seeds of ``weights``.
     :param about: what else ``heads.json`` tells of it, for people: its loss, its configuration, how
         it did on held-out rows.
@@ -84,9 +85,9 @@ class SavedHead:
 
     @property
     def threshold(self) -> float | None:
-        """The threshold of a head with a single one, as binary heads have it, in probability."""
+        """The probability above which the positive class is answered; ``None`` without one."""
         thresholds = self.decision.thresholds
-        return thresholds[0] if thresholds and self.type.name == "binary" else None
+        return thresholds[0] if thresholds and self.type.positive_class is not None else None
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,13 @@ class Heads:
 
     @classmethod
     def load(cls, folder: Path) -> Heads:
-        """Read the heads of a folder that ``save`` wrote.
+        """Read the heads of a folder that ``save`` wrote; this imports no torch.
 
-        :raises StageError: if a file is missing or damaged, or a tensor is not of the shape that
-            ``heads.json`` tells.
+        :param folder: the folder that holds ``heads.json``, ``heads.safetensors`` and
+            ``curves.csv``, such as ``cache/heads`` of a project.
+        :raises StageError: if a file is missing, damaged, of another version or of another run, or
+            a tensor is not of the shape that ``heads.json`` tells; naming the file and, where it is
+            one head's, the head.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -138,14 +142,16 @@ class Heads:
                     f"{tensors_path} is not the file that {path} tells of", hint=_RETRAIN
                 )
             width = int(record["features"]["width"])
-            reader = _HeadReader(tensors_path, tensors, width, _read_curves(folder / _CURVES))
+            layers = tuple(int(layer) for layer in record["features"]["layers"])
+            histories = _read_curves(folder / _CURVES)
+            reader = _HeadReader(tensors_path, tensors, layers, width, histories)
             search = record.get("search") or {}
             return cls(
                 heads=tuple(
                     reader.read(name, entry, search.get(name, ()))
                     for name, entry in record["tasks"].items()
                 ),
-                layers=tuple(int(layer) for layer in record["features"]["layers"]),
+                layers=layers,
                 width=width,
                 backbone=dict(record["backbone"]),
                 fingerprint=record["fingerprint"],
@@ -191,11 +197,12 @@ class Heads:
         )
 
     def compute_logits(self, vectors: Floats) -> dict[str, list[Floats]]:
-        """Run all heads over the vectors of some texts.
+        """Run all heads over the vectors of some texts; ``SavedHead.type`` turns logits into
+        probabilities and answers.
 
-        :param vectors: float32, [B, L, D], of the ``layers``.
-        :returns: task → logits, float32, [B, O], of its head, and of the same head from each other
-            seed; of a regression, numbers.
+        :param vectors: float32, [B, L, D]: the vectors of the L ``layers``, in their order.
+        :returns: task → logits, float32, [B, O] each: first those of its head, then those of the
+            same head from each other seed; of a regression, numbers in the unit of its labels.
         :raises StageError: if the vectors are of another shape than the heads were trained on, or a
             logit is not finite.
         """
@@ -206,18 +213,28 @@ class Heads:
                 f"{shape}",
                 hint=f"run `pipeline {_STAGE}`",
             )
-        likeness: dict[int, Floats] = {}  # heads may share their centers
+        # Heads may share their centers, and comparing rows with them is most of a head's work.
+        likeness: dict[tuple[int, tuple[int, ...]], Floats] = {}
         return {head.name: self._apply(head, vectors, likeness) for head in self.heads}
 
-    def _apply(self, head: SavedHead, vectors: Floats, likeness: dict[int, Floats]) -> list[Floats]:
+    def _apply(
+        self,
+        head: SavedHead,
+        vectors: Floats,
+        likeness: dict[tuple[int, tuple[int, ...]], Floats],
+    ) -> list[Floats]:
+        """Logits of one head, and of the same head from each other seed: [B, O] each.
+
+        :param likeness: what rows were compared with already, by centers and layers; added to.
+        """
         chosen = [self.layers.index(layer) for layer in head.layers]
-        features = vectors[:, chosen].reshape(len(vectors), -1)
+        features = vectors[:, chosen].reshape(len(vectors), len(chosen) * self.width)
         logits = []
         for weights in head.weights:
             if weights.centers is None:
                 logits.append(weights.compute_logits(features))
             else:
-                shared = id(weights.centers)
+                shared = id(weights.centers), head.layers
                 if shared not in likeness:
                     likeness[shared] = weights.centers.compare(features)
                 logits.append(weights.weigh(likeness[shared]))
@@ -230,12 +247,12 @@ class Heads:
 
     def _name_kernels(self) -> dict[str, Centers]:
         """The centers that heads compare rows with, each once, since tasks often share them."""
-        found = {
+        distinct = {
             id(centers): centers
             for head in self.heads
             if (centers := head.weights[0].centers) is not None
         }
-        return {f"kernel_{number}": centers for number, centers in enumerate(found.values())}
+        return {f"kernel_{number}": centers for number, centers in enumerate(distinct.values())}
 
 
 class _HeadReader:
@@ -243,6 +260,7 @@ class _HeadReader:
 
     :param path: the file of the tensors, for messages.
     :param tensors: name → tensor.
+    :param layers: the numbers of the layers that heads may want vectors of.
     :param width: D, the width of one layer's vector.
     :param histories: task → losses by epoch.
     """
@@ -251,11 +269,13 @@ class _HeadReader:
         self,
         path: Path,
         tensors: Mapping[str, Any],
+        layers: tuple[int, ...],
         width: int,
         histories: Mapping[str, History],
     ) -> None:
         self._path = path
         self._tensors = tensors
+        self._layers = layers
         self._width = width
         self._histories = histories
         self._kernels: dict[tuple[str, int], Centers] = {}  # by name and number of features
@@ -265,6 +285,9 @@ class _HeadReader:
     ) -> SavedHead:
         """One head.
 
+        :param name: the task that it answers.
+        :param entry: its entry in ``heads.json``.
+        :param search: the configurations that it was chosen from.
         :raises StageError: if a tensor is missing or of another shape.
         :raises ValueError: if the entry cannot be that of a head; ``KeyError`` and ``TypeError``
             likewise.
@@ -275,21 +298,18 @@ class _HeadReader:
         kind = TASK_TYPES[entry["type"]]
         if len(classes) < kind.fewest_classes:
             raise ValueError(f"{name}: {kind.name} with {len(classes)} classes")
-        int(entry["best_epoch"]), float(entry["validation_loss"])  # the page tells them
-        thresholds = None
-        if kind.has_thresholds:
-            given = (
-                entry["threshold"] if isinstance(entry["threshold"], list) else [entry["threshold"]]
-            )
-            thresholds = tuple(float(threshold) for threshold in given)
         layers = tuple(int(layer) for layer in entry["layers"])
+        if not layers or not set(layers) <= set(self._layers):
+            raise ValueError(f"{name}: layers {list(layers)} of {list(self._layers)}")
         seeds = tuple(int(seed) for seed in entry.get("seeds", (0,)))
+        if not seeds:
+            raise ValueError(f"{name}: no seeds")
         return SavedHead(
             name=name,
             type=kind,
             classes=classes,
             layers=layers,
-            decision=Decision(float(entry.get("temperature", 1.0)), thresholds),
+            decision=_read_decision(name, entry, kind, len(classes)),
             weights=self._read_weights(name, seeds, entry, kind, len(classes), layers),
             seeds=seeds,
             about={key: value for key, value in entry.items() if key not in _FIELDS},
@@ -306,6 +326,7 @@ class _HeadReader:
         C: int,
         layers: Sequence[int],
     ) -> tuple[HeadWeights, ...]:
+        """The weights of one head, and of the same head from each other seed."""
         features = len(layers) * self._width
         rows, outputs = kind.count_weight_rows(C), kind.count_outputs(C)
         centers = None
@@ -323,13 +344,34 @@ class _HeadReader:
             raise StageError(f"{self._path}: {error}", hint=_RETRAIN) from error
 
 
+def _read_decision(name: str, entry: Mapping[str, Any], kind: TaskType, C: int) -> Decision:
+    """How one head's logits become an answer, from its entry in ``heads.json``.
+
+    :raises ValueError: if its temperature is not above 0, or there is not one threshold for each
+        class that wants one; ``KeyError`` and ``TypeError`` likewise.
+    """
+    temperature = float(entry.get("temperature", 1.0))
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"{name}: temperature {temperature}")
+    if not kind.has_thresholds:
+        return Decision(temperature)
+    given = entry["threshold"] if isinstance(entry["threshold"], list) else [entry["threshold"]]
+    wanted = C if kind.positive_class is None else 1
+    if len(given) != wanted:
+        raise ValueError(f"{name}: {len(given)} thresholds, not {wanted}")
+    return Decision(temperature, tuple(float(threshold) for threshold in given))
+
+
 def _name_seeds(name: str, seeds: Sequence[int]) -> list[str]:
     """The prefixes of the tensors of a head and of its like from the other seeds."""
     return [name, *(f"{name}.seed_{seed}" for seed in seeds[1:])]
 
 
 def _describe_head(head: SavedHead, kernels: Mapping[str, Centers]) -> dict[str, Any]:
-    """A head's entry in ``heads.json``."""
+    """A head's entry in ``heads.json``.
+
+    :param kernels: name → centers that heads compare rows with.
+    """
     entry: dict[str, Any] = {"type": head.type.name, "classes": list(head.classes)}
     if head.decision.thresholds is not None:
         single = head.threshold
@@ -342,6 +384,7 @@ def _describe_head(head: SavedHead, kernels: Mapping[str, Centers]) -> dict[str,
 
 
 def _format_curves(heads: Sequence[SavedHead]) -> bytes:
+    """The content of ``curves.csv``: a line for each epoch of each head."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("epoch", "task", "train_loss", "validation_loss"))
@@ -356,9 +399,9 @@ def _format_curves(heads: Sequence[SavedHead]) -> bytes:
 
 def _read_curves(path: Path) -> dict[str, History]:
     """Losses by epoch of each task in ``curves.csv``."""
-    found: dict[str, list[tuple[int, float, float]]] = {}
+    lines: dict[str, list[tuple[int, float, float]]] = {}
     with reading(path, _STAGE), path.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             losses = float(line["train_loss"]), float(line["validation_loss"])
-            found.setdefault(line["task"], []).append((int(line["epoch"]), *losses))
-    return {task: History(*zip(*sorted(lines), strict=True)) for task, lines in found.items()}
+            lines.setdefault(line["task"], []).append((int(line["epoch"]), *losses))
+    return {task: History(*zip(*sorted(of_task), strict=True)) for task, of_task in lines.items()}

@@ -1,13 +1,13 @@
-"""What the head of each type of task puts out, and what its logits say.
+"""What the head of each type of task puts out, what its logits say, and what it is scored by.
 
-A new type is a class here and an entry in ``TASK_TYPES``; ``heads/`` has what it
-learns from.
+A new type is a class here and an entry in ``TASK_TYPES``; ``heads/`` has what it learns from.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,19 +21,48 @@ from pipeline.model.decision import (
     compute_sigmoid,
     compute_softmax,
 )
+from pipeline.model.metrics import (
+    Answers,
+    ClassAnswers,
+    NumberAnswers,
+    TagAnswers,
+    measure_sigmoid_loss,
+    measure_softmax_loss,
+)
+
+_AVERAGES = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted")
 
 
 class TaskType(ABC):
     """One type of task.
 
-    :cvar name: the word for it in ``params.yaml`` and ``heads.json``.
+    The names of metrics are those of ``metrics.METRICS``.
+
+    :cvar name: the word for it in the settings and in ``heads.json``.
+    :cvar label_kind: the kind of label that it learns: ``class``, ``tags`` or ``number``.
     :cvar fewest_classes: how many classes its label must have.
     :cvar has_thresholds: whether its answers depend on thresholds.
+    :cvar has_temperature: whether its logits are those of probabilities, so that a temperature
+        can calibrate them.
+    :cvar positive_class: the index of the class that a single threshold stands for; ``None`` for
+        types without one.
+    :cvar choosing_metrics: what configurations may be chosen by, the default first; ``loss``, the
+        mean of ``measure_loss``, is one of them.
+    :cvar metrics: the metrics of the report, in its order.
+    :cvar interval_metrics: those with an interval, in its order.
+    :cvar headline: those that the page shows large.
     """
 
     name: ClassVar[str]
+    label_kind: ClassVar[str] = "class"
     fewest_classes: ClassVar[int] = 2
     has_thresholds: ClassVar[bool] = False
+    has_temperature: ClassVar[bool] = True
+    positive_class: ClassVar[int | None] = None
+    choosing_metrics: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[str, ...]]
+    interval_metrics: ClassVar[tuple[str, ...]]
+    headline: ClassVar[tuple[str, ...]]
 
     def count_outputs(self, C: int) -> int:
         """O, the number of logits of a head for C classes."""
@@ -47,7 +76,8 @@ class TaskType(ABC):
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
         """The probability of each class or tag.
 
-        :param logits: [B, O].
+        :param logits: a head's outputs, [B, O].
+        :param decision: the temperature.
         :returns: [B, C]; empty, [B, 0], of a regression.
         """
 
@@ -55,50 +85,141 @@ class TaskType(ABC):
     def predict(self, logits: Logits, decision: Decision) -> npt.NDArray[Any]:
         """The answer to each row.
 
-        :param logits: [B, O].
+        :param logits: a head's outputs, [B, O].
+        :param decision: the temperature and the thresholds.
         :returns: class index, int64, [B]; 0 or 1 for each tag, int64, [B, C]; a number, float64,
             [B].
         """
 
+    def rank(self, logits: Logits, temperature: float) -> Logits:
+        """Scores that rank rows by class: [B, S].
 
-class Binary(TaskType):
+        :param logits: a head's outputs, [B, O].
+        :param temperature: the number that logits are divided by.
+        :returns: one column for each class or tag, or one alone for class 1; none, S = 0, of a type
+            whose rows are not ranked.
+        """
+        return np.empty((len(logits), 0))
+
+    @abstractmethod
+    def answer(
+        self,
+        actual: npt.NDArray[Any],
+        logits: Logits,
+        C: int,
+        decision: Decision,
+        ranking_temperature: float | None = None,
+    ) -> Answers:
+        """A head's answers beside the labels, as metrics look at them.
+
+        :param actual: the labels of the rows, none missing.
+        :param logits: the head's outputs, [B, O].
+        :param C: the number of classes or tags; 0 of a regression.
+        :param decision: the temperature and the thresholds.
+        :param ranking_temperature: the temperature that rows are ranked at; ``None`` for that of
+            the decision.
+        """
+
+    @abstractmethod
+    def measure_loss(
+        self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
+    ) -> float:
+        """Mean negative log likelihood of some rows, or mean squared error of numbers.
+
+        :param logits: a head's outputs, [B, O], of one row at least.
+        :param labels: the labels of the rows, none missing.
+        :param temperature: the number that logits are divided by.
+        """
+
+
+class _OneClass(TaskType):
+    """A type whose rows are each of one of C classes."""
+
+    def answer(
+        self,
+        actual: npt.NDArray[Any],
+        logits: Logits,
+        C: int,
+        decision: Decision,
+        ranking_temperature: float | None = None,
+    ) -> ClassAnswers:
+        return ClassAnswers(
+            actual=actual,
+            predicted=self.predict(logits, decision),
+            rank=partial(self.rank, logits, ranking_temperature or decision.temperature),
+            classes=C,
+        )
+
+
+class Binary(_OneClass):
     """One of two classes. The one logit is that of class 1."""
 
     name = "binary"
     has_thresholds = True
+    positive_class = 1
+    choosing_metrics = ("f1", "f1_macro", "accuracy", "roc_auc", "loss")
+    metrics = (*_AVERAGES, "precision", "recall", "f1", "roc_auc", "average_precision")
+    interval_metrics = ("accuracy", "f1_macro", "f1", "f1_weighted", "roc_auc")
+    headline = ("accuracy", "f1", "f1_macro", "roc_auc")
 
     def count_outputs(self, C: int) -> int:
         return 1
 
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
         scaled = logits / decision.temperature
-        return compute_softmax(np.hstack([np.zeros_like(scaled), scaled]))
+        return np.hstack([compute_sigmoid(-scaled), compute_sigmoid(scaled)])
 
     def predict(self, logits: Logits, decision: Decision) -> Ints:
         (threshold,) = decision.thresholds or (0.5,)
-        above: Ints = (self.compute_probabilities(logits, decision)[:, 1] > threshold).astype(
-            np.int64
-        )
+        probabilities = compute_sigmoid(logits[:, 0] / decision.temperature)
+        above: Ints = (probabilities > threshold).astype(np.int64)
         return above
 
+    def rank(self, logits: Logits, temperature: float) -> Logits:
+        return logits
 
-class Multiclass(TaskType):
+    def measure_loss(
+        self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
+    ) -> float:
+        scaled = logits.astype(np.float64) / temperature
+        return float(measure_sigmoid_loss(scaled, labels[:, None]).mean())
+
+
+class Multiclass(_OneClass):
     """One of C classes. Each has a logit."""
 
     name = "multiclass"
+    choosing_metrics = ("f1_macro", "accuracy", "loss")
+    metrics = (*_AVERAGES, "roc_auc", "average_precision")
+    interval_metrics = ("accuracy", "f1_macro", "f1_weighted", "roc_auc")
+    headline = ("accuracy", "f1_macro", "f1_weighted", "roc_auc")
 
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
         return compute_softmax(logits / decision.temperature)
 
     def predict(self, logits: Logits, decision: Decision) -> Ints:
-        best: Ints = self.compute_probabilities(logits, decision).argmax(axis=1)
+        # The class of the highest probability, whatever the temperature.
+        best: Ints = logits.argmax(axis=1)
         return best
 
+    def rank(self, logits: Logits, temperature: float) -> Logits:
+        # Logits of different rows do not compare; probabilities of one class do.
+        return compute_softmax(logits / temperature)
 
-class Ordinal(TaskType):
+    def measure_loss(
+        self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
+    ) -> float:
+        return float(measure_softmax_loss(logits.astype(np.float64) / temperature, labels).mean())
+
+
+class Ordinal(_OneClass):
     """One of C classes in order. Logit c says: above class c; one weight serves all."""
 
     name = "ordinal"
+    choosing_metrics = ("mean_absolute_error", "accuracy", "f1_macro", "loss")
+    metrics = (*_AVERAGES, "mean_absolute_error")
+    interval_metrics = ("accuracy", "f1_macro", "f1_weighted", "mean_absolute_error")
+    headline = ("accuracy", "mean_absolute_error", "f1_macro")
 
     def count_outputs(self, C: int) -> int:
         return C - 1
@@ -107,23 +228,35 @@ class Ordinal(TaskType):
         return 1
 
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
-        above = compute_sigmoid(logits / decision.temperature)
-        ends = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
-        # Logits of a trained head fall from class to class; those of any other may cross.
-        between: Floats = -np.diff(np.hstack([ends[0], above, ends[1]]), axis=1)
-        return np.maximum(between, 0)
+        # A row cannot be above a class without being above those before it, whatever its logits.
+        above = np.minimum.accumulate(compute_sigmoid(logits / decision.temperature), axis=1)
+        surely, never = np.ones((len(logits), 1)), np.zeros((len(logits), 1))
+        between: Floats = -np.diff(np.hstack([surely, above, never]), axis=1)
+        return between
 
     def predict(self, logits: Logits, decision: Decision) -> Ints:
         above: Ints = (logits > 0).sum(axis=1)
         return above
+
+    def measure_loss(
+        self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
+    ) -> float:
+        scaled = logits.astype(np.float64) / temperature
+        is_above = labels[:, None] > np.arange(scaled.shape[1])
+        return float(measure_sigmoid_loss(scaled, is_above).sum(axis=1).mean())
 
 
 class Multilabel(TaskType):
     """Any of C tags. Each has a logit."""
 
     name = "multilabel"
+    label_kind = "tags"
     fewest_classes = 1
     has_thresholds = True
+    choosing_metrics = ("f1_macro", "f1_micro", "accuracy", "loss")
+    metrics = ("accuracy", "f1_micro", "f1_macro", "roc_auc", "average_precision")
+    interval_metrics = ("accuracy", "f1_macro", "f1_micro", "roc_auc")
+    headline = ("f1_macro", "f1_micro", "accuracy", "roc_auc")
 
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
         return compute_sigmoid(logits / decision.temperature)
@@ -133,12 +266,41 @@ class Multilabel(TaskType):
         tags: Ints = (self.compute_probabilities(logits, decision) > thresholds).astype(np.int64)
         return tags
 
+    def rank(self, logits: Logits, temperature: float) -> Logits:
+        return logits
+
+    def answer(
+        self,
+        actual: npt.NDArray[Any],
+        logits: Logits,
+        C: int,
+        decision: Decision,
+        ranking_temperature: float | None = None,
+    ) -> TagAnswers:
+        return TagAnswers(
+            actual=actual,
+            predicted=self.predict(logits, decision),
+            rank=partial(self.rank, logits, ranking_temperature or decision.temperature),
+        )
+
+    def measure_loss(
+        self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
+    ) -> float:
+        scaled = logits.astype(np.float64) / temperature
+        return float(measure_sigmoid_loss(scaled, labels).mean())
+
 
 class Regression(TaskType):
     """A number. The one output is the number itself."""
 
     name = "regression"
+    label_kind = "number"
     fewest_classes = 0
+    has_temperature = False
+    choosing_metrics = ("root_mean_squared_error", "mean_absolute_error", "r2", "loss")
+    metrics = ("mean_absolute_error", "root_mean_squared_error", "r2")
+    interval_metrics = metrics
+    headline = metrics
 
     def count_outputs(self, C: int) -> int:
         return 1
@@ -149,6 +311,23 @@ class Regression(TaskType):
     def predict(self, logits: Logits, decision: Decision) -> Floats:
         numbers: Floats = logits[:, 0].astype(np.float64)
         return numbers
+
+    def answer(
+        self,
+        actual: npt.NDArray[Any],
+        logits: Logits,
+        C: int,
+        decision: Decision,
+        ranking_temperature: float | None = None,
+    ) -> NumberAnswers:
+        return NumberAnswers(
+            actual=actual.astype(np.float64), predicted=self.predict(logits, decision)
+        )
+
+    def measure_loss(
+        self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
+    ) -> float:
+        return float(np.square(logits[:, 0].astype(np.float64) - labels).mean())
 
 
 TASK_TYPES: Mapping[str, TaskType] = {

@@ -1,39 +1,37 @@
-"""What the report reads: the corpus, the heads and their past, each checked against the others."""
+"""What the report reads, each file checked against the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.corpus.tables import PARTS as SPLITS
-from pipeline.corpus.tables import LabelledRows, TaskLabels, read_labelled_rows
+from pipeline.assets import Asset
+from pipeline.corpus.tables import PARTS, LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.files import read_json, reading
+from pipeline.model.decision import Ints
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
 
-PARTS = (*SPLITS, "test_unseen")
-STAGES = ("fetch", "prepare", "embed", "train-heads")
-
-
-Ints = npt.NDArray[np.int64]
+REPORTED_PARTS = (*PARTS, "test_unseen")
+TIMED_STAGES = ("fetch", "prepare", "embed", "train-heads")
+_RELABEL = "run `pipeline prepare`, then `pipeline train-heads`"
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Rows, as places in a list of distinct texts.
+class ScoredRows:
+    """The rows of the corpus as the heads are scored on them: B rows with N distinct texts.
 
-    :param keys: of the distinct texts: pyarrow fixed-size binary, [U].
-    :param codes: int64, [B]: which of the distinct texts each row has.
-    :param parts: part → its rows, int64 each. ``test_unseen``: rows of the test part whose text
-        stands in no training row.
-    :param labels: task → label of each row, as in ``TaskLabels``.
-    :param present: task → which rows have one, [B].
+    :param keys: the keys of the distinct texts: pyarrow fixed-size binary of 16, [N].
+    :param codes: the index in ``keys`` of each row's text: int64, [B].
+    :param parts: reported part → indices of its rows, int64. ``test_unseen`` has the rows of the
+        test part whose text stands in no training row.
+    :param labels: task → the label of each row, as in ``TaskLabels``.
+    :param present: task → whether each row has a label, [B].
     """
 
     keys: Any
@@ -43,62 +41,67 @@ class Corpus:
     present: Mapping[str, npt.NDArray[np.bool_]]
 
     def take_rows(self, part: str, task: str) -> Ints:
-        """The rows of a part that have a label of a task."""
+        """The indices of the rows of a part that have a label of a task.
+
+        :param part: the name of a reported part.
+        :param task: the name of a task.
+        """
         rows = self.parts[part]
         return rows[self.present[task][rows]]
 
     def count_texts(self, part: str) -> int:
-        """How many distinct texts a part holds."""
+        """How many distinct texts a part holds.
+
+        :param part: the name of a reported part.
+        """
         return len(np.unique(self.codes[self.parts[part]]))
 
 
-def read_assets(path: Path) -> dict[str, Any]:
-    """Read the project's ``assets.json``."""
-    assets = read_json(path, stage="fetch")
-    with reading(path, "fetch"):
-        for kind in ("dataset", "backbone"):
-            str(assets[kind]["id"])
-    return dict(assets)
-
-
-def read_corpus(project: Project, heads: Heads) -> Corpus:
+def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
     """Read the keys of the texts and the labels of the heads' tasks.
 
+    :param project: the project whose stage ``prepare`` wrote them.
+    :param heads: the heads to be scored.
     :raises StageError: if a file is missing or damaged, or a task's labels are not those that its
         head was trained on.
     """
     rows = read_labelled_rows(project)
     coded = rows.keys.dictionary_encode()
     codes = coded.indices.to_numpy().astype(np.int64)
-    parts = {part: rows.select(part) for part in SPLITS}
+    parts = {part: rows.select(part) for part in PARTS}
     in_training = np.zeros(len(coded.dictionary), bool)
     in_training[codes[parts["train"]]] = True
     parts["test_unseen"] = parts["test"][~in_training[codes[parts["test"]]]]
     labels = {head.name: _take_labels(project, rows, head) for head in heads.heads}
-    return Corpus(
+    return ScoredRows(
         keys=coded.dictionary,
         codes=codes,
         parts=parts,
-        labels={name: found.values for name, found in labels.items()},
-        present={name: found.present for name, found in labels.items()},
+        labels={task: of_task.values for task, of_task in labels.items()},
+        present={task: of_task.present for task, of_task in labels.items()},
     )
 
 
 def _take_labels(project: Project, rows: LabelledRows, head: SavedHead) -> TaskLabels:
-    """One task's labels, if they are of the classes that its head was trained on."""
-    hint = "run `pipeline prepare`, then `pipeline train-heads`"
+    """One task's labels, if they are of the kind and the classes that its head was trained on."""
     if head.name not in rows.tasks:
         raise StageError(
             f"{project.labels}: no labels {head.name!r}, but {project.heads} holds a head of that "
             "name",
-            hint=hint,
+            hint=_RELABEL,
         )
     labels = rows.tasks[head.name]
+    if labels.kind != head.type.label_kind:
+        raise StageError(
+            f"{project.labels}: {head.name} is a label of the kind {labels.kind}; its head in "
+            f"{project.heads} is {head.type.name}, of the kind {head.type.label_kind}",
+            hint=_RELABEL,
+        )
     if labels.classes != head.classes:
         raise StageError(
             f"{project.labels}: {head.name} has the classes {', '.join(labels.classes)}; its "
             f"head in {project.heads} was trained on {', '.join(head.classes)}",
-            hint=hint,
+            hint=_RELABEL,
         )
     if labels.kind == "class":
         bad = np.flatnonzero((labels.values < -1) | (labels.values >= len(head.classes)))
@@ -111,39 +114,66 @@ def _take_labels(project: Project, rows: LabelledRows, head: SavedHead) -> TaskL
     return labels
 
 
-def check_backbone(
-    project: Project, assets: Mapping[str, Any], heads: Heads, fingerprint: str
-) -> None:
-    """Make sure that heads, vectors and assets are of the same backbone.
+def check_heads(project: Project, backbone: Asset, heads: Heads, fingerprint: str) -> None:
+    """Make sure that heads, vectors and backbone are of one run, and that the page can tell of it.
 
-    :param fingerprint: of the embedding store.
+    :param project: the project that holds them.
+    :param backbone: the backbone that ``assets.json`` names.
+    :param heads: the heads to be scored.
+    :param fingerprint: the fingerprint of the embedding store.
     :raises StageError: if they are not, naming the stage to run.
     """
+    with reading(project.heads, "train-heads"):
+        for head in heads.heads:
+            int(head.about["best_epoch"]), float(head.about["validation_loss"])
+        trained_on = dict(heads.recipe["files"]).items()
     if heads.fingerprint != fingerprint:
         raise StageError(
             f"{project.heads} was trained on other vectors than those in {project.embeddings} "
             f"(fingerprint {heads.fingerprint[:12]}, now {fingerprint[:12]})",
             hint="run `pipeline train-heads`",
         )
-    fetched = assets["backbone"]
-    files = fetched.get("files") or {}
-    if any(files.get(name) != sha256 for name, sha256 in heads.recipe["files"].items()):
+    if any(backbone.files.get(name) != sha256 for name, sha256 in trained_on):
         raise StageError(
             f"{project.heads} was trained on the backbone {heads.backbone.get('id')}; "
-            f"{project.assets} now holds {fetched['id']} with other files",
+            f"{project.assets} now holds {backbone.id} with other files",
             hint="run `pipeline embed`, then `pipeline train-heads`",
         )
 
 
 def read_timings(project: Project) -> list[dict[str, Any]]:
-    """Read what the earlier stages took, in their order; those without a record are left out."""
+    """Read what the earlier stages took, in their order; those without a record are left out.
+
+    :param project: the project whose stages ran.
+    :raises StageError: if a record is damaged.
+    """
     timings = []
-    for stage in STAGES:
+    for stage in TIMED_STAGES:
         path = project.timings / f"{stage}.json"
         if path.exists():
             record = read_json(path, stage=stage)
             with reading(path, stage):
-                float(record["wall_seconds"])
-                dict(record.get("details") or {})
-            timings.append(record)
+                timings.append(
+                    {
+                        "stage": stage,
+                        "wall_seconds": float(record["wall_seconds"]),
+                        "details": dict(record.get("details") or {}),
+                        "finished": str(record.get("finished") or ""),
+                    }
+                )
     return timings
+
+
+def read_metrics(project: Project) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read the figures of the last report: part → task → metric → value.
+
+    :param project: the project that the report is of.
+    :raises StageError: if there is none, or its file is damaged.
+    """
+    path = project.report / "metrics.json"
+    metrics = read_json(path, stage="report")
+    with reading(path, "report"):
+        return {
+            part: {task: dict(values) | {"rows": values["rows"]} for task, values in tasks.items()}
+            for part, tasks in metrics.items()
+        }

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.assets import Asset
 from pipeline.model.decision import Ints
-from pipeline.model.metrics import PartScores
+from pipeline.model.evaluation import PartScores
+from pipeline.model.metrics import METRICS
 from pipeline.model.saved import Heads, SavedHead
-from pipeline.report.inputs import PARTS, Corpus
+from pipeline.report.inputs import REPORTED_PARTS, ScoredRows
 from pipeline.report.plots import (
     SERIES_COLORS,
     Curve,
@@ -25,28 +27,7 @@ from pipeline.report.plots import (
 _MATRIX_CLASSES = 15  # a larger confusion matrix cannot be read
 _TOP_CONFUSIONS = 25
 _SHOWN_SEARCH = 20
-_HEADLINE = {
-    "binary": ("accuracy", "f1", "f1_macro", "roc_auc"),
-    "multiclass": ("accuracy", "f1_macro", "f1_weighted", "roc_auc"),
-    "ordinal": ("accuracy", "mean_absolute_error", "f1_macro"),
-    "multilabel": ("f1_macro", "f1_micro", "accuracy", "roc_auc"),
-    "regression": ("mean_absolute_error", "root_mean_squared_error", "r2"),
-}
-_COLUMNS = (
-    ("accuracy", "Accuracy"),
-    ("precision", "Precision"),
-    ("recall", "Recall"),
-    ("f1", "F1"),
-    ("f1_macro", "Macro F1"),
-    ("f1_weighted", "Weighted F1"),
-    ("roc_auc", "ROC-AUC"),
-    ("f1_micro", "Micro F1"),
-    ("average_precision", "Avg. precision"),
-    ("mean_absolute_error", "Mean abs. error"),
-    ("root_mean_squared_error", "Root mean sq. error"),
-    ("r2", "R²"),
-)
-_LABELS = dict(_COLUMNS)
+_ONLY_IN_FILES = {"precision_macro", "recall_macro"}  # metrics that the page leaves to metrics.json
 _PART_TITLES = {
     "train": "Train",
     "validation": "Validation",
@@ -59,15 +40,20 @@ _PART_TITLES = {
 class PageContent:
     """All that the page tells.
 
+    :param title: the title of the page.
+    :param assets: the dataset, the backbone, and what else was fetched, by key.
+    :param heads: the heads.
+    :param rows: the rows that they are scored on.
     :param scores: part → task → scores.
     :param curves: task → its curves on the test part.
-    :param files: the machine-readable files beside the page, relative to it.
+    :param timings: what the stages took, a record each.
+    :param files: the names of the machine-readable files beside the page, relative to it.
     """
 
     title: str
-    assets: Mapping[str, Any]
+    assets: Mapping[str, Asset]
     heads: Heads
-    corpus: Corpus
+    rows: ScoredRows
     scores: Mapping[str, Mapping[str, PartScores]]
     curves: Mapping[str, TaskCurves]
     timings: Sequence[Mapping[str, Any]]
@@ -75,7 +61,10 @@ class PageContent:
 
 
 def render_page(content: PageContent) -> str:
-    """The page as HTML; every text in it is escaped but the drawings, which hold none of a user."""
+    """The page as HTML; every text in it is escaped but the drawings, which hold none of a user.
+
+    :param content: what it tells.
+    """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -84,13 +73,18 @@ def render_page(content: PageContent) -> str:
     environment.filters |= {"score": format_score, "value": format_value, "count": "{:,}".format}
     source = resources.files("pipeline.report").joinpath("page.html.j2").read_text("utf-8")
     backbone = content.assets["backbone"]
-    wanted = backbone.get("wanted")
+    wanted = backbone.extra.get("wanted")
     return environment.from_string(source).render(
         title=content.title,
         backbone=backbone,
-        wanted=wanted if wanted != backbone["id"] else None,
-        assets=content.assets,
-        parts=describe_parts(content.corpus),
+        wanted=wanted if wanted != backbone.id else None,
+        dataset=content.assets["dataset"],
+        other_assets={
+            key: asset
+            for key, asset in content.assets.items()
+            if key not in ("backbone", "dataset")
+        },
+        parts=describe_parts(content.rows),
         tasks=[describe_head(content, head) for head in content.heads.heads],
         features=content.heads.features,
         width=len(content.heads.layers) * content.heads.width,
@@ -103,12 +97,18 @@ def render_page(content: PageContent) -> str:
 
 
 def format_score(value: float | None) -> str:
-    """A score with three decimals; a dash if it is undefined."""
+    """A score with three decimals; a dash if it is undefined.
+
+    :param value: the score.
+    """
     return "–" if value is None else f"{value:.3f}"
 
 
 def format_value(value: object) -> str:
-    """A setting or a detail as a person would write it."""
+    """A setting or a detail as a person would write it.
+
+    :param value: a value of JSON.
+    """
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -124,70 +124,89 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def describe_parts(corpus: Corpus) -> list[dict[str, Any]]:
-    """Rows and distinct texts of each part."""
+def describe_parts(rows: ScoredRows) -> list[dict[str, Any]]:
+    """Rows and distinct texts of each part.
+
+    :param rows: the rows of the corpus.
+    """
     return [
         {
             "part": part,
-            "rows": len(corpus.parts[part]),
-            "texts": corpus.count_texts(part),
-            "share": len(corpus.parts[part]) / max(len(corpus.codes), 1),
+            "rows": len(rows.parts[part]),
+            "texts": rows.count_texts(part),
+            "share": len(rows.parts[part]) / max(len(rows.codes), 1),
         }
-        for part in PARTS
+        for part in REPORTED_PARTS
     ]
 
 
 def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
-    """What the page shows of one head."""
-    scores = {part: content.scores[part][head.name] for part in PARTS}
-    history = head.history
-    kept = int(head.about["best_epoch"])
-    binary = head.threshold is not None
+    """What the page shows of one head.
+
+    :param content: what the page tells.
+    :param head: the head.
+    """
+    scores = {part: content.scores[part][head.name] for part in REPORTED_PARTS}
+    test, history = scores["test"], head.history
+    kept_epoch = int(head.about["best_epoch"])
     given = {metric for of_part in scores.values() for metric in of_part.overall}
-    columns = [(metric, label) for metric, label in _COLUMNS if metric in given]
+    columns = [metric for metric in METRICS if metric in given - _ONLY_IN_FILES]
+    configuration = head.about.get("configuration") or {}
     return {
         "name": head.name,
         "about": head.about,
         "type": head.type.name,
         "layers": head.layers,
         "decision": head.decision,
-        "binary": binary,
+        "threshold": head.threshold,
+        "positive_class": head.classes[head.type.positive_class or 0] if head.classes else None,
         "classes": head.classes,
-        "headline": [
-            (
-                f"F1 of {head.classes[1]}" if metric == "f1" else _LABELS[metric],
-                scores["test"].overall.get(metric),
-                scores["test_unseen"].overall.get(metric),
-                scores["test"].intervals.get(metric),
-                scores["test"].seeds.get(metric),
-            )
-            for metric in _HEADLINE[head.type.name]
-        ],
-        "columns": [label for _, label in columns],
+        "headline": [_describe_figure(head, metric, scores) for metric in head.type.headline],
+        "columns": [METRICS[metric].title for metric in columns],
         "parts": [
-            (_PART_TITLES[part], of_part.rows, [of_part.overall.get(m) for m, _ in columns])
+            (_PART_TITLES[part], of_part.rows, [of_part.overall.get(m) for m in columns])
             for part, of_part in scores.items()
         ],
         "scores": scores,
-        "confusion": shade_confusion(scores["test"].confusion, head.classes)
-        if 0 < len(scores["test"].confusion) <= _MATRIX_CLASSES
+        "confusion": shade_confusion(test.confusion, head.classes)
+        if 0 < len(test.confusion) <= _MATRIX_CLASSES
         else None,
-        "confusions": list_confusions(scores["test"].confusion, head.classes),
-        "has_confusion": bool(len(scores["test"].confusion)),
+        "confusions": list_confusions(test.confusion, head.classes),
+        "has_confusion": bool(len(test.confusion)),
         "search": describe_search(head),
-        "figures": draw_figures(content, head) if scores["test"].rows else [],
-        "training": Markup(draw_history(history, kept)) if history.epochs else None,
-        "kept_epoch": kept,
+        "figures": draw_figures(content, head) if test.rows else [],
+        "training": Markup(draw_history(history, kept_epoch)) if history.epochs else None,
+        "kept_epoch": kept_epoch,
         "configuration": ", ".join(
             f"{key.replace('_', ' ')} {format_value(item)}"
-            for key, item in (head.about.get("configuration") or {}).items()
+            for key, item in configuration.items()
             if key != "layers"
         ),
     }
 
 
+def _describe_figure(
+    head: SavedHead, metric: str, scores: Mapping[str, PartScores]
+) -> tuple[object, ...]:
+    """One large figure: its name, its value on test rows and on unseen ones, its interval, and its
+    mean and deviation over the seeds."""
+    title, test = METRICS[metric].title, scores["test"]
+    if metric == "f1" and head.type.positive_class is not None:
+        title = f"{title} of {head.classes[head.type.positive_class]}"
+    return (
+        title,
+        test.overall.get(metric),
+        scores["test_unseen"].overall.get(metric),
+        test.intervals.get(metric),
+        test.seeds.get(metric),
+    )
+
+
 def describe_search(head: SavedHead) -> dict[str, Any] | None:
-    """The search table of one task, its first lines; ``None`` without a search."""
+    """The search table of one task, its first lines; ``None`` without a search.
+
+    :param head: the head that was chosen.
+    """
     if len(head.search) < 2:
         return None
     shown = head.search[:_SHOWN_SEARCH]
@@ -203,7 +222,8 @@ def describe_search(head: SavedHead) -> dict[str, Any] | None:
 def shade_confusion(confusion: Ints, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of a confusion matrix; each cell with its share of the rows of that actual class.
 
-    :param confusion: [C, C], actual by predicted.
+    :param confusion: rows by actual and predicted class, [C, C].
+    :param classes: C names.
     """
     return [
         {
@@ -218,7 +238,8 @@ def shade_confusion(confusion: Ints, classes: Sequence[str]) -> list[dict[str, A
 def list_confusions(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
     """The most frequent mistakes: actual class, predicted class, rows, share of the actual class.
 
-    :param confusion: [C, C], actual by predicted.
+    :param confusion: rows by actual and predicted class, [C, C].
+    :param classes: C names.
     """
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
@@ -232,44 +253,54 @@ def list_confusions(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, 
 
 
 def draw_figures(content: PageContent, head: SavedHead) -> list[dict[str, Any]]:
-    """ROC and precision-recall curves on the test part, with what their legends say."""
-    curves = content.curves[head.name]
-    test = content.scores["test"][head.name]
-    recall, false_positives, precision = (
-        _find_threshold(test) if head.threshold is not None else (0.0, 0.0, 0.0)
-    )
-    roc_labels = ("false positive rate", "true positive rate")
-    kinds: list[tuple[str, list[Curve], tuple[str, str], tuple[float, float], bool]] = [
-        ("ROC", curves.roc, roc_labels, (false_positives, recall), True),
-        (
-            "Precision–recall",
-            curves.precision_recall,
-            ("recall", "precision"),
-            (recall, precision),
-            False,
-        ),
+    """ROC and precision-recall curves on the test part, with what their legends say.
+
+    :param content: what the page tells.
+    :param head: the head that the curves are of.
+    """
+    curves, test = content.curves[head.name], content.scores["test"][head.name]
+    marks: tuple[Any, Any] = (None, None)
+    if head.threshold is not None:
+        recall, false_positive_rate, precision = _find_threshold(test)
+        marks = (false_positive_rate, recall), (recall, precision)
+    rates, shares = ("false positive rate", "true positive rate"), ("recall", "precision")
+    drawn = [
+        _draw_figure("ROC", curves.roc, rates, marks[0], head, test, diagonal=True),
+        _draw_figure("Precision–recall", curves.precision_recall, shares, marks[1], head, test),
     ]
-    shown = choose_classes(test)
-    figures = []
-    for title, traced, labels, point, diagonal in kinds:
-        chosen = [curve for curve in traced if curve.index in shown]
-        if chosen:
-            mark = point if head.threshold is not None else None
-            figures.append(
-                {
-                    "title": title,
-                    "svg": Markup(draw_curves(chosen, labels, diagonal=diagonal, mark=mark)),
-                    "legend": [head.classes[curve.index] for curve in chosen],
-                    "left_out": len(traced) - len(chosen),
-                }
-            )
-    return figures
+    return [figure for figure in drawn if figure is not None]
+
+
+def _draw_figure(
+    title: str,
+    curves: Sequence[Curve],
+    labels: tuple[str, str],
+    mark: tuple[float, float] | None,
+    head: SavedHead,
+    scores: PartScores,
+    *,
+    diagonal: bool = False,
+) -> dict[str, Any] | None:
+    """One figure of the curves of some classes; ``None`` if no class has one."""
+    shown = choose_classes(scores)
+    chosen = [curve for curve in curves if curve.index in shown]
+    if not chosen:
+        return None
+    return {
+        "title": title,
+        "svg": Markup(draw_curves(chosen, labels, diagonal=diagonal, mark=mark)),
+        "legend": [head.classes[curve.index] for curve in chosen],
+        "left_out": len(curves) - len(chosen),
+    }
 
 
 def choose_classes(scores: PartScores) -> set[int]:
-    """The classes whose curves are drawn: all, or of too many those with the lowest F1."""
+    """The classes whose curves are drawn: all, or of too many those with the lowest F1.
+
+    :param scores: the scores of the part that the curves are of.
+    """
     order = sorted(
-        (index for index, s in enumerate(scores.classes) if s.support),
+        (index for index, of_class in enumerate(scores.classes) if of_class.support),
         key=lambda index: scores.classes[index].f1 or 0.0,
     )
     return set(order[:SERIES_COLORS])

@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.model.decision import Floats, Ints
-from pipeline.model.metrics import PartScores, sweep_thresholds, take_classes
+from pipeline.model.evaluation import PartScores
+from pipeline.model.metrics import Ranking, sweep_thresholds
 from pipeline.model.saved import Heads, History
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SERIES_COLORS = 8  # as many as the page's style sheet has
-_MAX_POINTS = 400
+_MAX_POINTS = 400  # in one curve
 # Colours that stand in for the page's own: the SVG gets `var(--…)` in their place, so that one
 # picture serves the light and the dark page.
 _INK, _MUTED, _GRID = "#0000b0", "#0000b1", "#0000b2"
@@ -36,9 +37,9 @@ _VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid"} | {
 class Curve:
     """Points of one class's curve, in drawing order.
 
-    :param index: of the class.
-    :param x: float64, [N], in 0 to 1, never falling.
-    :param y: float64, [N], in 0 to 1.
+    :param index: the index of the class.
+    :param x: the coordinates along the first axis: float64, [N], in 0 to 1, never falling.
+    :param y: the coordinates along the second axis: float64, [N], in 0 to 1.
     """
 
     index: int
@@ -48,47 +49,51 @@ class Curve:
 
 @dataclass(frozen=True)
 class TaskCurves:
-    """Curves of one task: of class 1 alone for a binary one, else of each class that has one."""
+    """Curves of one task, of each class that its head ranks rows by; none if it ranks nothing.
+
+    :param roc: receiver operating characteristics.
+    :param precision_recall: precision over recall.
+    """
 
     roc: list[Curve]
     precision_recall: list[Curve]
 
 
-def trace_roc(actual: Ints, scores: npt.NDArray[np.floating]) -> list[Curve]:
+def trace_roc(rankings: Sequence[Ranking]) -> list[Curve]:
     """Receiver operating characteristic: false positive rate → true positive rate.
 
-    :param actual: class index of each row, [B].
-    :param scores: [B, 1] of class 1, or [B, C] for one curve per class against the rest.
+    :param rankings: the rows ranked by each class against the rest.
     :returns: a curve for each class that has rows and lacks some.
     """
     curves = []
-    for index, is_class, score in take_classes(actual, scores):
-        if is_class.any() and not is_class.all():
-            sweep = sweep_thresholds(is_class, score)
+    for ranking in rankings:
+        if ranking.is_class.any() and not ranking.is_class.all():
+            sweep = sweep_thresholds(ranking)
             # Points on a straight line between their neighbours add nothing.
             kept = _keep_corners(
                 (np.diff(sweep.hits, 2) != 0) | (np.diff(sweep.false_alarms, 2) != 0)
             )
-            curve = Curve(index, sweep.false_positive_rate[kept], sweep.recall[kept])
+            curve = Curve(ranking.index, sweep.false_positive_rate[kept], sweep.recall[kept])
             curves.append(_thin_curve(curve))
     return curves
 
 
-def trace_precision_recall(actual: Ints, scores: npt.NDArray[np.floating]) -> list[Curve]:
+def trace_precision_recall(rankings: Sequence[Ranking]) -> list[Curve]:
     """Recall → precision.
 
-    :param actual: class index of each row, [B].
-    :param scores: [B, 1] of class 1, or [B, C] for one curve per class against the rest.
+    :param rankings: the rows ranked by each class against the rest.
     :returns: a curve for each class that has rows.
     """
     curves = []
-    for index, is_class, score in take_classes(actual, scores):
-        if is_class.any():
-            sweep = sweep_thresholds(is_class, score)
+    for ranking in rankings:
+        if ranking.is_class.any():
+            sweep = sweep_thresholds(ranking)
             # Where only false alarms are added, recall stands still: a line straight down.
             moves = np.diff(sweep.hits) != 0
             kept = _keep_corners(moves[1:] | moves[:-1])
-            curves.append(_thin_curve(Curve(index, sweep.recall[kept], sweep.precision[kept])))
+            curves.append(
+                _thin_curve(Curve(ranking.index, sweep.recall[kept], sweep.precision[kept]))
+            )
     return curves
 
 
@@ -109,7 +114,11 @@ def _thin_curve(curve: Curve) -> Curve:
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """CSV as UTF-8 bytes; floats with six significant digits."""
+    """CSV as UTF-8 bytes; floats with six significant digits.
+
+    :param header: the names of the columns.
+    :param rows: one cell for each column.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)
@@ -125,14 +134,16 @@ def list_files(
 ) -> dict[str, bytes]:
     """The data behind the plots, one CSV file for each kind and task.
 
-    :param scores: of the part that the curves are of.
+    :param heads: the heads.
+    :param scores: task → scores on the part that the curves are of.
+    :param curves: task → curves.
     :returns: name below ``plots/`` → content. A table without rows, at which ``dvc plots`` would
         stop, is left out.
     """
     files = {}
     for head in heads.heads:
-        past, traced = head.history, curves[head.name]
-        losses = zip(past.epochs, past.train_loss, past.validation_loss, strict=True)
+        history, traced = head.history, curves[head.name]
+        losses = zip(history.epochs, history.train_loss, history.validation_loss, strict=True)
         confusion = _list_confusion(scores[head.name].confusion, head.classes)
         roc = list_points(traced.roc, head.classes)
         precision_recall = list_points(traced.precision_recall, head.classes)
@@ -160,7 +171,11 @@ def _list_confusion(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, 
 def list_points(
     curves: Sequence[Curve], classes: Sequence[str]
 ) -> Iterator[tuple[str, float, float]]:
-    """Class name and point of all curves, one after the other."""
+    """Class name and point of all curves, one after the other.
+
+    :param curves: the curves of one task.
+    :param classes: its class names.
+    """
     for curve in curves:
         for x, y in zip(curve.x, curve.y, strict=True):
             yield classes[curve.index], float(x), float(y)
@@ -175,9 +190,9 @@ def draw_curves(
 ) -> str:
     """Draw curves in the unit square; the n-th has the page's n-th series colour.
 
-    :param curves: at most ``SERIES_COLORS``.
-    :param labels: of the x and the y axis.
-    :param diagonal: draw the line of a head that guesses.
+    :param curves: the curves, at most ``SERIES_COLORS`` of them.
+    :param labels: the names of the x and the y axis.
+    :param diagonal: whether to draw the line of a head that guesses.
     :param mark: a point to mark: where the head's threshold stands.
     :returns: an ``svg`` element.
     """
@@ -197,6 +212,8 @@ def draw_curves(
 def draw_history(history: History, kept_epoch: int) -> str:
     """Draw training and validation loss by epoch, and a line at the epoch that was kept.
 
+    :param history: the losses, of one epoch at least.
+    :param kept_epoch: the number of the epoch.
     :returns: an ``svg`` element.
     """
     from matplotlib.ticker import MaxNLocator
@@ -220,7 +237,10 @@ def draw_history(history: History, kept_epoch: int) -> str:
 
 @contextmanager
 def _drawing(labels: tuple[str, str]) -> Iterator[tuple[Any, list[str]]]:
-    """Axes in the page's style; at the end the picture is put into the list as one ``svg``."""
+    """Axes in the page's style; at the end the picture is put into the list as one ``svg``.
+
+    :param labels: the names of the x and the y axis.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pipeline.assets import Asset, read_assets
 from pipeline.config import Settings
 from pipeline.console import say, show_progress, show_table, warn
-from pipeline.files import describe_write_error, format_json, read_json, write_together
-from pipeline.model.decision import compute_softmax
-from pipeline.model.intervals import bootstrap_intervals
-from pipeline.model.metrics import PartScores, score_task
+from pipeline.files import describe_write_error, format_json, write_together
+from pipeline.model.evaluation import PartScores, bootstrap_intervals, rank_classes, score_head
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.model.weights import Floats
 from pipeline.project import Project
-from pipeline.report import inputs
-from pipeline.report.inputs import PARTS, Corpus
+from pipeline.report.inputs import (
+    REPORTED_PARTS,
+    ScoredRows,
+    check_heads,
+    read_metrics,
+    read_scored_rows,
+    read_timings,
+)
 from pipeline.report.page import PageContent, render_page
 from pipeline.report.plots import TaskCurves, list_files, trace_precision_recall, trace_roc
 from pipeline.store import read_manifest, read_vectors
@@ -39,29 +43,30 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     """Write the project's report; nothing in it changes before all of it is computed.
 
     :param project: the project whose heads are measured.
+    :param settings: the settings, with the title of the page.
     :returns: details for the timing file.
     :raises StageError: if a file is missing or damaged, or files are of different runs.
     """
-    assets = inputs.read_assets(project.assets)
+    assets = read_assets(project.assets)
     heads = Heads.load(project.heads)
     manifest = read_manifest(project.embeddings)
-    inputs.check_backbone(project, assets, heads, manifest.fingerprint)
-    corpus = inputs.read_corpus(project, heads)
-    timings = inputs.read_timings(project)
-    logits = score_texts(project.embeddings, heads, corpus.keys)
-    scores = score_parts(heads, corpus, logits)
-    curves = trace_curves(heads, corpus, logits)
+    check_heads(project, assets["backbone"], heads, manifest.fingerprint)
+    rows = read_scored_rows(project, heads)
+    timings = read_timings(project)
+    logits = score_texts(project.embeddings, heads, rows.keys)
+    scores = score_parts(heads, rows, logits)
+    curves = trace_curves(heads, rows, logits)
     files = list_files(heads, scores["test"], curves)
     page = render_page(
         PageContent(
             title=settings.report.title,
             assets=assets,
             heads=heads,
-            corpus=corpus,
+            rows=rows,
             scores=scores,
             curves=curves,
             timings=timings,
-            files=["metrics.json", *(f"plots/{name}" for name in files)],
+            files=[_METRICS, *(f"{_PLOTS}/{name}" for name in files)],
         )
     )
     metrics = {
@@ -76,25 +81,26 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
         }
     )
     _remove_other_plots(project.report / _PLOTS, files)
-    _show_summary(project, assets, metrics)
-    return {"rows": len(corpus.codes), "distinct_texts": len(corpus.keys), "heads": len(logits)}
+    _show_summary(project, assets["backbone"], metrics)
+    return {"rows": len(rows.codes), "distinct_texts": len(rows.keys), "heads": len(logits)}
 
 
 def show_report(project: Project) -> None:
     """Print the summary of the project's last report.
 
-    :raises StageError: if there is none.
+    :param project: the project that the report is of.
+    :raises StageError: if there is none, or its files are damaged.
     """
-    assets = inputs.read_assets(project.assets)
-    _show_summary(project, assets, read_json(project.report / _METRICS, stage="report"))
+    _show_summary(project, read_assets(project.assets)["backbone"], read_metrics(project))
 
 
 def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Floats]]:
     """Run all heads over the vectors of some texts, a bounded number of them at a time.
 
-    :param folder: the embedding store.
-    :param keys: fixed-size binary of 16, [U].
-    :returns: task → logits, float32, [U, O], of its head and of its like from the other seeds.
+    :param folder: the folder of the embedding store.
+    :param heads: the heads to run.
+    :param keys: the keys of N texts: fixed-size binary of 16, [N].
+    :returns: task → logits, float32, [N, O], of its head and of the same head from each other seed.
     :raises StageError: if the vectors are of another shape than the heads were trained on, or a
         logit is not finite.
     """
@@ -113,73 +119,59 @@ def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Fl
 
 
 def score_parts(
-    heads: Heads, corpus: Corpus, logits: Mapping[str, Sequence[Floats]]
+    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Floats]]
 ) -> dict[str, dict[str, PartScores]]:
     """Score every head on every part; with intervals on the test rows.
 
-    :param logits: task → [U, K] for each seed.
+    :param heads: the heads.
+    :param rows: the rows to score them on.
+    :param logits: task → logits of the N distinct texts, [N, O], for each seed.
     :returns: part → task → scores.
     """
     return {
-        part: {head.name: _score(head, part, corpus, logits[head.name]) for head in heads.heads}
-        for part in PARTS
+        part: {head.name: _score_part(head, part, rows, logits[head.name]) for head in heads.heads}
+        for part in REPORTED_PARTS
     }
 
 
-def _score(head: SavedHead, part: str, corpus: Corpus, logits: Sequence[Floats]) -> PartScores:
-    rows = corpus.take_rows(part, head.name)
-    actual = corpus.labels[head.name][rows]
-    of_seeds = [score_task(head, actual, found[corpus.codes[rows]]) for found in logits]
-    scores = of_seeds[0]
+def _score_part(
+    head: SavedHead, part: str, rows: ScoredRows, logits: Sequence[Floats]
+) -> PartScores:
+    """Score one head on one part, with its mean and deviation over the seeds if there are any."""
+    chosen = rows.take_rows(part, head.name)
+    actual, texts = rows.labels[head.name][chosen], rows.codes[chosen]
+    by_seed = [score_head(head, actual, of_seed[texts]) for of_seed in logits]
+    scores = by_seed[0]
     if part.startswith("test"):
-        own = logits[0][corpus.codes[rows]]
-        scores = replace(scores, intervals=bootstrap_intervals(head, actual, own))
-    if len(of_seeds) == 1:
+        intervals = bootstrap_intervals(head, actual, logits[0][texts])
+        scores = replace(scores, intervals=intervals)
+    if len(by_seed) == 1:
         return scores
     values = {
-        metric: [one.overall[metric] for one in of_seeds]
+        metric: [of_seed.overall[metric] for of_seed in by_seed]
         for metric in scores.overall
-        if all(metric in one.overall for one in of_seeds)
+        if all(metric in of_seed.overall for of_seed in by_seed)
     }
     spread = {m: (float(np.mean(v)), float(np.std(v, ddof=1))) for m, v in values.items()}
     return replace(scores, seeds=spread)
 
 
 def trace_curves(
-    heads: Heads, corpus: Corpus, logits: Mapping[str, Sequence[Floats]]
+    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Floats]]
 ) -> dict[str, TaskCurves]:
-    """ROC and precision-recall curves on the test part, of every head that ranks rows by class.
+    """ROC and precision-recall curves on the test part, of every class that a head ranks rows by.
 
-    :param logits: task → [U, K] for each seed.
+    :param heads: the heads.
+    :param rows: the rows to rank.
+    :param logits: task → logits of the N distinct texts, [N, O], for each seed.
+    :returns: task → curves; none of a task whose head ranks nothing.
     """
     traced = {}
     for head in heads.heads:
-        rows = corpus.take_rows("test", head.name)
-        actual = corpus.labels[head.name][rows]
-        scores: npt.NDArray[Any] = logits[head.name][0][corpus.codes[rows]]
-        if head.type.name in ("regression", "ordinal"):
-            traced[head.name] = TaskCurves(roc=[], precision_recall=[])
-            continue
-        if head.type.name == "multilabel":
-            tags = [
-                (c, trace_roc(actual[:, c], scores[:, [c]]),
-                 trace_precision_recall(actual[:, c], scores[:, [c]]))
-                for c in range(len(head.classes))
-            ]  # fmt: skip
-            traced[head.name] = TaskCurves(
-                roc=[replace(curve, index=c) for c, curves, _ in tags for curve in curves],
-                precision_recall=[
-                    replace(curve, index=c) for c, _, curves in tags for curve in curves
-                ],
-            )
-            continue
-        if head.type.name == "multiclass":
-            # One class against the rest: its probability, since logits of rows do not compare.
-            scores = compute_softmax(scores)
-        traced[head.name] = TaskCurves(
-            roc=trace_roc(actual, scores),
-            precision_recall=trace_precision_recall(actual, scores),
-        )
+        chosen = rows.take_rows("test", head.name)
+        actual = rows.labels[head.name][chosen]
+        rankings = rank_classes(head, actual, logits[head.name][0][rows.codes[chosen]])
+        traced[head.name] = TaskCurves(trace_roc(rankings), trace_precision_recall(rankings))
     return traced
 
 
@@ -197,7 +189,7 @@ def _remove_other_plots(folder: Path, files: Mapping[str, bytes]) -> None:
         raise describe_write_error(error, folder) from error
 
 
-def _show_summary(project: Project, assets: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+def _show_summary(project: Project, backbone: Asset, metrics: Mapping[str, Any]) -> None:
     """Print a line for each part and task, the backbone, and where the page is."""
     given = {name for tasks in metrics.values() for values in tasks.values() for name in values}
     shown = [name for name in _SHOWN if name in given]
@@ -210,9 +202,8 @@ def _show_summary(project: Project, assets: Mapping[str, Any], metrics: Mapping[
         ],
     )
     say("test_unseen: rows of the test part whose text stands in no training row")
-    backbone = assets["backbone"]
-    wanted = backbone.get("wanted")
-    say(f"backbone: {backbone['id']}")
-    if wanted and wanted != backbone["id"]:
+    wanted = backbone.extra.get("wanted")
+    say(f"backbone: {backbone.id}")
+    if wanted and wanted != backbone.id:
         warn(f"{wanted} was wanted and could not be had; these figures are not of it")
     say(f"page: {project.report / _PAGE}")

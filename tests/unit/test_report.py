@@ -36,6 +36,8 @@ BACKBONE = {
     "wanted": "acme/first",
     "files": {"model.safetensors": "ab" * 32},
 }
+DATASET = {"id": "d", "source": "s", "files": {"d.csv": "cd" * 32}}
+LEXICON = {"id": "words", "source": "s", "files": {}}
 LAYERS, WIDTH = (0, 2), 6
 D = len(LAYERS) * WIDTH
 ROWS = 120
@@ -50,7 +52,7 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
     vectors = write_store(list(dict.fromkeys(keys)), generator)
     Project().heads.mkdir(parents=True)
     Project().assets.write_text(
-        json.dumps({"dataset": {"id": "d", "source": "s", "sha256": "0"}, "backbone": BACKBONE})
+        json.dumps({"dataset": DATASET, "lexicon": LEXICON, "backbone": BACKBONE})
     )
     split = [
         "test" if r % 4 == 0 and r else "validation" if r % 4 == 1 else "train" for r in range(rows)
@@ -295,6 +297,24 @@ def test_the_summary_can_be_shown_again(
     assert re.search(r"test_unseen\s+kind\s+\d+ ", first)
 
 
+@pytest.mark.parametrize("content", ["[]", '{"test": {"spam": {"f1": 1}}}', "{"])
+def test_a_summary_of_damaged_metrics_is_one_message(two_tasks: Path, content: str) -> None:
+    run_report(Project(), Settings())
+    (Project().report / "metrics.json").write_text(content)
+    with pytest.raises(StageError, match=r"metrics\.json: damaged") as caught:
+        show_report(Project())
+    assert caught.value.hint == "run `pipeline report` again"
+
+
+def test_damaged_timings_are_one_message(two_tasks: Path) -> None:
+    Project().timings.mkdir()
+    for record in ({"stage": "embed"}, {"wall_seconds": 1, "details": "long"}, []):
+        (Project().timings / "embed.json").write_text(json.dumps(record))
+        with pytest.raises(StageError, match=r"embed\.json: damaged") as caught:
+            run_report(Project(), Settings())
+        assert caught.value.hint == "run `pipeline embed` again"
+
+
 def test_timings_are_shown_where_there_are_any(two_tasks: Path) -> None:
     run_report(Project(), Settings())
     assert "What the stages took" not in " ".join(read_page().text)
@@ -388,6 +408,15 @@ def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
         (_edit_heads(lambda h: h["backbone"]["files"].update({"x": "1"})), "other files"),
         (_edit_heads(lambda h: h.update(format=4)), "format 4"),
         (_drop_label("kind"), "no labels 'kind'"),
+        (_edit_heads(lambda h: h["tasks"]["spam"].pop("best_epoch")), "damaged .*best_epoch"),
+        (_edit_heads(lambda h: h["backbone"].pop("files")), "damaged .*files"),
+        (_edit_heads(lambda h: h["tasks"]["spam"].update(layers=[1])), r"layers \[1\] of \[0, 2\]"),
+        (
+            _edit_heads(
+                lambda h: h["tasks"]["kind"].update(type="multilabel", threshold=[0.5] * 4)
+            ),
+            "kind is a label of the kind class; its head .* of the kind tags",
+        ),
     ],
 )
 def test_files_of_different_runs_are_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from sklearn.metrics import (
@@ -15,19 +17,28 @@ from sklearn.metrics import (
 )
 
 from pipeline.model.decision import Decision, compute_softmax
-from pipeline.model.metrics import PartScores, score_task
+from pipeline.model.evaluation import PartScores, rank_classes, score_head
+from pipeline.model.metrics import Ranking
 from pipeline.model.saved import SavedHead
 from pipeline.model.tasks import TASK_TYPES
 from pipeline.report.plots import trace_precision_recall, trace_roc
 
 
+def make_head(classes: Sequence[str], threshold: float | None) -> SavedHead:
+    """A binary head, or a multiclass one where there is no threshold."""
+    kind = TASK_TYPES["multiclass" if threshold is None else "binary"]
+    decision = Decision(thresholds=None if threshold is None else (threshold,))
+    return SavedHead("task", kind, tuple(classes), (0,), decision, ())
+
+
 def score_part(
     actual: np.ndarray, logits: np.ndarray, classes: list[str], threshold: float | None
 ) -> PartScores:
-    """Scores of a binary head, or of a multiclass one where there is no threshold."""
-    kind = TASK_TYPES["multiclass" if threshold is None else "binary"]
-    decision = Decision(thresholds=None if threshold is None else (threshold,))
-    return score_task(SavedHead("task", kind, tuple(classes), (0,), decision, ()), actual, logits)
+    return score_head(make_head(classes, threshold), actual, logits)
+
+
+def rank_binary(actual: np.ndarray, logits: np.ndarray) -> list[Ranking]:
+    return rank_classes(make_head(["ham", "spam"], 0.5), actual, logits)
 
 
 def make_rows(rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -134,10 +145,10 @@ def test_probabilities_of_extreme_logits_are_finite() -> None:
 
 def test_the_area_under_a_traced_curve_is_the_score() -> None:
     actual, logits = make_rows(5000, 2)
-    (roc,) = trace_roc(actual, logits)
+    (roc,) = trace_roc(rank_binary(actual, logits))
     assert len(roc.x) < 500  # thinned, and yet the same curve
     assert np.trapezoid(roc.y, roc.x) == pytest.approx(roc_auc_score(actual, logits), abs=2e-3)
-    (curve,) = trace_precision_recall(actual, logits)
+    (curve,) = trace_precision_recall(rank_binary(actual, logits))
     area = np.sum(np.diff(curve.x) * curve.y[1:])
     assert area == pytest.approx(average_precision_score(actual, logits), abs=5e-3)
     for traced in (roc, curve):
@@ -145,10 +156,13 @@ def test_the_area_under_a_traced_curve_is_the_score() -> None:
 
 
 def test_a_class_without_rows_has_no_curve() -> None:
-    probabilities = np.full((4, 3), 1 / 3)
-    assert [c.index for c in trace_roc(np.array([0, 0, 2, 2]), probabilities)] == [0, 2]
-    assert trace_roc(np.zeros(4, int), probabilities) == []
-    assert [c.index for c in trace_precision_recall(np.zeros(4, int), probabilities)] == [0]
+    head, logits = make_head(["a", "b", "c"], None), np.zeros((4, 3))
+    some = rank_classes(head, np.array([0, 0, 2, 2]), logits)
+    only = rank_classes(head, np.zeros(4, int), logits)
+    assert [c.index for c in trace_roc(some)] == [0, 2]
+    assert trace_roc(only) == []
+    assert [c.index for c in trace_precision_recall(some)] == [0, 2]
+    assert [c.index for c in trace_precision_recall(only)] == [0]
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 9])
@@ -162,10 +176,10 @@ def test_equal_scores_are_passed_together(decimals: int) -> None:
 
 def test_curves_are_those_of_scikit_learn() -> None:
     actual, logits = make_rows(120, 2)
-    (roc,) = trace_roc(actual, logits)
+    (roc,) = trace_roc(rank_binary(actual, logits))
     x, y, _ = roc_curve(actual, logits, drop_intermediate=False)
     assert set(zip(roc.x, roc.y, strict=True)) <= set(zip(x, y, strict=True))
     assert np.trapezoid(roc.y, roc.x) == pytest.approx(roc_auc_score(actual, logits))
-    (curve,) = trace_precision_recall(actual, logits)
+    (curve,) = trace_precision_recall(rank_binary(actual, logits))
     precision, recall, _ = precision_recall_curve(actual, logits, drop_intermediate=True)
     np.testing.assert_allclose([curve.x, curve.y], [recall[::-1], precision[::-1]])

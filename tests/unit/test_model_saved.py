@@ -1,0 +1,320 @@
+"""Saved heads: what was saved is what is read and applied; numpy written out is the reference."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pipeline.errors import StageError
+from pipeline.model.decision import Decision
+from pipeline.model.saved import Heads, History, SavedHead
+from pipeline.model.tasks import TASK_TYPES
+from pipeline.model.weights import Centers, HeadWeights
+
+LAYERS, WIDTH, ROWS = (0, 3, 6), 5, 17
+CLASSES = {
+    "binary": ("ham", "spam"),
+    "multiclass": ("a", "b", "c"),
+    "ordinal": ("low", "middle", "high", "top"),
+    "multilabel": ("x", "y", "z"),
+    "regression": (),
+}
+# Of each type, the shape of the weight without its width, and the number of logits.
+SHAPES = {
+    "binary": (1, 1),
+    "multiclass": (3, 3),
+    "ordinal": (1, 3),
+    "multilabel": (3, 3),
+    "regression": (1, 1),
+}
+THRESHOLDS = {"binary": (0.3,), "multilabel": (0.3, 0.5, 0.9)}
+
+
+def make_numbers(generator: np.random.Generator, *shape: int) -> np.ndarray:
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def make_centers(seed: int, features: int) -> Centers:
+    generator = np.random.default_rng(seed)
+    return Centers(
+        (make_numbers(generator, 9, features) / 4).astype(np.float16),
+        np.abs(make_numbers(generator, features)) / 4,
+        make_numbers(generator, features) / 4,
+    )
+
+
+def make_weights(
+    generator: np.random.Generator, kind: str, form: str, features: int, centers: Centers | None
+) -> HeadWeights:
+    rows, outputs = SHAPES[kind]
+    inside = {"linear": features, "hidden": 4, "kernel": 9}[form]
+    hidden = (
+        (make_numbers(generator, 4, features), make_numbers(generator, 4))
+        if form == "hidden"
+        else (None, None)
+    )
+    weight, bias = make_numbers(generator, rows, inside), make_numbers(generator, outputs)
+    return HeadWeights(weight, bias, *hidden, centers=centers)
+
+
+def make_head(
+    name: str,
+    kind: str,
+    form: str = "linear",
+    layers: tuple[int, ...] = LAYERS,
+    seeds: tuple[int, ...] = (4,),
+    centers: Centers | None = None,
+) -> SavedHead:
+    generator = np.random.default_rng(len(name))
+    features = len(layers) * WIDTH
+    if form == "kernel" and centers is None:
+        centers = make_centers(1, features)
+    return SavedHead(
+        name=name,
+        type=TASK_TYPES[kind],
+        classes=CLASSES[kind],
+        layers=layers,
+        decision=Decision(1.5, THRESHOLDS.get(kind)),
+        weights=tuple(make_weights(generator, kind, form, features, centers) for _ in seeds),
+        seeds=seeds,
+        about={"metric": "loss", "configuration": {"head": form, "learning_rate": 0.1}},
+        search=({"score": 0.5, "head": form}, {"score": 0.4, "head": "linear"}),
+        history=History((1, 2), (0.5, 0.25), (0.75, 0.5)),
+    )
+
+
+def make_heads(*heads: SavedHead) -> Heads:
+    return Heads(
+        heads=heads,
+        layers=LAYERS,
+        width=WIDTH,
+        backbone={"id": "acme/first", "files": {"model.safetensors": "ab" * 32}},
+        fingerprint="f" * 64,
+        recipe={"files": {"model.safetensors": "ab" * 32}, "pooling": "mean"},
+        features={"layers": list(LAYERS), "width": WIDTH, "standardized": True},
+        training={"max_epochs": 5, "patience": None},
+    )
+
+
+def compute_by_hand(head: SavedHead, weights: HeadWeights, vectors: np.ndarray) -> np.ndarray:
+    """Logits of one head in float64, row by row: the README's formulas written out."""
+    logits = []
+    for row in vectors:
+        x = np.concatenate([row[LAYERS.index(layer)] for layer in head.layers]).astype(np.float64)
+        if weights.input_weight is not None and weights.input_bias is not None:
+            x = np.maximum(weights.input_weight.astype(np.float64) @ x + weights.input_bias, 0)
+        if weights.centers is not None:
+            centers, scale, shift = (
+                getattr(weights.centers, name) for name in weights.centers.__dataclass_fields__
+            )
+            z = (row_features(row, head) * scale + shift).astype(np.float16).astype(np.float64)
+            x = np.array([np.exp(-((z - p.astype(np.float64)) ** 2).sum()) for p in centers])
+        outputs = [weights.weight[o % len(weights.weight)] @ x for o in range(len(weights.bias))]
+        logits.append(np.array(outputs) + weights.bias)
+    return np.array(logits)
+
+
+def row_features(row: np.ndarray, head: SavedHead) -> np.ndarray:
+    """One row's features in float32, in which they are scaled."""
+    return np.concatenate([row[LAYERS.index(layer)] for layer in head.layers])
+
+
+@pytest.fixture
+def vectors() -> np.ndarray:
+    return make_numbers(np.random.default_rng(7), ROWS, len(LAYERS), WIDTH)
+
+
+@pytest.mark.parametrize("form", ["linear", "hidden", "kernel"])
+@pytest.mark.parametrize("kind", TASK_TYPES)
+def test_heads_of_every_kind_survive_a_round_trip(
+    tmp_path: Path, vectors: np.ndarray, kind: str, form: str
+) -> None:
+    seeds = (4,) if form == "kernel" else (4, 0, 9)
+    head = make_head("task", kind, form, layers=(6, 0), seeds=seeds)
+    heads = make_heads(head)
+    heads.save(tmp_path)
+    loaded = Heads.load(tmp_path)
+
+    (read,) = loaded.heads
+    given = {name: getattr(head, name) for name in head.__dataclass_fields__ if name != "weights"}
+    assert {name: getattr(read, name) for name in given} == given
+    for name in ("layers", "width", "backbone", "fingerprint", "recipe", "features", "training"):
+        assert getattr(loaded, name) == getattr(heads, name)
+    found = loaded.compute_logits(vectors)["task"]
+    assert len(found) == len(seeds)
+    for logits, weights, exact in zip(
+        found, head.weights, heads.compute_logits(vectors)["task"], strict=True
+    ):
+        assert logits.dtype == np.float32
+        assert logits.shape == (ROWS, SHAPES[kind][1])
+        np.testing.assert_array_equal(logits, exact)
+        np.testing.assert_allclose(
+            logits, compute_by_hand(head, weights, vectors), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_heads_of_all_types_share_a_folder_and_their_centers(
+    tmp_path: Path, vectors: np.ndarray
+) -> None:
+    shared, other = make_centers(2, 2 * WIDTH), make_centers(3, 2 * WIDTH)
+    heads = make_heads(
+        make_head("first", "binary", "kernel", (0, 3), centers=shared),
+        make_head("second", "multiclass", "kernel", (0, 3), centers=shared),
+        # The same centers on other layers: their likeness may not be taken for that of the first.
+        make_head("third", "ordinal", "kernel", (3, 6), centers=shared),
+        make_head("fourth", "multilabel", "kernel", (0, 3), centers=other),
+        make_head("fifth", "regression", "hidden", (3,), seeds=(1, 2)),
+        make_head("sixth", "multiclass", "linear", (0, 3, 6), seeds=(1, 2, 3)),
+    )
+    heads.save(tmp_path)
+    tensors = load_file(tmp_path / "heads.safetensors")
+    assert sum(tensor.shape == (9, 2 * WIDTH) for tensor in tensors.values()) == 2
+    found = Heads.load(tmp_path).compute_logits(vectors)
+    assert list(found) == [head.name for head in heads.heads]
+    for head in heads.heads:
+        for logits, weights in zip(found[head.name], head.weights, strict=True):
+            np.testing.assert_allclose(
+                logits, compute_by_hand(head, weights, vectors), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_no_rows_give_no_logits() -> None:
+    heads = make_heads(make_head("linear", "multiclass"), make_head("kernel", "binary", "kernel"))
+    logits = heads.compute_logits(np.empty((0, len(LAYERS), WIDTH), np.float32))
+    assert logits["linear"][0].shape == (0, 3)
+    assert logits["kernel"][0].shape == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, WIDTH), (4, 3, WIDTH + 1), (4, 3 * WIDTH)])
+def test_vectors_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    make_heads(make_head("task", "binary")).save(tmp_path)
+    with pytest.raises(StageError, match=r"was trained on \(3, 5\)") as caught:
+        Heads.load(tmp_path).compute_logits(np.zeros(shape, np.float32))
+    assert caught.value.hint == "run `pipeline train-heads`"
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path: Path, vectors: np.ndarray) -> None:
+    head = make_head("task", "binary")
+    broken = replace(head.weights[0], bias=np.array([np.nan], np.float32))
+    make_heads(replace(head, weights=(broken,))).save(tmp_path)
+    with pytest.raises(StageError, match="the head task gives values that are not finite"):
+        Heads.load(tmp_path).compute_logits(vectors)
+
+
+def _edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "heads.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def _edit_task(**changes: object) -> Callable[[Path], None]:
+    return _edit(lambda record: record["tasks"]["task"].update(changes))
+
+
+def _write(name: str, content: bytes) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return apply
+
+
+def _swap_tensors(folder: Path) -> None:
+    """The tensors of another run: readable, of the right shapes, and not those."""
+    path = folder / "heads.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+
+
+def _edit_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Other tensors, of which ``heads.json`` does not state the hash."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "heads.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+        _edit(lambda record: record.pop("weights_sha256"))(folder)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "message"),
+    [
+        (lambda folder: (folder / "heads.json").unlink(), "heads.json", "no such file"),
+        (lambda folder: (folder / "curves.csv").unlink(), "curves.csv", "no such file"),
+        (
+            lambda folder: (folder / "heads.safetensors").unlink(),
+            "heads.safetensors",
+            "no such file",
+        ),
+        (_write("heads.json", b"{"), "heads.json", "damaged, not JSON"),
+        (_write("heads.json", b"[]"), "heads.json", "damaged"),
+        (_write("heads.json", b"{}"), "heads.json", "damaged .*format"),
+        (_write("curves.csv", b"epoch,task\n1,task\n"), "curves.csv", "damaged"),
+        (_write("curves.csv", b"\xff\xfe"), "curves.csv", "damaged"),
+        (_write("heads.safetensors", b"short"), "heads.safetensors", "damaged"),
+        (_swap_tensors, "heads.safetensors", "is not the file that .*heads.json tells of"),
+        (_edit(lambda r: r.update(format=2)), "heads.json", "format 2, this version reads 3"),
+        (_edit(lambda r: r.pop("fingerprint")), "heads.json", "damaged .*fingerprint"),
+        (_edit_task(type="ranking"), "heads.json", "task: no type 'ranking'"),
+        (_edit_task(classes=["ham"]), "heads.json", "binary with 1 classes"),
+        (_edit_task(layers=[0, 5]), "heads.json", r"layers \[0, 5\] of \[0, 3, 6\]"),
+        (_edit_task(layers=[]), "heads.json", r"layers \[\] of"),
+        (_edit_task(seeds=[]), "heads.json", "no seeds"),
+        (_edit_task(temperature=0), "heads.json", "temperature 0"),
+        (_edit_task(threshold=[0.1, 0.2]), "heads.json", "2 thresholds, not 1"),
+        (_edit_task(threshold="high"), "heads.json", "damaged .*high"),
+        (_edit_task(seeds=[4, 5]), "heads.safetensors", "task.seed_5.weight: no such tensor"),
+        (_edit_task(layers=[0]), "heads.safetensors", r"task.weight: \(1, 15\), .* \(1, 5\)"),
+        (_edit_task(kernel="kernel_0"), "heads.safetensors", "kernel_0.places: no such tensor"),
+        (_edit_tensors(lambda t: t.pop("task.bias")), "heads.safetensors", "task.bias: no such"),
+        (
+            _edit_tensors(lambda t: t.update({"task.bias": np.zeros(2, np.float32)})),
+            "heads.safetensors",
+            r"task.bias: \(2,\), .* \(1,\)",
+        ),
+    ],
+)
+def test_damaged_files_are_one_message_each(
+    tmp_path: Path, damage: Callable[[Path], None], file: str, message: str
+) -> None:
+    make_heads(make_head("task", "binary")).save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(StageError, match=message) as caught:
+        Heads.load(tmp_path)
+    assert str(tmp_path / file) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert "pipeline train-heads" in (caught.value.hint or "")
+
+
+def test_files_of_two_savings_do_not_read_as_one(tmp_path: Path) -> None:
+    make_heads(make_head("task", "binary")).save(tmp_path / "old")
+    make_heads(make_head("other task", "binary")).save(tmp_path / "new")
+    (tmp_path / "old" / "heads.json").replace(tmp_path / "new" / "heads.json")
+    with pytest.raises(StageError, match="is not the file that"):
+        Heads.load(tmp_path / "new")
+
+
+def test_saved_heads_are_used_without_a_framework(tmp_path: Path) -> None:
+    make_heads(make_head("task", "multiclass", "kernel")).save(tmp_path)
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from pipeline.model.saved import Heads;"
+        f"heads = Heads.load(Path({str(tmp_path)!r})); "
+        f"logits = heads.compute_logits(np.zeros((2, {len(LAYERS)}, {WIDTH}), np.float32)); "
+        "print(logits['task'][0].shape, {'torch', 'lightning', 'pyarrow', 'sklearn'} & "
+        "set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "(2, 3) set()\n", result.stderr
