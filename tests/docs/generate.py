@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.cli import cli
-from pipeline.config import Settings
+from pipeline.config import LABELERS, LabelSettings, Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 _HELP_COLUMNS = 80
@@ -169,7 +169,8 @@ def _walk(model: type[BaseModel], path: str) -> Iterator[_Section]:
 def _find_models(annotation: Any, path: str) -> Iterator[tuple[type[BaseModel], str]]:
     """The models in a type, each with the key that it stands at."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, path
+        for model in _list_kinds(annotation):
+            yield model, path
         return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -180,6 +181,11 @@ def _find_models(annotation: Any, path: str) -> Iterator[tuple[type[BaseModel], 
         path = f"{path}[]"
     for argument in arguments:
         yield from _find_models(argument, path)
+
+
+def _list_kinds(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that may stand where a type names one; every labeler has settings of its own."""
+    return list(LABELERS.values()) if model is LabelSettings else [model]
 
 
 def _tell_apart(model: type[BaseModel]) -> str:
@@ -264,7 +270,7 @@ def _describe_type(
     if origin is tuple:
         return f"list of: {_describe_type(arguments[0], (), links)}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"keys of {links[annotation]}"
+        return "keys of " + _join([links[kind] for kind in _list_kinds(annotation)])
     return _describe_plain(annotation, metadata)
 
 
