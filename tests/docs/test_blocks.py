@@ -22,6 +22,15 @@ BIN = Path(sys.executable).parent
 LANGUAGES = {"console", "python", "yaml", "mermaid", ""}
 FEWEST_RUN = {"console": 4, "python": 9}
 
+# In one process, which imports torch but once.
+ALL_STAGES = (
+    sys.executable,
+    "-c",
+    "from pipeline.cli import cli\n"
+    "for stage in ('fetch', 'prepare', 'embed', 'train-heads', 'report'):\n"
+    "    cli.main([stage], standalone_mode=False)\n",
+)
+
 
 def list_run(language: str) -> list[Block]:
     return [block for block in list_blocks(language) if not block.left_out]
@@ -42,9 +51,11 @@ def run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project like the shipped one in which `dvc repro` has run, with a corpus, a lexicon and a
-    backbone that need no network. The backbone has as many layers as MiniLM, since the pages name
-    layers."""
+    """A project like the shipped one in which all stages have run, with a corpus, a lexicon and a
+    backbone that need no network.
+
+    The backbone has as many layers as MiniLM, since the pages name layers.
+    """
     folder = tmp_path_factory.mktemp("documented") / "project"
     folder.mkdir()
     for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
@@ -63,7 +74,7 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         folder / "params.yaml",
     )
-    for command in (["dvc", "config", "--local", "core.no_scm", "true"], ["dvc", "repro"]):
+    for command in (["dvc", "config", "--local", "core.no_scm", "true"], ALL_STAGES):
         result = run(command, folder)
         assert result.returncode == 0, result.stdout + result.stderr
     return folder
