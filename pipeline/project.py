@@ -28,7 +28,7 @@ class Project:
     """
 
     def __init__(self, root: str | os.PathLike[str] = ".") -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(root).expanduser().resolve()
         self.settings = self.root / SETTINGS_FILE
         self.cache = self.root / "cache"
         self.assets = self.cache / "assets.json"
@@ -57,7 +57,7 @@ def find_project(params: Path) -> Project:
 
     :param params: the settings file; it need not exist.
     """
-    folder = params.absolute().parent
+    folder = params.absolute().parent.resolve()
     for candidate in (folder, *folder.parents):
         if (candidate / _FLOW_FILE).is_file():
             return Project(candidate)
@@ -66,7 +66,7 @@ def find_project(params: Path) -> Project:
 
 def find_settings_file(folder: Path) -> Path:
     """The nearest ``params.yaml`` at or above a folder; the one of the folder itself if none is."""
-    folder = folder.absolute()
+    folder = folder.resolve()
     for candidate in (folder, *folder.parents):
         if (candidate / SETTINGS_FILE).is_file():
             return candidate / SETTINGS_FILE
