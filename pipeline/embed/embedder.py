@@ -115,7 +115,12 @@ class Embedder:
 
         :param recipe: all that changes a vector, as ``make_recipe`` or a store's manifest has it.
         :param folder: the backbone's folder.
-        :param devices: the devices, as ``Embedder`` has them, and so the other parameters.
+        :param devices: devices, as ``Embedder`` has them.
+        :param token_budget: tokens in one batch; ``None`` for what suits the device.
+        :param threads: threads of the CPU; ``None`` for all cores.
+        :param compiled: whether torch compiles a GPU's pointwise operations.
+        :raises AssetError: if the folder lacks the configuration or the tokenizer.
+        :raises SettingsError: if the backbone cannot do what the recipe asks for.
         """
         contents = recipe.contents
         return cls(
