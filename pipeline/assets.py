@@ -40,6 +40,11 @@ class Asset:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Asset:
+        """The asset of an entry that ``to_record`` made.
+
+        :raises KeyError: if the entry lacks what every asset has.
+        :raises TypeError: if it is not of this form.
+        """
         known = {"id", "source", "folder", "path", "files"}
         if not isinstance(record["files"], dict):
             raise TypeError("`files` must map names to hashes")
@@ -89,8 +94,8 @@ def check_files(asset: Asset, what: str, folder: Path) -> None:
     """Make sure that an asset's files are on this machine and are those that were fetched.
 
     :param asset: the entry of ``assets.json``.
-    :param what: the kind of asset, for the message.
-    :param folder: the folder that holds them.
+    :param what: what the message calls the asset, which is its key in ``assets.json``.
+    :param folder: the folder that holds the files.
     :raises StageError: naming the first file that is missing or has changed.
     :raises ReadError: naming the first file that cannot be read.
     """

@@ -214,9 +214,11 @@ class ColumnLabel(LabelSettings):
         return self
 
     def get_kind(self) -> LabelKind:
+        """What a row's label is, as ``kind`` says."""
         return self.kind
 
     def get_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes or tags, if ``classes`` gives them."""
         return tuple(map(normalize_value, self.classes)) if self.classes is not None else None
 
 
@@ -250,12 +252,15 @@ class VaderLabel(LabelSettings):
         return self
 
     def get_classes(self) -> tuple[str, ...]:
+        """The three sentiments, in the order of their index."""
         return ("negative", "neutral", "positive")
 
     def get_scores(self, task: str) -> tuple[str, ...]:
+        """The column of the compound scores."""
         return (f"{task}_compound",)
 
     def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
+        """The lexicon, which ``fetch.lexicon`` names."""
         return {"lexicon": WantedAsset(fetch.lexicon, "fetch.lexicon")}
 
 

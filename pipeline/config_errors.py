@@ -28,7 +28,7 @@ class NestedKeyError(ValueError):
 class SectionError(ValueError):
     """The errors of sections that the validator of the section above validates by hand.
 
-    :param errors: for each, the key it stands under, its model and what pydantic found.
+    :param errors: for each section its key, its model and what pydantic raised.
     """
 
     def __init__(self, errors: Sequence[tuple[Any, type[BaseModel], ValidationError]]) -> None:

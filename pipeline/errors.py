@@ -63,7 +63,7 @@ class DeviceError(PipelineError):
 
 
 class LockedError(PipelineError):
-    """Another run is writing to the same place."""
+    """Another run is writing to the same folder."""
 
 
 class ReadError(PipelineError):

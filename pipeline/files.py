@@ -169,7 +169,8 @@ def hash_file(path: Path) -> str:
 def stage_folder(parent: Path) -> Iterator[Path]:
     """A scratch folder inside ``parent``, removed at the end whatever happens.
 
-    Being on the same disk, what is finished in it can be renamed to its place in one step.
+    The folder is on the disk of ``parent``, so what is finished in it gets its final name in one
+    step.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ class Project:
     :ivar heads: the folder of the trained heads.
     :ivar report: the folder of metrics, plots and the page.
     :ivar timings: the folder that tells how long each stage's last real run took.
-    :ivar last_embed: how many texts the last run of ``embed`` found in the store.
+    :ivar last_embed: the number of texts that the last run of ``embed`` took from the store.
     :ivar logs: the folder of the training logs that a user may ask for.
     :ivar lock: the file that one run at a time may hold.
     """

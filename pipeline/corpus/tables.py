@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PARTS = ("train", "validation", "test")
-TEXTS_HASH = "texts_sha256"  # in the metadata of labels.parquet: which texts its rows are of
+# The key, in the metadata of labels.parquet, of the hash of the texts that its rows are of.
+TEXTS_HASH = "texts_sha256"
+_STAGE = "prepare"  # the stage that writes what is read here
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def encode_labels(values: npt.NDArray[Any], kind: LabelKind) -> pa.Array:
 def decode_labels(column: pa.Array, kind: LabelKind, classes: int) -> npt.NDArray[Any]:
     """The reverse of ``encode_labels``.
 
-    :param classes: C, how many tags there are.
+    :param classes: the number of tags, C.
     """
     if kind == "number":
         numbers: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -141,7 +143,7 @@ def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     import pyarrow as pa
 
     keys = _read_table(path, ["key"])["key"].combine_chunks()
-    # By sorting, which takes a third of the memory of Arrow's hash table.
+    # The keys are sorted, which takes a third of the memory of Arrow's hash table.
     halves = view_keys(keys).view(np.uint64)
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys by row
     is_new = (np.diff(halves[order], axis=0, prepend=~halves[order[:1]]) != 0).any(axis=1)
@@ -161,10 +163,10 @@ def read_text_column(path: Path) -> pa.Array:
 
 
 class TextReader:
-    """The texts of ``texts.parquet`` for rows that only rise, one row group in memory.
+    """Reads the texts of ``texts.parquet`` in ascending order of rows, one row group in memory.
 
     :param path: the project's ``texts.parquet``.
-    :ivar rows: how many there are.
+    :ivar rows: the number of rows.
     :raises StageError: if the file is missing or damaged.
     """
 
@@ -195,30 +197,28 @@ class TextReader:
 
     def _hold(self, group: int) -> None:
         if group != self._held:
-            table = _read(self._path, lambda: self._file.read_row_group(group, ["text"]))
+            with reading(self._path, _STAGE):
+                table = self._file.read_row_group(group, ["text"])
             self._texts = table["text"].combine_chunks()
             self._held = group
 
 
 def _read_table(path: Path, columns: list[str] | None) -> Any:
-    with _open_table(path, columns or []) as file:
-        return _read(path, lambda: file.read(columns))
+    with reading(path, _STAGE), _open_table(path, columns or []) as file:
+        return file.read(columns)
 
 
 def _open_table(path: Path, columns: list[str]) -> Any:
+    """An open Parquet file that has some columns.
+
+    :raises StageError: if it is missing or damaged, or lacks a column.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def open_table() -> Any:
-        file = pq.ParquetFile(path)  # `read_table` would import pandas
+    with reading(path, _STAGE):
+        file = pq.ParquetFile(path)  # pyarrow's `read_table` would import pandas
         for column in columns:
-            if column not in file.schema_arrow.names:  # `read` would pass over it in silence
+            if column not in file.schema_arrow.names:  # pyarrow leaves it out without a word
                 raise pa.ArrowInvalid(f"no column {column}")
         return file
-
-    return _read(path, open_table)
-
-
-def _read(path: Path, read: Callable[[], Any]) -> Any:
-    with reading(path, "prepare"):
-        return read()

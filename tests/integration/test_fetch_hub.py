@@ -426,7 +426,7 @@ def test_hub_away_single_choice(
         "hub cache: not there",
         f"hub: {hub_away} does not answer (",
         "package index: not known there",
-        "next: check the network, or give a local path in params.yaml",
+        "next: check the network, or give a local path in the settings",
     )
     assert_nothing_kept(private_cache)
 

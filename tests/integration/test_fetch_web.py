@@ -256,7 +256,7 @@ def test_wrong_checksum(web_project: Path, private_cache: Path, site: Site, cli:
         result = cli(*arguments)
         assert_one_message(result)
         assert hashlib.sha256(NEWER).hexdigest() in result.stderr
-        assert f"params.yaml: fetch.dataset_sha256 is {'0' * 64}" in result.stderr
+        assert f"but fetch.dataset_sha256 is {'0' * 64}" in result.stderr
         assert "correct or remove fetch.dataset_sha256" in result.stderr
         assert read_tree(private_cache, Project().cache) == before
     assert not find_scratch(private_cache)
