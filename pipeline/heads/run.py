@@ -124,7 +124,8 @@ def _fit(
     import torch
 
     from pipeline.heads.stored import StoredFeatures
-    from pipeline.heads.training import draw_folds, fit_heads, make_targets
+    from pipeline.heads.targets import draw_folds, make_targets
+    from pipeline.heads.training import fit_heads
 
     threads = settings.runtime.threads or _choose_threads(
         settings, configurations, tasks, manifest, sum(map(len, parts))
@@ -140,7 +141,7 @@ def _fit(
         texts = keys.dictionary_encode().indices.to_numpy()[: len(parts[0])].astype(np.int64)
         folds = draw_folds(texts, settings.heads.folds, settings.heads.seed)
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
-    targets = make_targets(labels, len(parts[0]), folds, device)
+    targets = make_targets(tasks, labels, len(parts[0]), folds, device)
     features_of = StoredFeatures(
         project.embeddings,
         keys,
@@ -200,11 +201,11 @@ def _make_logger(project: Project, settings: Settings) -> Any:
 
 def _log_curves(logger: Any, heads: Sequence[TrainedHead]) -> None:
     """Log the losses of the heads that were chosen, of the others none: there may be thousands."""
-    for epoch in range(max(len(head.found.curve) for head in heads)):
+    for epoch in range(max(len(head.candidate.curve) for head in heads)):
         record = {}
         for head in heads:
-            if epoch < len(head.found.curve):
-                train, validation = head.found.curve[epoch].tolist()
+            if epoch < len(head.candidate.curve):
+                train, validation = head.candidate.curve[epoch].tolist()
                 record[f"{head.task.name}/train/loss"] = train
                 record[f"{head.task.name}/validation/loss"] = validation
         logger.log_metrics(record, step=epoch + 1)
@@ -270,7 +271,7 @@ def describe_fit(
 def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -> SavedHead:
     from pipeline.heads.choosing import list_scores
 
-    task, calibration, found = head.task, head.calibration, head.found
+    task, calibration, found = head.task, head.calibration, head.candidate
     losses = found.curve.tolist()
     return SavedHead(
         name=task.name,
@@ -324,8 +325,8 @@ def _show_summary(project: Project, fit: Fit, configurations: Sequence[Configura
                 h.task.type,
                 h.task.metric,
                 h.scores[0].value,
-                h.found.epoch,
-                h.found.validation_loss,
+                h.candidate.epoch,
+                h.candidate.validation_loss,
             )
             for h in fit.heads
         ],

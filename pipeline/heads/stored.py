@@ -11,8 +11,14 @@ import numpy.typing as npt
 import torch
 
 from pipeline.console import format_bytes, say
-from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling, StreamedFeatures
-from pipeline.heads.module import Features
+from pipeline.heads.features import (
+    BLOCK_ROWS,
+    Features,
+    Floats,
+    MemoryFeatures,
+    Scaling,
+    StreamedFeatures,
+)
 from pipeline.store import read_vectors, stream_vectors
 
 _LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
