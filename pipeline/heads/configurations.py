@@ -159,9 +159,7 @@ def group_by_shape(
     return list(groups.values())
 
 
-def leave_out_kernels(
-    configurations: Sequence[Configuration], train_rows: int
-) -> Sequence[Configuration]:
+def leave_out_kernels(configurations: list[Configuration], train_rows: int) -> list[Configuration]:
     """The configurations without kernel heads, if there are too many training rows for those.
 
     :raises SettingsError: if none is left.
