@@ -4,9 +4,9 @@ A new loss is a class with the decorator ``@dataclass(frozen=True)`` and an entr
 fields, all numbers, become settings of a task and keys of a search, with the bounds and the
 description that their annotations give.
 
-The formulas are written on tensors, but this module imports no torch, since the settings stand on
-it. Where M models are trained at once, every field holds a tensor with one number a model, whose
-shape broadcasts against the last axes of the terms.
+The settings stand on this module, so it imports no torch: the formulas are written with the
+methods and operators of tensors alone. Where M models are trained at once, every field holds a
+tensor with one number a model, whose shape broadcasts against the last axes of the terms.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 from pydantic import Field
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Tensor = Any  # one of torch, which this module does not import
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ClassWeights, LabelKind, Metric, TaskSettings
+from pipeline.config import ClassWeights, TaskSettings
 from pipeline.console import warn
 from pipeline.corpus.tables import TaskLabels
 from pipeline.errors import DataError, SettingsError
 from pipeline.heads.class_weights import Weights, compute_class_weights, compute_tag_weights
 from pipeline.heads.losses import LossOptions, StackedOptions, map_fields
 from pipeline.losses import ClassLoss, Loss, NumberLoss
-from pipeline.model.tasks import TASK_TYPES
+from pipeline.model.tasks import TASK_TYPES, TaskType
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,13 +70,14 @@ class TargetType(ABC):
     """One type of task, as something to learn.
 
     :cvar name: its name in ``TASK_TYPES``.
-    :cvar label_kind: the kind of label that it learns from.
-    :cvar metrics: what configurations can be chosen by, the default first.
     """
 
     name: ClassVar[str]
-    label_kind: ClassVar[LabelKind]
-    metrics: ClassVar[tuple[Metric, ...]]
+
+    @property
+    def kind(self) -> TaskType:
+        """What heads of this type put out."""
+        return TASK_TYPES[self.name]
 
     @abstractmethod
     def suits(self, labels: TaskLabels) -> bool:
@@ -87,7 +88,7 @@ class TargetType(ABC):
 
         :raises SettingsError: naming the task's ``type``.
         """
-        fewest = TASK_TYPES[self.name].fewest_classes
+        fewest = self.kind.fewest_classes
         if len(classes) < fewest:
             raise SettingsError(
                 f"heads.tasks.{task}.type: {self.name} needs {fewest} classes or more, the label "
@@ -182,8 +183,6 @@ class _ClassTarget(TargetType):
     torch's ``CrossEntropyLoss`` has it.
     """
 
-    label_kind = "class"
-
     def summarize(self, values: npt.NDArray[Any], C: int) -> LabelSummary:
         return LabelSummary(tuple(np.bincount(values, minlength=C).tolist()), len(values))
 
@@ -238,10 +237,9 @@ class BinaryTarget(_ClassTarget):
     """One of two classes. The loss is that of two classes with the logits 0 and z."""
 
     name = "binary"
-    metrics = ("f1", "f1_macro", "accuracy", "roc_auc", "loss")
 
     def suits(self, labels: TaskLabels) -> bool:
-        return labels.kind == self.label_kind and len(labels.classes) == 2
+        return labels.kind == self.kind.label_kind and len(labels.classes) == 2
 
     def check_classes(self, task: str, classes: tuple[str, ...]) -> None:
         if len(classes) != 2:
@@ -283,10 +281,9 @@ class MulticlassTarget(_ClassTarget):
     """
 
     name = "multiclass"
-    metrics = ("f1_macro", "accuracy", "loss")
 
     def suits(self, labels: TaskLabels) -> bool:
-        return labels.kind == self.label_kind and len(labels.classes) != 2
+        return labels.kind == self.kind.label_kind and len(labels.classes) != 2
 
     def start(self, labels: LabelSummary) -> Start:
         counts = _floor_counts(labels)
@@ -319,7 +316,6 @@ class OrdinalTarget(_ClassTarget):
     """
 
     name = "ordinal"
-    metrics = ("mean_absolute_error", "accuracy", "f1_macro", "loss")
 
     def suits(self, labels: TaskLabels) -> bool:
         return False  # that the order of classes means something, only the settings can say
@@ -357,11 +353,9 @@ class MultilabelTarget(TargetType):
     ``BCEWithLogitsLoss``."""
 
     name = "multilabel"
-    label_kind = "tags"
-    metrics = ("f1_macro", "f1_micro", "accuracy", "loss")
 
     def suits(self, labels: TaskLabels) -> bool:
-        return labels.kind == self.label_kind
+        return labels.kind == self.kind.label_kind
 
     def summarize(self, values: npt.NDArray[Any], C: int) -> LabelSummary:
         return LabelSummary(tuple((values == 1).sum(axis=0).tolist()), len(values))
@@ -425,11 +419,9 @@ class RegressionTarget(TargetType):
     """A number. The head learns it in deviations of the training labels from their mean."""
 
     name = "regression"
-    label_kind = "number"
-    metrics = ("root_mean_squared_error", "mean_absolute_error", "r2", "loss")
 
     def suits(self, labels: TaskLabels) -> bool:
-        return labels.kind == self.label_kind
+        return labels.kind == self.kind.label_kind
 
     def summarize(self, values: npt.NDArray[Any], C: int) -> LabelSummary:
         return LabelSummary((), len(values), float(values.mean()), float(values.std()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pipeline.config import HeadsSettings, Metric, TaskSettings, Threshold
 from pipeline.config_errors import suggest
@@ -75,8 +75,9 @@ def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
         )
     labels = rows.tasks[name]
     target = _choose_type(name, settings, labels)
-    metric = settings.metric or target.metrics[0]
-    _check_choice(name, "metric", metric, target.metrics, target.name)
+    metrics = target.kind.choosing_metrics
+    metric = settings.metric or metrics[0]
+    _check_choice(name, "metric", metric, metrics, target.name)
     if settings.loss is not None:
         _check_choice(name, "loss", settings.loss, list_losses(target.name), target.name)
     train = rows.select("train")
@@ -92,7 +93,7 @@ def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
         labels.classes,
         target.summarize(values, len(labels.classes)),
         loss_weight=settings.loss_weight,
-        metric=metric,
+        metric=cast(Metric, metric),
         threshold=settings.threshold,
         settings=settings,
     )
@@ -105,10 +106,11 @@ def _choose_type(name: str, settings: TaskSettings, labels: TaskLabels) -> Targe
     if settings.type is None:
         return next(target for target in TARGET_TYPES.values() if target.suits(labels))
     target = TARGET_TYPES[settings.type]
-    if target.label_kind != labels.kind:
+    kind = target.kind.label_kind
+    if kind != labels.kind:
         raise SettingsError(
-            f"heads.tasks.{name}.type: {target.name} is for labels that hold {target.label_kind}, "
-            f"the one in cache/labels.parquet holds {labels.kind}",
+            f"heads.tasks.{name}.type: {target.name} is for labels that hold {kind}, the one in "
+            f"cache/labels.parquet holds {labels.kind}",
             hint="correct it, or run `pipeline prepare` again",
         )
     target.check_classes(name, labels.classes)
