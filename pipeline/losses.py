@@ -152,6 +152,15 @@ def list_losses(task_type: str) -> tuple[str, ...]:
     return tuple(name for name, loss in LOSSES.items() if task_type in loss.task_types)
 
 
+def describe_losses() -> str:
+    """Each loss and the types of task that it serves, in words."""
+    served = {name: [*loss.task_types] for name, loss in LOSSES.items()}
+    return "; ".join(
+        f"`{name}` for " + ", ".join([*types[:-2], " and ".join(types[-2:])]) + " tasks"
+        for name, types in served.items()
+    )
+
+
 def list_options() -> dict[str, tuple[Any, Any]]:
     """The options of all losses.
 

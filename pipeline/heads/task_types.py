@@ -270,7 +270,8 @@ class BinaryTarget(_ClassTarget):
         else:
             losses = softplus(z) - soft * z
         formula = cast(ClassLoss, options.formula)
-        return formula.compute(losses, lambda: ((1 - 2 * target) * z).sigmoid())
+        result: Tensor = formula.compute(losses, lambda: ((1 - 2 * target) * z).sigmoid())
+        return result
 
 
 class MulticlassTarget(_ClassTarget):
@@ -305,7 +306,9 @@ class MulticlassTarget(_ClassTarget):
             smoothing = options.label_smoothing
             spread = -(logs * weights).sum(dim=-1) / C
             losses = (1 - smoothing) * (-true * weights.T[index]) + smoothing * spread
-        return cast(ClassLoss, options.formula).compute(losses, lambda: 1 - true.exp())
+        formula = cast(ClassLoss, options.formula)
+        result: Tensor = formula.compute(losses, lambda: 1 - true.exp())
+        return result
 
 
 class OrdinalTarget(_ClassTarget):
@@ -344,7 +347,8 @@ class OrdinalTarget(_ClassTarget):
         above = (index[:, None] > steps).to(logits.dtype)[:, None]
         formula = cast(ClassLoss, map_fields(options.formula, lambda value: value[:, None]))
         losses = softplus(logits) - above * logits
-        return formula.compute(losses, lambda: ((1 - 2 * above) * logits).sigmoid()).sum(dim=-1)
+        by_step: Tensor = formula.compute(losses, lambda: ((1 - 2 * above) * logits).sigmoid())
+        return by_step.sum(dim=-1)
 
 
 class MultilabelTarget(TargetType):
@@ -412,7 +416,8 @@ class MultilabelTarget(TargetType):
             losses = softplus(-logits) * soft * options.class_weights
             losses = losses + softplus(logits) * (1 - soft)
         formula = cast(ClassLoss, map_fields(options.formula, lambda value: value[:, None]))
-        return formula.compute(losses, lambda: ((1 - 2 * target) * logits).sigmoid())
+        result: Tensor = formula.compute(losses, lambda: ((1 - 2 * target) * logits).sigmoid())
+        return result
 
 
 class RegressionTarget(TargetType):
