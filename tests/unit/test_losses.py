@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss
 from torch.nn import functional
 
+from pipeline.config import TaskSettings
 from pipeline.heads.losses import LossOptions
 from pipeline.heads.targets import StackedLoss
 from pipeline.heads.task_types import LabelSummary
-from pipeline.heads.tasks import Task
-from pipeline.losses import Focal, Huber, SquaredError
+from pipeline.heads.tasks import Task, resolve_loss
+from pipeline.losses import LOSSES, CrossEntropy, Focal, Huber, SquaredError, list_losses
 
 YES = Task("t", "binary", ("no", "yes"), LabelSummary((90, 10), 100))
 CLASS = Task("t", "multiclass", ("a", "b", "c"), LabelSummary((60, 30, 10), 100))
@@ -175,3 +178,59 @@ def test_gradients_are_finite_where_a_row_is_certain() -> None:
     loss.sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def expand(task: Task) -> torch.Tensor:
+    """Labels whose shares of classes or tags are those of the task, as its type encodes them."""
+    counts = task.labels.counts
+    if task.type == "regression":
+        numbers = np.random.default_rng(0).standard_normal(1000)
+        labels = 10 + 2 * (numbers - numbers.mean()) / numbers.std()
+    elif task.type == "multilabel":
+        labels = np.stack([np.arange(task.labels.rows) < n for n in counts], axis=1).astype(np.int8)
+    else:
+        labels = np.repeat(np.arange(len(counts)), counts)
+    return torch.from_numpy(task.target.encode(labels))
+
+
+@pytest.mark.parametrize("task", [YES, CLASS, TAGS, LEVEL, PRICE], ids=lambda task: task.type)
+def test_heads_start_where_their_biases_are_best(task: Task) -> None:
+    """The gradient of the loss by the biases is 0 there, and its second derivative by what one row
+    of the weight adds to its logits is the curvature, on average over those rows."""
+    loss, labels = StackedLoss(task, [resolve_loss(task, {})]), expand(task)
+    start = task.target.start(task.labels)
+
+    def measure(shift: torch.Tensor) -> torch.Tensor:
+        logits = torch.from_numpy(start.bias).double() + shift
+        return loss.average(logits.expand(len(labels), 1, -1), labels)[0]
+
+    zero = torch.zeros(task.weight_rows, dtype=torch.float64)
+    bend = torch.autograd.functional.hessian(measure, zero).diagonal().mean().item()
+    assert loss.curvature * start.curvature == pytest.approx(bend, rel=1e-5)
+    each = torch.zeros(task.outputs, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(measure(each), each)
+    assert slope.abs().max().item() < 1e-6
+
+
+def test_huber_bends_half_as_much_as_the_square() -> None:
+    tasks = {name: replace(PRICE, settings=TaskSettings(loss=name)) for name in ("mse", "huber")}
+    zero = torch.zeros(1, 1, 1, dtype=torch.float64)
+    for name, task in tasks.items():
+        loss = StackedLoss(task, [resolve_loss(task, {})])
+
+        def measure(z: torch.Tensor, loss: StackedLoss = loss) -> torch.Tensor:
+            return loss.average(z, torch.tensor([10.0]))[0]
+
+        bend = torch.autograd.functional.hessian(measure, zero).item()
+        assert LOSSES[name].curvature == pytest.approx(bend)
+
+
+def test_a_loss_serves_the_types_that_it_names_and_takes_its_own_options() -> None:
+    assert list_losses("ordinal") == ("cross_entropy",)
+    assert list_losses("regression") == ("mse", "huber")
+    task = replace(CLASS, settings=TaskSettings(loss="focal", focal_gamma=3.0, huber_delta=5.0))
+    assert resolve_loss(task, {}).formula == Focal(3.0)
+    assert resolve_loss(task, {"focal_gamma": 0.5}).formula == Focal(0.5)
+    assert resolve_loss(task, {"loss": "cross_entropy"}).formula == CrossEntropy()
+    assert resolve_loss(task, {"loss": "huber"}).formula == Focal(3.0)  # not for classes
+    assert resolve_loss(PRICE, {"loss": "focal"}).formula == SquaredError()
