@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -33,6 +35,7 @@ from pipeline.config_errors import (
 )
 from pipeline.errors import SettingsError
 from pipeline.files import describe_read_error
+from pipeline.losses import LOSSES, describe_losses, list_options
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
@@ -53,7 +56,11 @@ _Value = TypeVar("_Value")
 Values = Annotated[tuple[_Value, ...], Field(min_length=1)]
 LabelKind = Literal["class", "tags", "number"]
 TaskType = Literal["binary", "multiclass", "multilabel", "ordinal", "regression"]
-Loss = Literal["cross_entropy", "focal", "mse", "huber"]
+# A loss is declared once, with its options, in the table of losses; a checker of types sees text.
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[tuple(LOSSES)]
 Layers = Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 # Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", strict=True)]
@@ -483,6 +490,29 @@ ClassWeights = (
 Smoothing = Annotated[float, Field(ge=0, lt=1, strict=True)]
 
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _add_fields(fields: Mapping[str, tuple[Any, Any]]) -> Callable[[type[_Model]], type[_Model]]:
+    """Make a model's decorator that adds fields, which the table of losses declares.
+
+    :param fields: name → type, and default or ``Field``.
+    """
+
+    def extend(model: type[_Model]) -> type[_Model]:
+        definitions: dict[str, Any] = dict(fields)
+        return create_model(
+            model.__name__,
+            __base__=model,
+            __module__=model.__module__,
+            __doc__=model.__doc__,
+            **definitions,
+        )
+
+    return extend
+
+
+@_add_fields(list_options())
 class TaskSettings(Section):
     """One head; its classes are those of the label of the same name."""
 
@@ -503,10 +533,10 @@ class TaskSettings(Section):
         "the type: `f1` if it is binary, `mean_absolute_error` if ordinal, "
         "`root_mean_squared_error` for a regression, else `f1_macro`.",
     )
-    loss: Loss | None = Field(
+    loss: LossName | None = Field(
         default=None,
-        description="The loss to minimize: `cross_entropy` or `focal` for classes and tags, `mse` "
-        "or `huber` for a regression. Null is `cross_entropy`, or `mse` for a regression.",
+        description=f"The loss to minimize: {describe_losses()}. Null is the first of these that "
+        "serves the task's type.",
     )
     class_weights: ClassWeights = Field(
         default="none",
@@ -526,20 +556,10 @@ class TaskSettings(Section):
         description="The share of each target that is spread evenly over all classes, from 0 to "
         "below 1.",
     )
-    focal_gamma: NotNegative = Field(
-        default=2.0,
-        description="The exponent γ of the focal loss, 0 or more: the higher, the less do rows "
-        "count that are classified well already. The default is that of the loss's authors.",
-    )
     logit_adjustment: NotNegative = Field(
         default=0.0,
         description="The factor, 0 or more, of the logarithm of the classes' shares that is added "
         "to the logits in training. It favours rare classes; 1 optimizes the balanced error.",
-    )
-    huber_delta: Positive = Field(
-        default=1.0,
-        description="The error, in standard deviations of the training labels, above which "
-        "Huber's loss grows linearly instead of quadratically.",
     )
     threshold: Threshold = Field(
         default=0.5,
@@ -549,6 +569,14 @@ class TaskSettings(Section):
     )
 
 
+def _offer_values(name: str, kind: Any) -> tuple[Any, Any]:
+    """The field of a search for an option of a loss: its type and its ``Field``."""
+    values: Any = Values
+    description = f"Values to try in place of the task's `{name}`."
+    return values[kind] | None, Field(default=None, description=description)
+
+
+@_add_fields({name: _offer_values(name, kind) for name, (kind, _) in list_options().items()})
 class SearchSettings(Section):
     """A grid of configurations: every combination of the values that its lists give.
 
@@ -581,7 +609,7 @@ class SearchSettings(Section):
     weight_decay: Values[NotNegative] | None = Field(
         default=None, description="Values of `heads.weight_decay` to try."
     )
-    loss: Values[Loss] | None = Field(
+    loss: Values[LossName] | None = Field(
         default=None, description="Losses to try in place of the task's `loss`."
     )
     class_weights: Annotated[tuple[ClassWeights, ...], Field(min_length=1)] | None = Field(
@@ -589,9 +617,6 @@ class SearchSettings(Section):
     )
     label_smoothing: Values[Smoothing] | None = Field(
         default=None, description="Values to try in place of the task's `label_smoothing`."
-    )
-    focal_gamma: Values[NotNegative] | None = Field(
-        default=None, description="Values to try in place of the task's `focal_gamma`."
     )
     logit_adjustment: Values[NotNegative] | None = Field(
         default=None, description="Values to try in place of the task's `logit_adjustment`."

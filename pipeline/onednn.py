@@ -1,8 +1,8 @@
-"""Products by oneDNN, which torch carries but does not use for float32 on CPUs.
+"""Matrix products by oneDNN, which torch carries but does not use for float32 on CPUs.
 
-On AMD's Zen 5 they take less than half the time of those that torch itself uses; on Zen 4 both were
-alike; no other processor was measured. The operators are those that torch's own compiler emits for
-CPUs; calling them needs none.
+On AMD's Zen 5, products by oneDNN take less than half the time of those that torch itself computes;
+on Zen 4 both take the same time; no other processor was measured. The operators are those that
+torch's compiler emits for CPUs. They are called here without it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import torch
 
 @cache
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this build of torch and this processor have it for tensors of some type."""
-    # Untyped in torch itself.
+    """Whether this build of torch, on this processor, has oneDNN's products.
+
+    :param dtype: the type of the tensors.
+    """
+    # The annotation silences mypy: torch gives this function no types.
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     ops = torch.ops.mkldnn
@@ -27,18 +30,24 @@ def has_onednn(dtype: torch.dtype) -> bool:
 
 
 def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b^T on any device, by oneDNN where it can: [M, D] and [N, D] to [M, N].
+    """The product a bᵀ, by oneDNN where it can, else by torch. No gradient passes through it.
 
-    No gradient passes through it.
+    :param a: [B, D], on any device.
+    :param b: [N, D], on the same device.
+    :returns: [B, N].
     """
     if a.device.type != "cpu" or a.dtype != b.dtype or not has_onednn(a.dtype):
         return a @ b.T
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
         _lay_out(a), _lay_out(b), None, "none", [], ""
     )
-    return made
+    return product
 
 
 def _lay_out(x: torch.Tensor) -> torch.Tensor:
-    # With gaps between its rows, it takes oneDNN hundreds of times as long.
+    """A tensor in a layout that oneDNN is quick with.
+
+    Its products take hundreds of times as long if there are gaps in memory between the rows of a
+    tensor, as in a slice of its columns.
+    """
     return x if x.is_contiguous() or x.T.is_contiguous() else x.contiguous()

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pipeline.config import ClassWeights, Head, HeadsSettings, Loss, Optimizer, SearchSettings
+from pipeline.config import Head, HeadsSettings, Optimizer, SearchSettings, TaskSettings
+from pipeline.console import say
 from pipeline.errors import SettingsError
 from pipeline.layers import resolve_layers
 
-_LOSS_KEYS = ("loss", "class_weights", "label_smoothing", "focal_gamma", "logit_adjustment")
-# How kernel heads are trained, whatever the settings say of the others.
+# Kernel heads are trained so whatever the settings say of other heads.
 _KERNEL = {"optimizer": "lbfgs", "combine": "join", "dropout": 0.0}
+# Kernel heads compare every row with up to 4,096 training rows. Above this many training rows fewer
+# than a fifth of them can be centres, while the memory for the comparisons grows with all of them.
+_MAX_KERNEL_ROWS = 20_000
+
+
+class FrozenDict(dict[Any, Any]):
+    """A mapping that is never changed once it is made, and so can be hashed if its values can."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to train a head; ``None`` leaves the choice to the task's own settings."""
+    """One way to train a head.
+
+    :param loss_changes: what it changes in a task's own settings, by their names; for what is not
+        there, the task's settings hold.
+    """
 
     layers: tuple[int, ...]
     combine: Literal["join", "mix"]
@@ -30,17 +44,12 @@ class Configuration:
     learning_rate: float
     weight_decay: float
     seed: int
-    loss: Loss | None = None
-    class_weights: ClassWeights | None = None
-    label_smoothing: float | None = None
-    focal_gamma: float | None = None
-    logit_adjustment: float | None = None
+    loss_changes: FrozenDict = field(default_factory=FrozenDict)
 
     @property
     def shape(self) -> Hashable:
-        """Equal for configurations that can be stacked."""
+        """A value that is equal for configurations that can be trained as one stack."""
         size = {"hidden": self.hidden_size, "kernel": self.bandwidth}.get(self.head)
-        distance = self.loss if self.loss in ("mse", "huber") else None
         return (
             self.layers,
             self.combine,
@@ -49,24 +58,18 @@ class Configuration:
             self.dropout,
             self.optimizer,
             self.seed,
-            distance,
+            self.loss_changes.get("loss"),
         )
-
-    @property
-    def loss_changes(self) -> dict[str, Any]:
-        """What it changes in a task's loss."""
-        return {key: getattr(self, key) for key in _LOSS_KEYS}
 
     def describe(self) -> dict[str, Any]:
         """Its settings as they may stand in JSON; those that do not concern it are left out."""
-        idle = _list_idle(self.head, self.optimizer)
+        idle = _list_idle(self.head, self.optimizer) | {"loss_changes"}
         if self.optimizer == "lbfgs":
             idle |= {"dropout", "seed"}
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in idle}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in idle}
         return {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in found.items()
-            if value is not None
+            for key, value in (own | self.loss_changes).items()
         }
 
 
@@ -76,18 +79,17 @@ def list_configurations(settings: HeadsSettings, available: tuple[int, ...]) -> 
     Those that differ in what does not concern them, such as the seed of L-BFGS, which draws nothing
     at random, are one.
 
-    :param available: numbers of the cached layers.
+    :param available: the numbers of the cached layers.
     :raises SettingsError: if a layer is not cached, or ``lbfgs`` is asked for what it cannot train.
     """
     grids = settings.grids or (SearchSettings(),)
-    found = [
-        _configure(
-            settings, values, available, f"heads.search.{number}" if settings.search else "heads"
-        )
-        for number, grid in enumerate(grids)
+    keys = [f"heads.search.{n}" if settings.search else "heads" for n in range(len(grids))]
+    configurations = (
+        _configure(settings, values, available, key)
+        for key, grid in zip(keys, grids, strict=True)
         for values in _expand(grid)
-    ]
-    return sorted(set(found), key=found.index)
+    )
+    return list(dict.fromkeys(configurations))
 
 
 def _expand(grid: SearchSettings) -> list[dict[str, Any]]:
@@ -101,12 +103,11 @@ def _configure(
     def pick(name: str) -> Any:
         return values.get(name, getattr(settings, name))
 
-    weights = values.get("class_weights")
     if pick("head") == "kernel":
         values = values | _KERNEL
     idle = _list_idle(pick("head"), pick("optimizer"))
     values = {k: v for k, v in values.items() if k not in idle}
-    found = Configuration(
+    configuration = Configuration(
         layers=resolve_layers(pick("layers"), available, f"{key}.layers"),
         combine=pick("combine"),
         head=pick("head"),
@@ -117,42 +118,59 @@ def _configure(
         learning_rate=pick("learning_rate"),
         weight_decay=pick("weight_decay"),
         seed=values.get("seeds", settings.seed),
-        # A mapping cannot be hashed; pairs tell the same.
-        **{name: values.get(name) for name in _LOSS_KEYS if name != "class_weights"},
-        class_weights=_Weights(weights) if isinstance(weights, dict) else weights,
+        loss_changes=FrozenDict(
+            {
+                name: FrozenDict(value) if isinstance(value, dict) else value
+                for name, value in values.items()
+                if name in TaskSettings.model_fields
+            }
+        ),
     )
-    if found.optimizer == "lbfgs" and (
-        found.head == "hidden" or (found.combine, found.dropout) != ("join", 0.0)
+    _check_optimizer(configuration, key)
+    return configuration
+
+
+def _check_optimizer(configuration: Configuration, key: str) -> None:
+    head, combine, dropout = configuration.head, configuration.combine, configuration.dropout
+    if configuration.optimizer == "lbfgs" and (
+        head == "hidden" or (combine, dropout) != ("join", 0.0)
     ):
         raise SettingsError(
             f"{key}.optimizer: lbfgs trains heads without a hidden layer, on joined "
-            f"layers, without dropout; got head {found.head}, combine {found.combine}, dropout "
-            f"{found.dropout:g}",
+            f"layers, without dropout; got head {head}, combine {combine}, dropout {dropout:g}",
             hint="set optimizer to adamw or sgd there; a search may have a grid for each",
         )
-    return found
 
 
 def _list_idle(head: str, optimizer: str) -> set[str]:
-    """Settings that do not concern such a head."""
+    """The settings that a head of such a form, trained so, does not depend on."""
     idle = {"hidden_size", "bandwidth"}
     idle -= {{"hidden": "hidden_size", "kernel": "bandwidth"}.get(head, "")}
     return idle | {"learning_rate", "seeds"} if optimizer == "lbfgs" else idle
 
 
-class _Weights(dict[Any, float]):
-    """Class weights that can be told apart in a set."""
-
-    # A dict declares its hash as None, since it may change; these are never changed.
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(sorted((str(key), value) for key, value in self.items())))
-
-
 def group_by_shape(
     configurations: Sequence[Configuration],
 ) -> list[list[tuple[int, Configuration]]]:
-    """Configurations that can train as one stack, with their numbers."""
+    """Configurations that can be trained as one stack, with their indices in the list."""
     groups: dict[Hashable, list[tuple[int, Configuration]]] = {}
     for number, configuration in enumerate(configurations):
         groups.setdefault(configuration.shape, []).append((number, configuration))
     return list(groups.values())
+
+
+def leave_out_kernels(configurations: list[Configuration], train_rows: int) -> list[Configuration]:
+    """The configurations without kernel heads, if there are too many training rows for those.
+
+    :raises SettingsError: if none is left.
+    """
+    left = [c for c in configurations if c.head != "kernel"]
+    if train_rows <= _MAX_KERNEL_ROWS or len(left) == len(configurations):
+        return configurations
+    reason = f"kernel heads are for up to {_MAX_KERNEL_ROWS:,} training rows, not {train_rows:,}"
+    if not left:
+        raise SettingsError(
+            f"heads.head: {reason}", hint="set head to linear, or add a grid of them"
+        )
+    say(f"{reason}: {len(configurations) - len(left)} of the search left out")
+    return left

@@ -5,20 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.heads.solver import Basis, find_basis
+from pipeline.heads.basis import Basis, find_basis
+from pipeline.model.weights import Centers
 
 Floats = npt.NDArray[np.float32]
-Rows = slice | torch.Tensor
 Batch = tuple[torch.Tensor, torch.Tensor]
+# Which rows a block of features is of: all of them in order, or row numbers, int64, [B].
+RowIndex = slice | torch.Tensor
 Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
 BLOCK_ROWS = 8192
-_FIT_ROWS = 256  # whose float64 stay in a core's cache
+# Rows that are widened to float64 at a time: 256 of them stay in a core's cache.
+_FIT_ROWS = 256
+
+
+class FeatureMap(Protocol):
+    """What made the features that heads train on from raw ones."""
+
+    @property
+    def centers(self) -> Centers | None:
+        """The rows that raw rows are compared with before a head is applied, if they are."""
+
+    def fold(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
+        """The head that gives for raw rows what a given one gives for their features.
+
+        :param weight: float32, [R, D]; R is O, or 1 for a weight that all outputs share.
+        :param bias: float32, [O].
+        :returns: weight and bias, of the same shapes.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class Scaling:
 
     mean: npt.NDArray[np.float64]
     deviation: npt.NDArray[np.float64]
+    centers: ClassVar[None] = None
 
     @classmethod
     def identity(cls, width: int) -> Scaling:
@@ -48,16 +68,17 @@ class Scaling:
 
     @classmethod
     def fit_blocks(cls, blocks: Iterable[Floats]) -> Scaling:
-        """The same of rows that come in blocks, in one pass.
+        """Mean and population deviation of training rows that come in blocks, in one pass.
 
-        :param blocks: float32, [b, D] each; one row at least.
+        :param blocks: float32, [B, D] each, with one row at least.
         """
         rows = 0
         total = squares = shift = np.zeros(0)
         for block in blocks:
             wide = block.astype(np.float64)
             if not rows:
-                # Squares of differences from some row near the mean, not of large numbers.
+                # Squares are summed of differences from a point near the mean: those of large
+                # numbers would cancel in the variance.
                 shift = wide.mean(axis=0)
                 total = squares = np.zeros(len(shift))
             wide -= shift
@@ -78,10 +99,10 @@ class Scaling:
         return scaled
 
     def fold(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
-        """The head that gives for raw features what this one gives for scaled ones.
+        """The head that gives for raw rows what a given one gives for scaled ones.
 
-        :param weight: float32, [C, D], or [1, D] that all C outputs share.
-        :param bias: float32, [C].
+        :param weight: float32, [R, D]; R is O, or 1 for a weight that all outputs share.
+        :param bias: float32, [O].
         """
         folded = weight.astype(np.float64) / self.deviation
         shifted = bias.astype(np.float64) - folded @ self.mean
@@ -91,8 +112,8 @@ class Scaling:
 class MemoryFeatures:
     """Features that lie in memory, scaled: training rows first, then validation rows.
 
-    :param features: float32, [N, D].
-    :param train_rows: how many of them are for training.
+    :param features: float32, [B, D].
+    :param train_rows: the number of rows that are for training.
     """
 
     def __init__(self, features: torch.Tensor, train_rows: int) -> None:
@@ -100,28 +121,33 @@ class MemoryFeatures:
         self.train_rows = train_rows
         self.rows, self.width = features.shape
 
-    def blocks(self) -> Iterator[tuple[Rows, torch.Tensor]]:
-        """All rows, in as few pieces as there must be."""
+    def blocks(self) -> Iterator[tuple[RowIndex, torch.Tensor]]:
+        """All rows, in one block."""
         yield slice(None), self.features
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Training rows in an order drawn anew: which, int64 [B], and their features, [B, D]."""
+        """Training rows in an order drawn anew: row numbers, int64 [B], and features, [B, D]."""
         order = torch.randperm(self.train_rows, generator=generator)
         for rows in torch.split(order, size):
             yield rows, self.features[rows.to(self.features.device)]
 
     @cached_property
     def basis(self) -> Basis:
-        """How the features vary."""
+        """The directions in which the training rows vary most."""
         return find_basis(self.features[: self.train_rows])
 
 
 class StreamedFeatures:
     """Features that are read from the store whenever they are wanted, a window at a time.
 
-    :param read: gives unscaled vectors of the rows from 0 to a number: (rows wanted, batch size,
-        seed or ``None`` for the order of the store) → row numbers and features, in batches.
-    :param block_rows: how many rows may be in memory at once.
+    :param read: a function of a number of rows, a batch size, and a seed or ``None`` for the order
+        of the store, that gives unscaled vectors of the rows below that number in batches: row
+        numbers, [B], and vectors, [B, D].
+    :param rows: the number of rows; the training rows come first.
+    :param train_rows: the number of rows that are for training.
+    :param scaling: what the vectors are scaled by.
+    :param device: where the features go.
+    :param block_rows: the number of rows that may be in memory at once.
     """
 
     def __init__(
@@ -139,22 +165,26 @@ class StreamedFeatures:
         self._scaling = scaling
         self._device = device
 
-    def blocks(self) -> Iterator[tuple[Rows, torch.Tensor]]:
+    def blocks(self) -> Iterator[tuple[RowIndex, torch.Tensor]]:
         """All rows, in the order of the store."""
         for rows, features in self._read(self.rows, self._block_rows, None):
             yield torch.from_numpy(rows).to(self._device), self._scale(features)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Training rows, windows and the rows in them shuffled anew."""
+        """Training rows, windows and the rows in them shuffled anew: row numbers, int64 [B], and
+        features, [B, D]."""
         seed = int(torch.randint(2**31, (1,), generator=generator))
         for rows, features in self._read(self.train_rows, size, seed):
             yield torch.from_numpy(rows), self._scale(features)
 
     @cached_property
     def basis(self) -> Basis:
-        """How the features of some of the rows vary."""
+        """The directions in which a block of the training rows varies most."""
         _, features = next(iter(self._read(self.train_rows, self._block_rows, 0)))
         return find_basis(self._scale(features))
 
     def _scale(self, features: Floats) -> torch.Tensor:
         return torch.from_numpy(self._scaling.apply(features)).to(self._device)
+
+
+Features = MemoryFeatures | StreamedFeatures

@@ -1,53 +1,36 @@
-"""The heads of K configurations as LightningModules over features in memory or from the store."""
+"""The heads of M = K·F models as LightningModules, trained by batches or on all rows at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pipeline.heads.configurations import Configuration
-from pipeline.heads.features import Batch, MemoryFeatures, StreamedFeatures
+from pipeline.heads.features import Batch, Features
 from pipeline.heads.lightning import LightningModule
-from pipeline.heads.losses import StackedLoss
+from pipeline.heads.optimizers import OPTIMIZERS
 from pipeline.heads.solver import StackedLbfgs
-from pipeline.heads.tasks import Task, resolve_loss
+from pipeline.heads.targets import Targets, make_losses
+from pipeline.heads.tasks import Task
 
-Features = MemoryFeatures | StreamedFeatures
 TOLERANCE = 3e-6
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Labels of all rows, and which rows each model of a configuration trains on.
-
-    A configuration has F models: one for each fold, which leaves out that fold's training rows, and
-    last the one that trains on all of them.
-
-    :param labels: by task, as ``StackedLoss`` takes them, [N, …].
-    :param masks: float32, [N, F]; 0 for rows that a model does not train on.
-    :param train_rows: the first rows of N; the others are for validation.
-    """
-
-    labels: Mapping[str, torch.Tensor]
-    masks: torch.Tensor
-    train_rows: int
-
-    @property
-    def models(self) -> int:
-        """F."""
-        return self.masks.shape[1]
-
-
 class StackedHead(nn.Module):
-    """The heads of one task: K of them, stacked along the first axis.
+    """The heads of one task in M models, stacked along the first axis.
 
-    :param width: D, of a feature vector; of all layers, side by side.
-    :param configurations: K of one shape, which start from the same weights.
+    :param start: name → parameter of one head, from which all start: ``weight``, [R, D] or [R, U],
+        and ``bias``, [O]; of heads with a hidden layer also ``input_weight``, [U, D], and
+        ``input_bias``, [U].
+    :param models: M.
+    :param mixed_layers: the number of layers that the heads mix, each by M shares of its own; 0 if
+        the features are all layers, side by side.
     """
 
     weight: nn.Parameter
@@ -56,45 +39,58 @@ class StackedHead(nn.Module):
     input_bias: nn.Parameter
     mix: nn.Parameter
 
-    def __init__(self, width: int, task: Task, configurations: Sequence[Configuration]) -> None:
+    def __init__(
+        self, start: Mapping[str, torch.Tensor], models: int, mixed_layers: int = 0
+    ) -> None:
         super().__init__()
-        first = configurations[0]
-        self.task = task
-        self.mixed = len(first.layers) if first.combine == "mix" else 0
-        inputs = width // self.mixed if self.mixed else width
-        hidden = first.hidden_size if first.head == "hidden" else 0
-        for name, value in _draw(inputs, hidden, task).items():
-            repeated = value.repeat(len(configurations), *([1] * value.dim()))
+        for name, value in start.items():
+            repeated = value.repeat(models, *([1] * value.dim()))
             self.register_parameter(name, nn.Parameter(repeated))
-        if self.mixed:
-            self.mix = nn.Parameter(torch.zeros(len(configurations), self.mixed))
-        self.hidden = hidden
+        self.is_mixed = mixed_layers > 0
+        if self.is_mixed:
+            self.mix = nn.Parameter(torch.zeros(models, mixed_layers))
+        self.is_hidden = "input_weight" in start
 
     def first_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is multiplied with the features: [K, R, D], and added: [K, R or outputs].
+        """What the features are multiplied by and what is added then.
 
         A mix of layers is a weight on all of them: each layer's share times the one weight.
+
+        :returns: [M, R, D] and [M, O], or [M, U, D] and [M, U] of a hidden layer.
         """
-        weight: torch.Tensor = self.input_weight if self.hidden else self.weight
-        bias: torch.Tensor = self.input_bias if self.hidden else self.bias
-        if self.mixed:
-            shares = torch.softmax(self.mix, dim=1)
-            weight = (shares[:, None, :, None] * weight[:, :, None, :]).flatten(2)
+        weight: torch.Tensor = self.input_weight if self.is_hidden else self.weight
+        bias: torch.Tensor = self.input_bias if self.is_hidden else self.bias
+        if self.is_mixed:
+            weight = (self.shares()[:, None, :, None] * weight[:, :, None, :]).flatten(2)
         return weight, bias
 
+    def shares(self) -> torch.Tensor:
+        """The share of each layer in a mix: [M, L]."""
+        return torch.softmax(self.mix, dim=1)
 
-def _draw(inputs: int, hidden: int, task: Task) -> dict[str, torch.Tensor]:
-    """Weights and biases as torch's ``Linear`` starts with."""
-    drawn = {}
+
+def draw_start(width: int, task: Task, configuration: Configuration) -> dict[str, torch.Tensor]:
+    """Weights and biases as torch's ``Linear`` draws them.
+
+    :param width: D, the width of a feature vector: of all layers, side by side.
+    """
+    hidden = configuration.hidden_size if configuration.head == "hidden" else 0
+    inputs = width // count_mixed_layers(configuration) if configuration.combine == "mix" else width
+    start = {}
     if hidden:
         first = nn.Linear(inputs, hidden)
-        drawn = {"input_weight": first.weight.detach(), "input_bias": first.bias.detach()}
+        start = {"input_weight": first.weight.detach(), "input_bias": first.bias.detach()}
     last = nn.Linear(hidden or inputs, task.weight_rows)
     bias = last.bias.detach()
     if task.weight_rows < task.outputs:
-        # The logits of an ordinal head share their weight; equal biases would stay equal at first.
+        # The logits of an ordinal head differ by their biases alone, so those start apart.
         bias = torch.linspace(1, -1, task.outputs)
-    return drawn | {"weight": last.weight.detach(), "bias": bias}
+    return start | {"weight": last.weight.detach(), "bias": bias}
+
+
+def count_mixed_layers(configuration: Configuration) -> int:
+    """The number of layers that heads of a configuration mix; 0 if it joins them."""
+    return len(configuration.layers) if configuration.combine == "mix" else 0
 
 
 class GradientHeads(LightningModule):
@@ -102,7 +98,8 @@ class GradientHeads(LightningModule):
 
     :param width: D.
     :param tasks: what the heads learn; each task has heads of its own.
-    :param configurations: K of one shape, each with F models, that start from the same weights.
+    :param configurations: K of one shape, each with F fits, that start from the same weights.
+    :param targets: labels and masks.
     """
 
     def __init__(
@@ -113,67 +110,63 @@ class GradientHeads(LightningModule):
         targets: Targets,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.tasks = tuple(tasks)
         self.targets = targets
-        self.configurations = [c for c in configurations for _ in range(targets.models)]
+        self.configurations = tuple(configurations)
+        self.models = len(configurations) * targets.fits
+        first = configurations[0]
+        layers = count_mixed_layers(first)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(configurations[0].seed)
-            heads = {task.name: StackedHead(width, task, self.configurations) for task in tasks}
-        self.heads = nn.ModuleDict(heads)
-        device = str(targets.masks.device)
-        self.losses = {
-            task.name: StackedLoss(
-                task, [resolve_loss(task, c.loss_changes) for c in self.configurations], device
-            )
-            for task in tasks
-        }
-        self.dropout = configurations[0].dropout
-        self._drops = torch.Generator().manual_seed(configurations[0].seed)
-        self._moments: dict[str, torch.Tensor] = {}
-        self._steps = 0
-        self._seen: list[tuple[torch.Tensor, int]] = []
+            torch.manual_seed(first.seed)
+            starts = {task.name: draw_start(width, task, first) for task in tasks}
+        self.heads = nn.ModuleDict(
+            {name: StackedHead(start, self.models, layers) for name, start in starts.items()}
+        )
+        self.losses = make_losses(tasks, configurations, targets)
+        self._drops = torch.Generator().manual_seed(first.seed)
+        self._batch_losses: list[tuple[torch.Tensor, int]] = []  # [tasks, M], and rows of the batch
 
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of each task: [B, K, outputs].
+        """Logits of each task: [B, M, O].
 
         :param features: float32, [B, D].
         """
-        K = len(self.configurations)
         features = self._drop(features)
-        firsts = [cast(StackedHead, head).first_layer() for head in self.heads.values()]
-        # As one product over all heads: the features, which are far larger, are read once.
-        weights = torch.cat([weight.flatten(0, 1) for weight, _ in firsts])
+        heads = {name: cast(StackedHead, head) for name, head in self.heads.items()}
+        first_layers = [head.first_layer() for head in heads.values()]
+        # As one product over all heads, so that the features, which are far larger, are read once.
+        weights = torch.cat([weight.flatten(0, 1) for weight, _ in first_layers])
         products = torch.split(
-            functional.linear(features, weights), [w.shape[0] * w.shape[1] for w, _ in firsts], 1
+            functional.linear(features, weights),
+            [len(weight.flatten(0, 1)) for weight, _ in first_layers],
+            dim=1,
         )
         logits = {}
-        for (name, module), (weight, bias), product in zip(
-            self.heads.items(), firsts, products, strict=True
+        for (name, head), (weight, bias), product in zip(
+            heads.items(), first_layers, products, strict=True
         ):
-            head = cast(StackedHead, module)
-            values = product.view(len(product), K, weight.shape[1]) + bias
-            if head.hidden:
+            values = product.view(len(product), *weight.shape[:2]) + bias
+            if head.is_hidden:
                 values = self._drop(torch.relu(values))
-                values = torch.einsum("bkh,koh->bko", values, head.weight) + head.bias
+                values = torch.einsum("bmu,mou->bmo", values, head.weight) + head.bias
             logits[name] = values
         return logits
 
     def compute_losses(
         self, logits: Mapping[str, torch.Tensor], rows: torch.Tensor | slice, *, training: bool
     ) -> torch.Tensor:
-        """The loss of each task and model: [tasks, K].
+        """The loss of each task and model: [tasks, M].
 
-        :param rows: which rows the logits are of. In training, each model counts those of its mask.
+        :param logits: task → [B, M, O].
+        :param rows: which rows the logits are of.
+        :param training: whether each model counts the rows of its mask alone, and logits are
+            adjusted.
         """
-        mask = self.targets.masks[rows].repeat(1, len(self.configurations) // self.targets.models)
+        mask = self.targets.masks[rows].repeat(1, len(self.configurations)) if training else None
         return torch.stack(
             [
                 self.losses[task.name].average(
-                    logits[task.name],
-                    self.targets.labels[task.name][rows],
-                    mask if training else None,
-                    training=training,
+                    logits[task.name], self.targets.labels[task.name][rows], mask, training=training
                 )
                 for task in self.tasks
             ]
@@ -182,70 +175,71 @@ class GradientHeads(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         rows, features = batch
         losses = self.compute_losses(self(features), rows, training=True)
+        self._batch_losses.append((losses.detach(), len(rows)))
         weights = losses.new_tensor([task.loss_weight for task in self.tasks])
-        # Models share no weights, so the gradient of the sum is each one's own.
-        total = weights @ losses
-        self.zero_grad()
-        self.manual_backward(total.sum())
-        self._update()
-        self._seen.append((losses.detach(), len(rows)))
-        return total.detach()
+        # Models share no weights, so the gradient of the sum of their losses is each one's own.
+        return (weights @ losses).sum()
+
+    def configure_optimizers(self) -> Optimizer:
+        models = [c for c in self.configurations for _ in range(self.targets.fits)]
+        return OPTIMIZERS[models[0].optimizer](
+            self.parameters(), [c.learning_rate for c in models], [c.weight_decay for c in models]
+        )
 
     def average_losses(self) -> torch.Tensor:
-        """Loss of each task and model over the batches since the last call: [tasks, K]."""
-        rows = torch.tensor([float(number) for _, number in self._seen])
-        losses = torch.stack([losses for losses, _ in self._seen])
-        self._seen.clear()
-        return torch.einsum("s,stk->tk", rows.to(losses) / rows.sum(), losses)
-
-    def configure_optimizers(self) -> None:
-        """None of torch's: each model has its own learning rate and decay."""
+        """Loss of each task and model over the batches since the last call: [tasks, M]."""
+        losses = torch.stack([losses for losses, _ in self._batch_losses])
+        rows = torch.tensor([float(rows) for _, rows in self._batch_losses]).to(losses)
+        self._batch_losses.clear()
+        return torch.einsum("s,stm->tm", rows / rows.sum(), losses)
 
     @torch.no_grad()
-    def _update(self) -> None:
-        """One step of SGD with Nesterov momentum of 0.9, or of AdamW, as torch has them.
-
-        Sources: Sutskever et al. (2013), On the importance of initialization and momentum in deep
-        learning; Loshchilov, Hutter (2019), Decoupled weight decay regularization.
-        """
-        self._steps += 1
-        adamw = self.configurations[0].optimizer == "adamw"
-        for name, parameter in self.named_parameters():
-            shape = (-1, *([1] * (parameter.dim() - 1)))
-            rate = parameter.new_tensor([c.learning_rate for c in self.configurations]).view(shape)
-            decay = parameter.new_tensor([c.weight_decay for c in self.configurations]).view(shape)
-            slope = cast(torch.Tensor, parameter.grad)
-            if adamw:
-                mean = self._moments.setdefault(f"{name} mean", torch.zeros_like(slope))
-                square = self._moments.setdefault(f"{name} square", torch.zeros_like(slope))
-                parameter.mul_(1 - rate * decay)
-                mean.lerp_(slope, 0.1)
-                square.mul_(0.999).addcmul_(slope, slope, value=0.001)
-                spread = square.sqrt().div_((1 - 0.999**self._steps) ** 0.5).add_(1e-8)
-                parameter.sub_(rate / (1 - 0.9**self._steps) * mean / spread)
+    def compute_logits(self, features: Features, first_row: int = 0) -> dict[str, torch.Tensor]:
+        """Logits without dropout of the rows from a number on: task → [B, M, O]."""
+        device = self.targets.masks.device
+        logits = {
+            task.name: torch.empty(
+                features.rows - first_row, self.models, task.outputs, device=device
+            )
+            for task in self.tasks
+        }
+        self.eval()
+        for rows, block in features.blocks():
+            if isinstance(rows, slice):
+                for name, values in self(block[first_row:]).items():
+                    logits[name][:] = values
             else:
-                slope = slope + decay * parameter
-                momentum = self._moments.get(name)
-                momentum = slope.clone() if momentum is None else momentum.mul_(0.9).add_(slope)
-                self._moments[name] = momentum
-                parameter.sub_(rate * (slope + 0.9 * momentum))
+                inside = rows >= first_row
+                for name, values in self(block[inside]).items():
+                    logits[name][rows[inside] - first_row] = values
+        self.train()
+        return logits
 
     def _drop(self, values: torch.Tensor) -> torch.Tensor:
-        """Dropout with one mask for all K models, so that a model alone is dealt the same.
+        """Dropout with one mask for all models, so that a model alone is dealt the same.
 
         Source: Srivastava et al. (2014), Dropout.
+
+        :param values: [B, D], or [B, M, U].
         """
-        if not self.training or not self.dropout:
+        dropout = self.configurations[0].dropout
+        if not self.training or not dropout:
             return values
         drawn = torch.rand(values.shape[0], values.shape[-1], generator=self._drops)
-        kept = (drawn >= self.dropout).to(values) / (1 - self.dropout)
+        kept = (drawn >= dropout).to(values) / (1 - dropout)
         return values * (kept if values.dim() == 2 else kept[:, None])
 
 
 class FullBatchHeads(LightningModule):
-    """Linear or kernel heads that learn from all rows at once, by L-BFGS; one solver a task.
+    """Linear or kernel heads that learn from all rows at once, by L-BFGS.
 
-    :param configurations: K of one shape, each with F models.
+    An epoch is one step on all rows. Each task has an optimizer of its own, and an optimizer takes
+    its own gradients, so optimization is what Lightning calls manual.
+
+    :param features: the features of all rows.
+    :param tasks: what the heads learn; each task has heads of its own.
+    :param configurations: K of one shape, each with F fits.
+    :param targets: labels and masks.
     """
 
     def __init__(
@@ -259,96 +253,79 @@ class FullBatchHeads(LightningModule):
         self.automatic_optimization = False
         self.tasks = tuple(tasks)
         self.targets = targets
-        self.configurations = [c for c in configurations for _ in range(targets.models)]
-        self.losses = {
-            task.name: StackedLoss(
-                task,
-                [resolve_loss(task, c.loss_changes) for c in self.configurations],
-                str(targets.masks.device),
-            )
-            for task in tasks
-        }
+        self.configurations = tuple(configurations)
+        self.losses = make_losses(tasks, configurations, targets)
+        self.heads = nn.ModuleDict(
+            {task.name: self._make_head(task, features.width) for task in tasks}
+        )
         self.solvers = {task.name: self._make_solver(task, features) for task in tasks}
-        # The loss of each model, without the penalty, after each step: [K].
-        self.curves: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {
-            t.name: [] for t in tasks
+
+    def _make_head(self, task: Task, width: int) -> StackedHead:
+        start = {
+            "weight": torch.zeros(task.weight_rows, width),
+            "bias": torch.from_numpy(task.target.start(task.labels).bias),
         }
+        models = len(self.configurations) * self.targets.fits
+        return StackedHead(start, models).to(self.targets.masks.device)
 
     def _make_solver(self, task: Task, features: Features) -> StackedLbfgs:
         loss, labels = self.losses[task.name], self.targets.labels[task.name]
-        masks, F = self.targets.masks, self.targets.models
+        masks, F = self.targets.masks, self.targets.fits
 
-        def objective(logits: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-            chosen = loss.select(which)
-            return task.loss_weight * chosen.average(logits, labels, masks[:, which % F])
+        def objective(logits: torch.Tensor, models: torch.Tensor) -> torch.Tensor:
+            mask = masks[:, models % F]  # the last axis of M = K·F is that of fits
+            return task.loss_weight * loss.select(models).average(logits, labels, mask)
 
-        bias, curvature = start_from_shares(task)
+        head = cast(StackedHead, self.heads[task.name])
+        curvature = loss.curvature * task.target.start(task.labels).curvature
+        decays = [c.weight_decay for c in self.configurations for _ in range(F)]
         return StackedLbfgs(
+            head.weight,
+            head.bias,
             features.blocks,
             objective,
-            masks.new_tensor([c.weight_decay for c in self.configurations]),
+            masks.new_tensor(decays),
             features.basis,
             rows=features.rows,
-            weight_rows=task.weight_rows,
-            bias=bias.to(masks),
             curvature=max(task.loss_weight * curvature, 1e-6),
             tolerance=TOLERANCE,
         )
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> int | None:
-        # Lightning takes -1 for the end of the epoch.
-        return -1 if all(solver.done for solver in self.solvers.values()) else None
+    def configure_optimizers(self) -> list[Optimizer]:
+        return list(self.solvers.values())
 
-    def training_step(self, batch: object, batch_idx: int) -> None:
-        for task in self.tasks:
-            solver = self.solvers[task.name]
-            if not solver.done:
-                solver.step()
-            self.curves[task.name].append(self._measure(task, solver))
+    def training_step(self, batch: Features, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            optimizer.step()
+
+    @property
+    def done(self) -> bool:
+        """Whether all heads have reached their optimum."""
+        return all(solver.done for solver in self.solvers.values())
 
     @torch.no_grad()
-    def _measure(self, task: Task, solver: StackedLbfgs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training and validation loss of the last model of each configuration."""
-        logits = solver.peek()[:, self.targets.models - 1 :: self.targets.models]
-        loss = self.losses[task.name].select(
-            slice(self.targets.models - 1, None, self.targets.models)
-        )
-        labels, cut = self.targets.labels[task.name], self.targets.train_rows
-        return (
-            loss.average(logits[:cut], labels[:cut]),
-            loss.average(logits[cut:], labels[cut:], training=False),
-        )
-
-    def configure_optimizers(self) -> None:
-        """None of torch's."""
-
-
-def start_from_shares(task: Task) -> tuple[torch.Tensor, float]:
-    """Biases at which a head without weights gives the classes' shares of the training rows, and
-    the mean of p (1 - p) there, by which the loss bends."""
-    if task.type == "regression":
-        return torch.zeros(1), 2.0 if task.loss.kind == "mse" else 1.0
-    counts = torch.tensor(task.counts, dtype=torch.float64).clamp_min(0.5)
-    if task.type == "multiclass":
-        shares = counts / counts.sum()
-        return shares.log().float(), float((shares * (1 - shares)).mean())
-    if task.type == "binary":
-        above = counts[1:] / counts.sum()
-    elif task.type == "ordinal":
-        above = (counts.flip(0).cumsum(0).flip(0) / counts.sum())[1:]
-    else:
-        above = (counts / max(task.rows, 1)).clamp(1e-4, 1 - 1e-4)
-    bend = (above * (1 - above)).sum() if task.type == "ordinal" else (above * (1 - above)).mean()
-    # The tags of a row are averaged, the steps of an ordinal row added up.
-    if task.type == "multilabel":
-        bend = bend / len(above)
-    return torch.logit(above).float(), float(bend)
+    def measure_losses(self) -> torch.Tensor:
+        """Training and validation loss, without the penalty, of the full fit of each configuration:
+        [2, tasks, K]."""
+        cut, masks = self.targets.train_rows, self.targets.masks
+        models = len(self.configurations) * self.targets.fits
+        full_fits = self.targets.split_fits(torch.arange(models, device=masks.device))[:, -1]
+        losses = []
+        for task in self.tasks:
+            loss = self.losses[task.name].select(full_fits)
+            logits = self.targets.split_fits(self.solvers[task.name].read_logits(), dim=1)[:, :, -1]
+            labels = self.targets.labels[task.name]
+            trained = loss.average(logits[:cut], labels[:cut])
+            judged = loss.average(logits[cut:], labels[cut:], training=False)
+            losses.append(torch.stack([trained, judged]))
+        return torch.stack(losses, dim=1)
 
 
-class Epochs:
-    """What a Trainer iterates over in each epoch: batches of training rows, drawn anew.
+class ShuffledBatches(IterableDataset[Batch]):
+    """Training rows in batches; each pass over it shuffles them anew.
 
-    :param seed: of the order of the rows.
+    :param seed: the seed of the order of the rows.
     """
 
     def __init__(self, features: Features, batch_size: int, seed: int) -> None:
@@ -360,4 +337,22 @@ class Epochs:
         return -(-self._features.train_rows // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self._features.batches(self._batch_size, self._generator)
+        return self._features.batches(self._batch_size, self._generator)
+
+
+class AllRows(Dataset[Features]):
+    """One batch, which is the features of all rows, wherever they are."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Features:
+        return self._features
+
+
+def load_batches(dataset: Dataset[Batch] | Dataset[Features]) -> DataLoader[Batch | Features]:
+    """A loader of batches that the dataset has made itself."""
+    return DataLoader(dataset, batch_size=None)

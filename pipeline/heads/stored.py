@@ -11,22 +11,32 @@ import numpy.typing as npt
 import torch
 
 from pipeline.console import format_bytes, say
-from pipeline.heads.features import BLOCK_ROWS, Floats, MemoryFeatures, Scaling, StreamedFeatures
-from pipeline.heads.module import Features
+from pipeline.heads.features import (
+    BLOCK_ROWS,
+    Features,
+    Floats,
+    MemoryFeatures,
+    Scaling,
+    StreamedFeatures,
+)
 from pipeline.store import read_vectors, stream_vectors
 
-_LEAST_WINDOW = 1024  # rows: fewer would hardly be shuffled
+# The number of rows that are shuffled together, at least; fewer would hardly be shuffled.
+_MIN_WINDOW_ROWS = 1024
 
 
 class StoredFeatures:
     """Scaled features of the rows that heads train on and are validated by.
 
     :param folder: the embedding store.
-    :param keys: of the training rows, then of the validation rows: fixed-size binary of 16.
-    :param layers: all that will be asked for.
-    :param width: of one layer's vector.
-    :param standardize: scale by the training rows; else leave them as they are.
-    :param memory_bytes: what the vectors may take; beyond it they are streamed.
+    :param keys: the keys of the texts of the training rows, then of the validation rows:
+        fixed-size binary of 16 bytes.
+    :param train_rows: the number of training rows.
+    :param layers: the numbers of all layers that will be asked for.
+    :param width: the width of one layer's vector.
+    :param standardize: whether to scale vectors by the training rows.
+    :param memory_bytes: the memory that the vectors may take; larger ones are streamed.
+    :param device: where the features go.
     """
 
     def __init__(
@@ -51,7 +61,8 @@ class StoredFeatures:
         self._device = device
         self._held: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
         self._vectors: Floats | None = None
-        needed = 2 * 4 * len(keys) * len(layers) * width  # as they are read, and scaled
+        # Twice in float32: as they are read, and scaled.
+        needed = 2 * 4 * len(keys) * len(layers) * width
         if needed <= memory_bytes:
             self._vectors = read_vectors(self._folder, keys, self._layers)
         else:
@@ -82,8 +93,9 @@ class StoredFeatures:
 
     def _stream(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         width = len(layers) * self._width
-        # A window and what is left of the one before, as read and then scaled.
-        window = max(_LEAST_WINDOW, int(self._memory_bytes / (16 * width)))
+        # In memory at once are a window and what is left of the one before, both as they are read
+        # and scaled, in float32: 16 bytes a number.
+        window = max(_MIN_WINDOW_ROWS, int(self._memory_bytes / (16 * width)))
         block = min(window, BLOCK_ROWS)
 
         def read(

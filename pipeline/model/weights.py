@@ -1,4 +1,7 @@
-"""What a trained head is, for training to save and for anyone to use: numpy alone."""
+"""What a trained head is, for training to save and for anyone to apply: numpy alone.
+
+The shape letters are B rows, D features, O outputs, R rows of a weight, U centres or hidden units.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,40 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-FORMAT = 3  # of heads.json and the tensors beside it
-FARTHEST = 60_000.0  # that float16 can tell
+# The version of the format of heads.json and of the tensors beside it.
+FORMAT = 3
+# Coordinates are clipped to ±60,000 before they are rounded to float16, whose largest number is
+# 65,504: a larger one would become infinite.
+MAX_COORDINATE = 60_000.0
 
 
 @dataclass(frozen=True)
 class Centers:
-    """The training rows that a kernel head compares a row x with: exp(-|x * scale + shift - p|²).
+    """The U training rows that a kernel head compares a row x with: exp(-|x * scale + shift - c|²).
 
-    The sum is rounded to float16, as the places are: a row is then just like itself.
+    The sum x * scale + shift is rounded to float16, as the positions of the centres are, so that a
+    centre is at distance 0 of its own row.
 
-    :param places: p of each: float16, [H, D].
+    :param positions: c of each centre: float16, [U, D].
     :param scale: float32, [D].
     :param shift: float32, [D].
     """
 
-    places: npt.NDArray[np.float16]
+    positions: npt.NDArray[np.float16]
     scale: Floats
     shift: Floats
 
     def compare(self, features: Floats) -> Floats:
-        """How like raw rows, [B, D], are to each center, from 0 to 1: [B, H]."""
-        places = self.places.astype(np.float32)
-        z = np.clip(features * self.scale + self.shift, -FARTHEST, FARTHEST)
+        """How like raw rows are to each centre, from 0 to 1.
+
+        :param features: float32, [B, D].
+        :returns: [B, U].
+        """
+        positions = self.positions.astype(np.float32)
+        z = np.clip(features * self.scale + self.shift, -MAX_COORDINATE, MAX_COORDINATE)
         z = z.astype(np.float16).astype(np.float32)
-        distances = np.square(z).sum(axis=1)[:, None] + np.square(places).sum(axis=1)
-        distances -= 2 * (z @ places.T)
+        distances = np.square(z).sum(axis=1)[:, None] + np.square(positions).sum(axis=1)
+        distances -= 2 * (z @ positions.T)
         likeness: Floats = np.exp(-np.maximum(distances, 0))
         return likeness
 
@@ -44,12 +55,12 @@ class Centers:
 class HeadWeights:
     """One head for raw features: scaling, mix of layers and centering are folded in.
 
-    :param weight: float32, [R, D], or [R, H] of a kernel head with H centers or behind a hidden
-        layer of H; R is 1 or the number of logits.
-    :param bias: float32, [K]: K logits.
-    :param input_weight: of the hidden layer: float32, [H, D].
-    :param input_bias: of the hidden layer: float32, [H].
-    :param centers: of a kernel head; heads may share them.
+    :param weight: float32, [R, D], or [R, U] of a head with U centres or hidden units; R is O, or
+        1 for a weight that all outputs share.
+    :param bias: float32, [O].
+    :param input_weight: the weight of the hidden layer: float32, [U, D].
+    :param input_bias: the bias of the hidden layer: float32, [U].
+    :param centers: what a kernel head compares rows with; heads may share them.
     """
 
     weight: Floats
@@ -59,7 +70,11 @@ class HeadWeights:
     centers: Centers | None = None
 
     def compute_logits(self, features: Floats) -> Floats:
-        """Logits of raw features [B, D]: [B, K]."""
+        """Logits of raw rows.
+
+        :param features: float32, [B, D].
+        :returns: [B, O].
+        """
         if self.input_weight is not None and self.input_bias is not None:
             features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
         if self.centers is not None:
@@ -68,16 +83,30 @@ class HeadWeights:
         return logits
 
     def weigh(self, likeness: Floats) -> Floats:
-        """Logits of a kernel head from what ``centers.compare`` gave, [B, H]: [B, K]."""
-        # Of a wide kernel, large weights of both signs nearly cancel.
+        """Logits of a kernel head from what ``Centers.compare`` gave.
+
+        :param likeness: [B, U].
+        :returns: [B, O].
+        """
+        # The sum is in float64, since a wide kernel has large weights of both signs that nearly
+        # cancel each other.
         logits = likeness.astype(np.float64) @ self.weight.T + self.bias
         return logits.astype(np.float32)
 
 
+# Attribute → name of its tensor in heads.safetensors, in the order in which they are written.
+_HEAD_TENSORS = {name: name for name in ("weight", "bias", "input_weight", "input_bias")}
+_CENTER_TENSORS = {"positions": "places", "scale": "scale", "shift": "shift"}
+
+
 def name_tensors(prefix: str, made: HeadWeights | Centers) -> dict[str, npt.NDArray[Any]]:
-    """Its tensors as they are saved, each under ``prefix.name``; without a head's centers."""
-    found = ((name, getattr(made, name)) for name in made.__dataclass_fields__ if name != "centers")
-    return {f"{prefix}.{name}": np.ascontiguousarray(x) for name, x in found if x is not None}
+    """The tensors of a head, without its centres, or of centres, as they are saved.
+
+    :param prefix: what their names begin with, before a dot.
+    """
+    names = _HEAD_TENSORS if isinstance(made, HeadWeights) else _CENTER_TENSORS
+    tensors = ((name, getattr(made, attribute)) for attribute, name in names.items())
+    return {f"{prefix}.{name}": np.ascontiguousarray(x) for name, x in tensors if x is not None}
 
 
 def read_weights(
@@ -90,43 +119,48 @@ def read_weights(
 ) -> HeadWeights:
     """One head of those that ``name_tensors`` named.
 
+    :param prefix: what the names of its tensors begin with.
+    :param tensors: name → tensor.
     :param rows: R.
-    :param outputs: K.
+    :param outputs: O.
     :param features: D.
-    :param centers: of a kernel head.
+    :param centers: what a kernel head compares rows with.
     :raises ValueError: naming a tensor that is missing or of another shape.
     """
     wanted: dict[str, tuple[int, ...]] = {}
-    inside = features
+    inputs = features
     if centers is not None:
-        inside = len(centers.places)
+        inputs = len(centers.positions)
     elif f"{prefix}.input_bias" in tensors:
-        inside = tensors[f"{prefix}.input_bias"].size
-        wanted = {"input_weight": (inside, features), "input_bias": (inside,)}
-    wanted |= {"weight": (rows, inside), "bias": (outputs,)}
-    found = {name: tensor.astype(np.float32) for name, tensor in _take(prefix, tensors, wanted)}
-    return HeadWeights(**found, centers=centers)
+        inputs = tensors[f"{prefix}.input_bias"].size
+        wanted = {"input_weight": (inputs, features), "input_bias": (inputs,)}
+    wanted |= {"weight": (rows, inputs), "bias": (outputs,)}
+    taken = {name: tensor.astype(np.float32) for name, tensor in _take(prefix, tensors, wanted)}
+    return HeadWeights(**taken, centers=centers)
 
 
 def read_centers(prefix: str, tensors: Mapping[str, Any], features: int) -> Centers:
-    """Centers that ``name_tensors`` named.
+    """Centres that ``name_tensors`` named.
 
+    :param prefix: what the names of their tensors begin with.
+    :param tensors: name → tensor.
     :param features: D.
     :raises ValueError: naming a tensor that is missing or of another shape.
     """
     number = tensors[f"{prefix}.places"].shape[:1] if f"{prefix}.places" in tensors else ()
     shapes = {"places": (*number, features), "scale": (features,), "shift": (features,)}
-    found = dict(_take(prefix, tensors, shapes))
+    taken = dict(_take(prefix, tensors, shapes))
     return Centers(
-        found["places"].astype(np.float16),
-        found["scale"].astype(np.float32),
-        found["shift"].astype(np.float32),
+        taken["places"].astype(np.float16),
+        taken["scale"].astype(np.float32),
+        taken["shift"].astype(np.float32),
     )
 
 
 def _take(
     prefix: str, tensors: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Any]]:
+    """The tensors of some names and shapes, each checked."""
     for name, shape in wanted.items():
         full = f"{prefix}.{name}"
         if full not in tensors:

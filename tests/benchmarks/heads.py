@@ -33,8 +33,11 @@ from pipeline.corpus.tables import read_labelled_rows
 from pipeline.heads.choosing import score
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
-from pipeline.heads.tasks import LossOptions, Task
-from pipeline.heads.training import draw_folds, fit_heads, make_targets, make_trainer
+from pipeline.heads.targets import draw_folds, make_targets
+from pipeline.heads.task_types import LabelSummary
+from pipeline.heads.tasks import Task
+from pipeline.heads.trainer import make_trainer
+from pipeline.heads.training import TrainedHead, fit_heads
 from pipeline.project import Project
 from pipeline.store import read_manifest, read_vectors
 from tests.benchmarks.table import describe_machine, present
@@ -55,11 +58,10 @@ class Case:
         for name, values in self.labels.items():
             counts = tuple(np.bincount(values[: self.train_rows]).tolist())
             classes = tuple(str(index) for index in range(len(counts)))
-            kind: Any = "binary" if len(counts) == 2 else "multiclass"
+            kind = "binary" if len(counts) == 2 else "multiclass"
             made.append(
-                Task(name, kind, classes, loss=LossOptions(), counts=counts,
-                     rows=self.train_rows, metric="f1_macro")
-            )  # fmt: skip
+                Task(name, kind, classes, LabelSummary(counts, self.train_rows), metric="f1_macro")
+            )
         return made
 
 
@@ -106,21 +108,19 @@ def fit_ours(case: Case, decays: Sequence[float], **changes: Any) -> float:
     folds = draw_folds(rows, settings.folds, settings.seed) if settings.folds else None
     fit = fit_heads(
         lambda _: (features, Scaling.identity(width)),
-        make_targets(case.labels, case.train_rows, folds, "cpu"),
+        make_targets(case.tasks, case.labels, case.train_rows, folds, "cpu"),
         case.tasks,
         list_configurations(settings, (0,)),
         settings,
     )
     # With folds, heads were judged by training rows too.
     cut = case.train_rows - len(case.features)
-    return float(
-        np.mean(
-            [
-                score(h.task, "f1_macro", h.found.held_out[cut:], case.labels[h.task.name][cut:])
-                for h in fit.heads
-            ]
-        )
-    )
+
+    def score_head(head: TrainedHead) -> float:
+        held_out, labels = head.candidate.held_out, case.labels[head.task.name]
+        return score(head.task, "f1_macro", held_out[cut:], labels[cut:])
+
+    return float(np.mean([score_head(head) for head in fit.heads]))
 
 
 def fit_scikit_learn(case: Case, decays: Sequence[float]) -> float:

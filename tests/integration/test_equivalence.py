@@ -15,9 +15,10 @@ from pipeline.config import Settings, load_settings, parse_settings
 from pipeline.corpus.tables import read_labelled_rows
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures
-from pipeline.heads.module import Epochs, GradientHeads, Targets
+from pipeline.heads.module import GradientHeads, ShuffledBatches, load_batches
+from pipeline.heads.targets import Targets, make_targets
 from pipeline.heads.tasks import Task, make_tasks
-from pipeline.heads.training import make_targets, make_trainer
+from pipeline.heads.trainer import make_trainer
 from pipeline.presets import read_preset
 from pipeline.project import Project
 from pipeline.store import read_vectors
@@ -103,13 +104,14 @@ def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -
     vectors = read_vectors(Project().embeddings, rows.keys.take(train), (6,))[:, 0]
     by_task = {task.name: rows.tasks[task.name].values[train] for task in tasks}
     labels = torch.from_numpy(np.stack(list(by_task.values()), axis=1))
-    targets = make_targets(by_task, len(train), None, "cpu")
+    targets = make_targets(tasks, by_task, len(train), None, "cpu")
 
     cached = make_module(settings, vectors.shape[1], tasks, targets)
     start = unstack(cached)
     batch_size = settings.heads.batch_size
     features = MemoryFeatures(torch.from_numpy(vectors), len(train))
-    make_trainer(1, "cpu", []).fit(cached, Epochs(features, batch_size, settings.heads.seed))
+    batches = load_batches(ShuffledBatches(features, batch_size, settings.heads.seed))
+    make_trainer(1, "cpu", []).fit(cached, batches)
 
     # The notebook's own start: plain layers, made one after the other from the seed.
     torch.manual_seed(settings.heads.seed)

@@ -43,7 +43,7 @@ def test_a_logger_gets_the_curves_of_the_chosen_heads(
     from lightning.pytorch.loggers import CSVLogger
 
     edit_params({"heads.optimizer": optimizer})
-    monkeypatch.setattr(run, "_make_logger", lambda project, settings: CSVLogger("logs", version=0))
+    monkeypatch.setattr(run, "make_logger", lambda name, folder: CSVLogger("logs", version=0))
     run_stages(cli, "train-heads")
     with (labelled / "logs/lightning_logs/version_0/metrics.csv").open() as file:
         logged = {

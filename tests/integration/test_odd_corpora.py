@@ -287,7 +287,7 @@ def test_too_many_rows_for_kernel_heads(
     learn: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = {"kind": {"column": "kind", "classes": ["a", "b"]}}
-    monkeypatch.setattr("pipeline.heads.run._MOST_KERNEL_ROWS", 41)
+    monkeypatch.setattr("pipeline.heads.configurations._MAX_KERNEL_ROWS", 41)
 
     def make_row(number: int, part: str) -> Row:
         return {"kind": "ab"[number % 2]}

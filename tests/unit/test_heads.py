@@ -22,15 +22,18 @@ from pipeline.corpus.tables import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
 from pipeline.heads import kernel, training
 from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scores, score
+from pipeline.heads.class_weights import compute_class_weights, compute_tag_weights
 from pipeline.heads.configurations import Configuration, group_by_shape, list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
-from pipeline.heads.tasks import LossOptions, Task, compute_class_weights, make_tasks
-from pipeline.heads.training import Fit, TrainedHead, draw_folds, fit_heads, make_targets
+from pipeline.heads.targets import draw_folds, make_targets
+from pipeline.heads.task_types import LabelSummary
+from pipeline.heads.tasks import Task, make_tasks
+from pipeline.heads.training import Fit, TrainedHead, fit_heads
 from pipeline.model.weights import name_tensors, read_centers, read_weights
 from pipeline.onednn import multiply
 
-SPAM = Task("spam", "binary", ("ham", "spam"), counts=(300, 100), rows=400)
-MOOD = Task("mood", "multiclass", ("a", "b", "c"), counts=(150, 130, 120), rows=400)
+SPAM = Task("spam", "binary", ("ham", "spam"), LabelSummary((300, 100), 400))
+MOOD = Task("mood", "multiclass", ("a", "b", "c"), LabelSummary((150, 130, 120), 400))
 WIDTH = 20
 
 
@@ -47,6 +50,11 @@ def make_data(rows: int = 600) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 BASE = {
     "folds": None, "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 64, "max_epochs": 10,
 }  # fmt: skip
+
+
+def summarize(numbers: np.ndarray) -> LabelSummary:
+    known = numbers[np.isfinite(numbers)]
+    return LabelSummary((), len(known), float(known.mean()), float(known.std()))
 
 
 def configure(**changes: object) -> list[Configuration]:
@@ -66,7 +74,7 @@ def fit(
     scaling = Scaling.fit(features[:train_rows])
     scaled = torch.from_numpy(scaling.apply(features))
     folds = draw_folds(np.arange(train_rows), settings.folds, 0) if settings.folds else None
-    targets = make_targets({t.name: labels[t.name] for t in tasks}, train_rows, folds, "cpu")
+    targets = make_targets(tasks, labels, train_rows, folds, "cpu")
     configurations = list_configurations(settings, layers)
     return fit_heads(
         lambda _: (MemoryFeatures(scaled, train_rows), scaling),
@@ -117,7 +125,7 @@ def test_effective_numbers_are_the_papers() -> None:
 
 def test_pos_weight_is_negatives_by_positives() -> None:
     assert compute_class_weights("pos_weight", ("ham", "spam"), np.array([90, 10]), "t") == (1, 9)
-    tags = compute_class_weights("pos_weight", ("x", "y"), np.array([20, 50]), "t", rows=100)
+    tags = compute_tag_weights("pos_weight", ("x", "y"), np.array([20, 50]), 100, "t")
     assert tags == (4, 1)
     with pytest.raises(SettingsError, match="pos_weight needs two classes or tags"):
         compute_class_weights("pos_weight", ("a", "b", "c"), np.array([1, 1, 1]), "t")
@@ -170,9 +178,9 @@ def test_the_solver_reaches_scikit_learns_optimum(decay: float) -> None:
         wanted = labels[head.task.name][:400]
         reference = LogisticRegression(C=1 / (400 * decay), max_iter=5000, tol=1e-8)
         reference.fit(scaled, wanted)
-        logits = head.found.head.compute_logits(features[:400])
+        logits = head.candidate.head.compute_logits(features[:400])
         ours = log_loss(wanted, to_probabilities(logits))
-        weight = head.found.head.weight * scaler.scale_
+        weight = head.candidate.head.weight * scaler.scale_
         theirs = log_loss(wanted, reference.predict_proba(scaled))
         total = ours + decay / 2 * np.square(weight).sum()
         expected = theirs + decay / 2 * np.square(reference.coef_).sum()
@@ -182,15 +190,13 @@ def test_the_solver_reaches_scikit_learns_optimum(decay: float) -> None:
 def test_the_solver_reaches_ridge_regression() -> None:
     features, _ = make_data()
     numbers = features[:, 0] * 7 + np.random.default_rng(0).standard_normal(600) + 100
-    task = Task("price", "regression", loss=LossOptions("mse"),
-                center=float(numbers[:400].mean()), spread=float(numbers[:400].std()),
-                metric="r2")  # fmt: skip
+    task = Task("price", "regression", labels=summarize(numbers[:400]), metric="r2")
     (head,) = fit([task], data=(features, {"price": numbers}), optimizer="lbfgs",
                   weight_decay=0.1, max_epochs=100).heads  # fmt: skip
     scaled = StandardScaler().fit(features[:400].astype(np.float64)).transform(features)
     # The mean of squares plus λ / 2 of the squared weights is Ridge's with alpha = λ n / 2.
     reference = Ridge(alpha=0.1 * 400 / 2).fit(scaled[:400], numbers[:400])
-    ours = head.found.head.compute_logits(features[400:])[:, 0]
+    ours = head.candidate.head.compute_logits(features[400:])[:, 0]
     np.testing.assert_allclose(ours, reference.predict(scaled[400:]), rtol=1e-3)
 
 
@@ -217,9 +223,9 @@ def test_kernel_heads_are_scikit_learns() -> None:
         reference.fit(nystroem.transform(scaled[:400]), wanted)
 
         def predict(rows: slice, head: TrainedHead = head) -> np.ndarray:
-            return to_probabilities(head.found.head.compute_logits(features[rows]))
+            return to_probabilities(head.candidate.head.compute_logits(features[rows]))
 
-        weight = head.found.head.weight.astype(np.float64)
+        weight = head.candidate.head.weight.astype(np.float64)
         squares = np.einsum("ch,hl,cl->", weight, inner, weight)
         total = log_loss(wanted, predict(slice(400))) + 0.005 * size * squares
         theirs = log_loss(wanted, reference.predict_proba(nystroem.transform(scaled[:400])))
@@ -236,16 +242,16 @@ def test_kernel_heads_are_scikit_learns() -> None:
 def test_saved_kernel_heads_give_for_raw_rows_what_was_trained(
     most: int, bandwidth: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "MOST_CENTERS", most)
+    monkeypatch.setattr(kernel, "MAX_CENTERS", most)
     features, _ = make_data()
     search = ({"logit_adjustment": (0, 0.5)},)
     spam, mood = fit(bandwidth=bandwidth, search=search, **KERNEL).heads
     for head in (spam, mood):
-        logits = head.found.head.compute_logits(features[400:])
-        np.testing.assert_allclose(logits, head.found.held_out, atol=1e-3)
-        tensors = name_tensors(head.task.name, head.found.head)
-        assert head.found.head.centers is not None
-        tensors |= name_tensors("kernel_0", head.found.head.centers)
+        logits = head.candidate.head.compute_logits(features[400:])
+        np.testing.assert_allclose(logits, head.candidate.held_out, atol=1e-3)
+        tensors = name_tensors(head.task.name, head.candidate.head)
+        assert head.candidate.head.centers is not None
+        tensors |= name_tensors("kernel_0", head.candidate.head.centers)
         outputs = logits.shape[1]
         centers = read_centers("kernel_0", tensors, WIDTH)
         again = read_weights(head.task.name, tensors, outputs, outputs, WIDTH, centers)
@@ -254,8 +260,8 @@ def test_saved_kernel_heads_give_for_raw_rows_what_was_trained(
             read_centers("kernel_0", tensors, WIDTH + 1)
         with pytest.raises(ValueError, match=r"kernel_1.places: no such tensor"):
             read_centers("kernel_1", tensors, WIDTH)
-    assert spam.found.head.weight.shape == (1, min(most, 400))
-    assert spam.found.head.centers is mood.found.head.centers
+    assert spam.candidate.head.weight.shape == (1, min(most, 400))
+    assert spam.candidate.head.centers is mood.candidate.head.centers
     if bandwidth == 1:
         assert mood.scores[0].loss < 0.9 * np.log(3)
 
@@ -265,8 +271,8 @@ def test_the_bandwidth_is_in_units_of_how_far_rows_are_apart() -> None:
     rows = torch.from_numpy(make_data()[0])
     whole = MemoryFeatures(rows, 400)
     other = MemoryFeatures(torch.hstack([rows * 100 + 7, torch.ones(len(rows), 3)]), 400)
-    made = kernel.Kernel(whole, Scaling.identity(WIDTH), 1.0)
-    same = kernel.Kernel(other, Scaling.identity(WIDTH + 3), 1.0)
+    made = kernel.fit_kernel(whole, Scaling.identity(WIDTH), 1.0)
+    same = kernel.fit_kernel(other, Scaling.identity(WIDTH + 3), 1.0)
     torch.testing.assert_close(made.features.features, same.features.features, atol=2e-2, rtol=0)
     likeness = made.centers.compare(rows[:400].numpy())
     distances = -np.log(likeness)
@@ -304,24 +310,22 @@ def test_a_stack_is_each_configuration_alone(name: str, folds: int | None) -> No
                 for key, value in configuration.describe().items()
                 if key in HeadsSettings.model_fields and key != "layers"
             }
-            changes = {
-                key: (value,)
-                for key, value in configuration.loss_changes.items()
-                if value is not None
-            }
+            changes = {key: (value,) for key, value in configuration.loss_changes.items()}
             search = {"search": (changes,)} if changes else {}
             grid = {k: v for k, v in GRIDS[name].items() if k != "search"}
             alone.append(fit(folds=folds, **{**grid, **settings, **search}).heads[number])
         best = head.scores[0].numbers[0]
         for table in head.scores:
-            (place,) = table.numbers
-            assert alone[place].scores[0].loss == pytest.approx(table.loss, rel=1e-5)
-        weight = head.found.head.weight
-        other = alone[best].found.head.weight
+            (number_alone,) = table.numbers
+            assert alone[number_alone].scores[0].loss == pytest.approx(table.loss, rel=1e-5)
+        weight = head.candidate.head.weight
+        other = alone[best].candidate.head.weight
         # Those of a kernel head nearly cancel, so they are compared with the largest of them.
         size = np.abs(weight).max() if name == "kernel" else 1
         np.testing.assert_allclose(weight, other, atol=1e-5 * size)
-        np.testing.assert_allclose(head.found.held_out, alone[best].found.held_out, atol=1e-4)
+        np.testing.assert_allclose(
+            head.candidate.held_out, alone[best].candidate.held_out, atol=1e-4
+        )
 
 
 def test_stacks_hold_one_shape() -> None:
@@ -333,17 +337,23 @@ def test_stacks_hold_one_shape() -> None:
     assert sorted(number for group in groups for number, _ in group) == list(range(6))
     assert [len(group) for group in groups] == [3, 3]
     assert all(len({c.shape for _, c in group}) == 1 for group in groups)
+    losses = {"loss": ("focal", "cross_entropy"), "focal_gamma": (1.0, 2.0)}
+    groups = group_by_shape(configure(search=(losses,)))
+    assert [[c.loss_changes["loss"] for _, c in group] for group in groups] == [
+        ["focal"] * 2,
+        ["cross_entropy"] * 2,
+    ]
 
 
 @pytest.mark.parametrize("name", ["adamw", "lbfgs"])
 def test_a_stack_too_large_trains_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit(**GRIDS[name])
-    monkeypatch.setattr(training, "_STACK_NUMBERS", 600 * 3)  # the logits of one configuration
+    monkeypatch.setattr(training, "_MAX_STACK_NUMBERS", 600 * 3)  # the logits of one configuration
     parted = fit(**GRIDS[name])
     assert parted.epochs > whole.epochs
     for a, b in zip(whole.heads, parted.heads, strict=True):
         assert a.configuration == b.configuration
-        np.testing.assert_allclose(a.found.head.weight, b.found.head.weight, atol=1e-5)
+        np.testing.assert_allclose(a.candidate.head.weight, b.candidate.head.weight, atol=1e-5)
 
 
 def test_lbfgs_refuses_what_it_cannot_train() -> None:
@@ -387,7 +397,7 @@ def test_training_by_torchs_own_optimizers_gives_the_same_heads() -> None:
                 own.step()
         with torch.no_grad():
             expected = linear(scaled[400:]).numpy()
-        np.testing.assert_allclose(head.found.held_out, expected, atol=1e-4)
+        np.testing.assert_allclose(head.candidate.held_out, expected, atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_heads_bit_for_bit() -> None:
@@ -395,24 +405,24 @@ def test_the_same_seed_gives_the_same_heads_bit_for_bit() -> None:
     for changes in ({}, {"optimizer": "lbfgs"}, hidden, KERNEL):
         first, second = fit(**changes), fit(**changes)
         for a, b in zip(first.heads, second.heads, strict=True):
-            np.testing.assert_array_equal(a.found.head.weight, b.found.head.weight)
+            np.testing.assert_array_equal(a.candidate.head.weight, b.candidate.head.weight)
     assert not np.array_equal(
-        fit().heads[0].found.head.weight, fit(seed=1).heads[0].found.head.weight
+        fit().heads[0].candidate.head.weight, fit(seed=1).heads[0].candidate.head.weight
     )
 
 
 def test_each_task_keeps_an_epoch_of_its_own_and_training_stops_early() -> None:
     found = fit(learning_rate=0.3, patience=5, max_epochs=200)
-    assert found.epochs == max(head.found.epoch for head in found.heads) + 5
+    assert found.epochs == max(head.candidate.epoch for head in found.heads) + 5
     for head in found.heads:
-        curve = head.found.curve[:, 1]
-        assert head.found.validation_loss == pytest.approx(curve.min())
-        assert head.found.epoch == 1 + int(curve.argmin())
+        curve = head.candidate.curve[:, 1]
+        assert head.candidate.validation_loss == pytest.approx(curve.min())
+        assert head.candidate.epoch == 1 + int(curve.argmin())
 
 
 def test_keep_last_takes_the_last_epoch() -> None:
     found = fit(keep="last", patience=None, max_epochs=7)
-    assert {head.found.epoch for head in found.heads} == {7}
+    assert {head.candidate.epoch for head in found.heads} == {7}
 
 
 def test_a_loss_that_is_not_a_number_is_refused() -> None:
@@ -457,12 +467,12 @@ def test_a_mix_of_layers_is_folded_into_weights_on_all_of_them() -> None:
     (head,) = fit(
         (MOOD,), data=(features, labels), layers=(0, 1), combine="mix", learning_rate=0.1
     ).heads
-    assert head.found.layer_mix is not None
-    first, second = head.found.layer_mix
+    assert head.candidate.layer_mix is not None
+    first, second = head.candidate.layer_mix
     assert first + second == pytest.approx(1)
     assert abs(first - second) > 1e-3  # it was learned
     deviation = features[:400].astype(np.float64).std(axis=0)
-    scaled = head.found.head.weight * deviation
+    scaled = head.candidate.head.weight * deviation
     # Both halves are one weight, times its layer's share.
     np.testing.assert_allclose(scaled[:, :10] * second, scaled[:, 10:] * first, atol=1e-5)
 
@@ -478,7 +488,7 @@ def test_rows_without_a_label_count_for_the_other_tasks_only() -> None:
         whole = fit(data=(features, labels), optimizer=optimizer)
         found = fit(data=(features, partial), optimizer=optimizer)
         np.testing.assert_array_equal(
-            whole.heads[1].found.head.weight, found.heads[1].found.head.weight
+            whole.heads[1].candidate.head.weight, found.heads[1].candidate.head.weight
         )
     # What a row without a label holds changes nothing; and the optimum is that of the others.
     known = np.flatnonzero(partial["spam"][:400] >= 0)
@@ -486,7 +496,7 @@ def test_rows_without_a_label_count_for_the_other_tasks_only() -> None:
     reference = LogisticRegression(C=1 / (len(known) * 0.03), max_iter=5000, tol=1e-8)
     reference.fit(scaled.astype(np.float64), partial["spam"][known])
     (head,) = fit((SPAM,), data=(features, partial), optimizer="lbfgs", weight_decay=0.03).heads
-    ours = head.found.head.weight * features[:400].astype(np.float64).std(axis=0)
+    ours = head.candidate.head.weight * features[:400].astype(np.float64).std(axis=0)
     np.testing.assert_allclose(ours, reference.coef_, atol=5e-3)
 
 
@@ -497,18 +507,20 @@ def test_odd_corpora_are_learned(optimizer: str, folds: int | None) -> None:
     features, labels = make_data()
     features[:, 3] = 7.0  # constant
     many = {f"t{n}": (labels["mood"] == n % 3).astype(int) for n in range(12)}
-    twelve = [Task(f"t{n}", "binary", ("no", "yes"), counts=(2, 1), rows=3) for n in range(12)]
+    twelve = [Task(f"t{n}", "binary", ("no", "yes"), LabelSummary((2, 1), 3)) for n in range(12)]
     changes = {"optimizer": optimizer, "folds": folds, "max_epochs": 30}
     found = fit(twelve, data=(features, many), **changes)
     assert len(found.heads) == 12
     assert all(head.scores[0].loss < 0.75 for head in found.heads)
-    thousand = Task("word", "multiclass", tuple(map(str, range(1000))), counts=(1,) * 1000)
+    thousand = Task(
+        "word", "multiclass", tuple(map(str, range(1000))), LabelSummary((1,) * 1000, 1000)
+    )
     words = {"word": rng.integers(0, 1000, 600)}
     (head,) = fit([thousand], data=(features, words), **{**changes, "max_epochs": 3}).heads
-    assert head.found.head.weight.shape == (1000, WIDTH)
+    assert head.candidate.head.weight.shape == (1000, WIDTH)
     ten = (features[:10], {"spam": np.array([0, 1] * 5)})
     (head,) = fit((SPAM,), data=ten, train_rows=7, **changes).heads
-    assert np.isfinite(head.found.head.weight).all()
+    assert np.isfinite(head.candidate.head.weight).all()
     gone = {**labels, "mood": labels["mood"].copy()}
     gone["mood"][400:] = 0  # classes 1 and 2 are absent from validation
     assert np.isfinite(fit(data=(features, gone), **changes).heads[1].scores[0].value)
@@ -522,12 +534,12 @@ def test_tags_ordinals_and_numbers_are_learned(optimizer: str) -> None:
     level = np.clip(np.round(features[:, 0] - 3), 0, 3).astype(int)
     price = features[:, 1] * 10.0
     price[5] = np.nan
+    halves, ends = LabelSummary((200,) * 4, 400), LabelSummary((150, 50, 50, 150), 400)
     tasks = [
-        Task("tags", "multilabel", tuple("abcd"), counts=(200,) * 4, rows=400, metric="f1_micro"),
-        Task("level", "ordinal", tuple("0123"), counts=(150, 50, 50, 150), metric="accuracy"),
-        Task("price", "regression", loss=LossOptions("mse"), center=float(np.nanmean(price)),
-             spread=float(np.nanstd(price)), metric="r2"),
-    ]  # fmt: skip
+        Task("tags", "multilabel", tuple("abcd"), halves, metric="f1_micro"),
+        Task("level", "ordinal", tuple("0123"), ends, metric="accuracy"),
+        Task("price", "regression", labels=summarize(price), metric="r2"),
+    ]
     found = fit(
         tasks, data=(features, {"tags": tags, "level": level, "price": price}),
         optimizer=optimizer, weight_decay=1e-3, max_epochs=100, learning_rate=0.02, folds=3,
@@ -536,7 +548,7 @@ def test_tags_ordinals_and_numbers_are_learned(optimizer: str) -> None:
     assert scores["tags"] > 0.85
     assert scores["level"] > 0.7
     assert scores["price"] > 0.99
-    level_head = found.heads[1].found.head
+    level_head = found.heads[1].candidate.head
     assert level_head.weight.shape == (1, WIDTH)
     assert (np.diff(level_head.bias) < 0).all()  # rank consistent, as CORAL proves
 
@@ -558,7 +570,7 @@ def test_streamed_training_is_that_in_memory_within_noise() -> None:
     np.testing.assert_allclose(scaling.deviation, expected.deviation, rtol=1e-5)
     for changes in ({"optimizer": "lbfgs"}, {"optimizer": "sgd", "max_epochs": 30}):
         settings = HeadsSettings(**{**BASE, **changes})
-        targets = make_targets(labels, 400, None, "cpu")
+        targets = make_targets((SPAM, MOOD), labels, 400, None, "cpu")
         streamed = fit_heads(
             lambda _: (StreamedFeatures(read, 600, 400, scaling, "cpu"), scaling),
             targets, (SPAM, MOOD), list_configurations(settings, (0,)), settings,
@@ -592,7 +604,7 @@ def test_rows_are_judged_by_heads_that_have_not_seen_them() -> None:
         expected[:400][folds == fold] = reference.decision_function(scaled[:400][folds == fold])
     whole = LogisticRegression(C=1 / 40, tol=1e-8, max_iter=5000)
     expected[400:] = whole.fit(scaled[:400], labels["spam"][:400]).decision_function(scaled[400:])
-    np.testing.assert_allclose(head.found.held_out[:, 0], expected, atol=0.02)
+    np.testing.assert_allclose(head.candidate.held_out[:, 0], expected, atol=0.02)
 
 
 def test_metrics_are_scikit_learns() -> None:
@@ -660,7 +672,7 @@ def make_labels(train: list[int], classes: tuple[str, ...] = ("ham", "spam")) ->
 
 def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]) -> None:
     (task,) = make_tasks(None, make_labels([0, 1, 0, -1]))
-    assert (task.type, task.counts, task.rows, task.metric) == ("binary", (2, 1), 3, "f1")
+    assert (task.type, task.labels, task.metric) == ("binary", LabelSummary((2, 1), 3), "f1")
     with pytest.raises(DataError, match="all 3 training rows are 'ham'"):
         make_tasks(None, make_labels([0, 0, 0]))
     with pytest.raises(DataError, match="none of the 2 training rows has a label"):

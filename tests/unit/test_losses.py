@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss
 from torch.nn import functional
 
-from pipeline.heads.losses import StackedLoss
-from pipeline.heads.tasks import LossOptions, Task
+from pipeline.config import TaskSettings
+from pipeline.heads.losses import LossOptions
+from pipeline.heads.targets import StackedLoss
+from pipeline.heads.task_types import LabelSummary
+from pipeline.heads.tasks import Task, resolve_loss
+from pipeline.losses import LOSSES, CrossEntropy, Focal, Huber, SquaredError, list_losses
 
-YES = Task("t", "binary", ("no", "yes"), counts=(90, 10), rows=100)
-CLASS = Task("t", "multiclass", ("a", "b", "c"), counts=(60, 30, 10), rows=100)
-TAGS = Task("t", "multilabel", ("x", "y"), counts=(20, 50), rows=100)
-LEVEL = Task("t", "ordinal", ("low", "middle", "high"), counts=(1, 1, 1), rows=3)
-PRICE = Task("t", "regression", center=10.0, spread=2.0)
+YES = Task("t", "binary", ("no", "yes"), LabelSummary((90, 10), 100))
+CLASS = Task("t", "multiclass", ("a", "b", "c"), LabelSummary((60, 30, 10), 100))
+TAGS = Task("t", "multilabel", ("x", "y"), LabelSummary((20, 50), 100))
+LEVEL = Task("t", "ordinal", ("low", "middle", "high"), LabelSummary((1, 1, 1), 3))
+PRICE = Task("t", "regression", labels=LabelSummary(center=10.0, spread=2.0))
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +65,8 @@ def test_a_binary_head_has_the_loss_of_two_classes(
     weights: tuple[float, ...] | None, smoothing: float, gamma: float
 ) -> None:
     logits, labels = torch.randn(50, 1), torch.randint(0, 2, (50,))
-    options = LossOptions(class_weights=weights, label_smoothing=smoothing, focal_gamma=gamma)
-    two = Task("t", "multiclass", ("no", "yes"))
+    options = LossOptions(Focal(gamma), weights, smoothing)
+    two = Task("t", "multiclass", ("no", "yes"), YES.labels)
     both = torch.cat([torch.zeros(50, 1), logits], dim=1)
     assert measure(YES, logits, labels, options) == pytest.approx(
         measure(two, both, labels, options), rel=1e-5
@@ -73,7 +79,7 @@ def test_focal_loss_is_the_papers() -> None:
     p = torch.softmax(logits, dim=1)[torch.arange(50), labels]
     for gamma in (0.0, 0.5, 2.0):
         expected = (-((1 - p) ** gamma) * p.log()).mean().item()
-        (found,) = measure(CLASS, logits, labels, LossOptions("focal", focal_gamma=gamma))
+        (found,) = measure(CLASS, logits, labels, LossOptions(Focal(gamma)))
         assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -120,10 +126,10 @@ def test_ordinal_loss_is_the_papers() -> None:
 def test_regression_losses_are_torchs_in_deviations() -> None:
     values, labels = torch.randn(40, 1) * 2, torch.randn(40) * 4 + 10
     scaled = (labels - 10) / 2
-    (found,) = measure(PRICE, values, labels, LossOptions("mse"))
+    (found,) = measure(PRICE, values, labels, LossOptions(SquaredError()))
     assert found == pytest.approx(functional.mse_loss(values[:, 0], scaled).item(), rel=1e-5)
     expected = functional.huber_loss(values[:, 0], scaled, delta=0.7).item()
-    (found,) = measure(PRICE, values, labels, LossOptions("huber", huber_delta=0.7))
+    (found,) = measure(PRICE, values, labels, LossOptions(Huber(0.7)))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -137,18 +143,19 @@ def test_rows_without_a_label_weigh_nothing() -> None:
     )
     values, numbers = torch.randn(6, 1), torch.tensor([1.0, np.nan, 3.0, np.nan, 5.0, 6.0])
     present = ~numbers.isnan()
-    expected = measure(PRICE, values[present], numbers[present], LossOptions("mse"))
-    assert measure(PRICE, values, numbers, LossOptions("mse")) == pytest.approx(expected)
+    expected = measure(PRICE, values[present], numbers[present], LossOptions(SquaredError()))
+    assert measure(PRICE, values, numbers, LossOptions(SquaredError())) == pytest.approx(expected)
 
 
 def test_each_configuration_of_a_stack_has_its_own_options() -> None:
     logits, labels = torch.randn(50, 3), torch.randint(0, 3, (50,))
+    plain = Focal(0.0)  # which is cross-entropy
     options = [
-        LossOptions(),
-        LossOptions("focal", focal_gamma=2.0),
-        LossOptions(class_weights=(1.0, 2.0, 3.0)),
-        LossOptions(label_smoothing=0.1),
-        LossOptions(class_weights=(3.0, 1.0, 1.0), label_smoothing=0.2, logit_adjustment=1.0),
+        LossOptions(plain),
+        LossOptions(Focal(2.0)),
+        LossOptions(plain, class_weights=(1.0, 2.0, 3.0)),
+        LossOptions(plain, label_smoothing=0.1),
+        LossOptions(plain, (3.0, 1.0, 1.0), label_smoothing=0.2, logit_adjustment=1.0),
     ]
     alone = [measure(CLASS, logits, labels, one)[0] for one in options]
     assert measure(CLASS, logits, labels, *options) == pytest.approx(alone, rel=1e-5)
@@ -157,12 +164,73 @@ def test_each_configuration_of_a_stack_has_its_own_options() -> None:
     assert chosen.average(stacked, labels).tolist() == pytest.approx([alone[4], alone[1]], rel=1e-5)
 
 
+def test_a_stack_has_one_kind_of_loss() -> None:
+    with pytest.raises(ValueError, match=r"one stack has one loss, got .*CrossEntropy.*Focal"):
+        StackedLoss(CLASS, [LossOptions(), LossOptions(Focal(2.0))])
+
+
 def test_gradients_are_finite_where_a_row_is_certain() -> None:
     logits = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, 0.0]], requires_grad=True)
-    options = [LossOptions("focal", focal_gamma=0.5), LossOptions(label_smoothing=0.1)]
+    options = [LossOptions(Focal(0.5)), LossOptions(Focal(0.0), label_smoothing=0.1)]
     loss = StackedLoss(CLASS, options).average(
         logits[:, None].expand(-1, 2, -1), torch.tensor([0, 0])
     )
     loss.sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def expand(task: Task) -> torch.Tensor:
+    """Labels whose shares of classes or tags are those of the task, as its type encodes them."""
+    counts = task.labels.counts
+    if task.type == "regression":
+        numbers = np.random.default_rng(0).standard_normal(1000)
+        labels = 10 + 2 * (numbers - numbers.mean()) / numbers.std()
+    elif task.type == "multilabel":
+        labels = np.stack([np.arange(task.labels.rows) < n for n in counts], axis=1).astype(np.int8)
+    else:
+        labels = np.repeat(np.arange(len(counts)), counts)
+    return torch.from_numpy(task.target.encode(labels))
+
+
+@pytest.mark.parametrize("task", [YES, CLASS, TAGS, LEVEL, PRICE], ids=lambda task: task.type)
+def test_heads_start_where_their_biases_are_best(task: Task) -> None:
+    """The gradient of the loss by the biases is 0 there, and its second derivative by what one row
+    of the weight adds to its logits is the curvature, on average over those rows."""
+    loss, labels = StackedLoss(task, [resolve_loss(task, {})]), expand(task)
+    start = task.target.start(task.labels)
+
+    def measure(shift: torch.Tensor) -> torch.Tensor:
+        logits = torch.from_numpy(start.bias).double() + shift
+        return loss.average(logits.expand(len(labels), 1, -1), labels)[0]
+
+    zero = torch.zeros(task.weight_rows, dtype=torch.float64)
+    bend = torch.autograd.functional.hessian(measure, zero).diagonal().mean().item()
+    assert loss.curvature * start.curvature == pytest.approx(bend, rel=1e-5)
+    each = torch.zeros(task.outputs, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(measure(each), each)
+    assert slope.abs().max().item() < 1e-6
+
+
+def test_huber_bends_half_as_much_as_the_square() -> None:
+    tasks = {name: replace(PRICE, settings=TaskSettings(loss=name)) for name in ("mse", "huber")}
+    zero = torch.zeros(1, 1, 1, dtype=torch.float64)
+    for name, task in tasks.items():
+        loss = StackedLoss(task, [resolve_loss(task, {})])
+
+        def measure(z: torch.Tensor, loss: StackedLoss = loss) -> torch.Tensor:
+            return loss.average(z, torch.tensor([10.0]))[0]
+
+        bend = torch.autograd.functional.hessian(measure, zero).item()
+        assert LOSSES[name].curvature == pytest.approx(bend)
+
+
+def test_a_loss_serves_the_types_that_it_names_and_takes_its_own_options() -> None:
+    assert list_losses("ordinal") == ("cross_entropy",)
+    assert list_losses("regression") == ("mse", "huber")
+    task = replace(CLASS, settings=TaskSettings(loss="focal", focal_gamma=3.0, huber_delta=5.0))
+    assert resolve_loss(task, {}).formula == Focal(3.0)
+    assert resolve_loss(task, {"focal_gamma": 0.5}).formula == Focal(0.5)
+    assert resolve_loss(task, {"loss": "cross_entropy"}).formula == CrossEntropy()
+    assert resolve_loss(task, {"loss": "huber"}).formula == Focal(3.0)  # not for classes
+    assert resolve_loss(PRICE, {"loss": "focal"}).formula == SquaredError()
