@@ -42,6 +42,7 @@ class Asset:
     def from_record(cls, record: Mapping[str, Any]) -> Asset:
         """The asset of an entry that ``to_record`` made.
 
+        :param record: an entry of ``assets.json``.
         :raises KeyError: if the entry lacks what every asset has.
         :raises TypeError: if it is not of this form.
         """

@@ -911,6 +911,7 @@ def load_settings(path: Path) -> Settings:
 def parse_settings(text: str, name: str) -> Settings:
     """Validate the text of a settings file.
 
+    :param text: the text of a settings file, YAML 1.2.
     :param name: what the messages call it.
     :raises SettingsError: listing every problem at once, one a line.
     """

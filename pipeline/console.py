@@ -56,7 +56,9 @@ def show_table(
 ) -> None:
     """Print a table: the first column left-aligned, the others right-aligned.
 
+    :param headers: the name of each column.
     :param rows: cells; integers get thousands separators, floats four decimals, ``None`` a dash.
+    :param title: a line to stand above the table; ``None`` for none.
     """
     from rich import box
     from rich.table import Table
@@ -85,6 +87,7 @@ def show_progress(label: str, total: int, unit: str) -> Iterator[Advance]:
 
     :param label: what is being done.
     :param total: amount of work in ``unit``.
+    :param unit: the word for what is counted.
     :yields: a function to call with the amount of work just done.
     """
     if not sys.stderr.isatty():

@@ -93,7 +93,7 @@ class PackedEncoder(ABC):
     def pack_linear(self, *layers: Any) -> Linear:
         """Linear layers of one input as one product, in the encoder's precision.
 
-        :param layers: modules with a ``weight``, [D_out, D_in], and a ``bias``, [D_out].
+        :param *layers: modules with a ``weight``, [D_out, D_in], and a ``bias``, [D_out].
         """
         weight = torch.cat([layer.weight for layer in layers]).to(self._dtype)
         bias = torch.cat([layer.bias for layer in layers]).to(self._dtype)

@@ -227,6 +227,7 @@ class ShardRunner:
 class _ProgressKeeper:
     """Puts finished rows on the disk every so often, so that a kill costs no more than that.
 
+    :param update: the change of the store that keeps the rows.
     :param numbers: the number of each text being embedded among the texts of the corpus: int64.
     """
 

@@ -31,6 +31,7 @@ def compute_class_weights(
     Class-balanced loss based on effective number of samples.
 
     :param setting: the task's ``class_weights``.
+    :param classes: the C class names in the order of their index.
     :param counts: the training rows of each class, [C].
     :param task: the task's name, for messages.
     :param beta: β of ``effective_number``, between 0 and 1.
@@ -73,6 +74,7 @@ def compute_tag_weights(
     ``effective_number`` is as for classes.
 
     :param setting: the task's ``class_weights``.
+    :param tags: the C tags in the order of their index.
     :param counts: the training rows of each tag, [C].
     :param rows: n, the training rows that have a label.
     :param task: the task's name, for messages.

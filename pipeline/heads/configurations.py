@@ -79,6 +79,7 @@ def list_configurations(settings: HeadsSettings, available: tuple[int, ...]) -> 
     Those that differ in what does not concern them, such as the seed of L-BFGS, which draws nothing
     at random, are one.
 
+    :param settings: the settings of the heads.
     :param available: the numbers of the cached layers.
     :raises SettingsError: if a layer is not cached, or ``lbfgs`` is asked for what it cannot train.
     """
@@ -162,6 +163,8 @@ def group_by_shape(
 def leave_out_kernels(configurations: list[Configuration], train_rows: int) -> list[Configuration]:
     """The configurations without kernel heads, if there are too many training rows for those.
 
+    :param configurations: all configurations of the search.
+    :param train_rows: the number of training rows.
     :raises SettingsError: if none is left.
     """
     left = [c for c in configurations if c.head != "kernel"]

@@ -46,6 +46,7 @@ def log_curves(logger: Any, heads: Sequence[TrainedHead]) -> None:
     """Log the losses of the heads that were chosen; of the others, which may be thousands, none.
 
     :param logger: a logger of Lightning's kind.
+    :param heads: the heads that were chosen.
     """
     for epoch in range(max(len(head.candidate.curve) for head in heads)):
         record = {}

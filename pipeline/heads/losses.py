@@ -75,6 +75,7 @@ def stack_options(
     :param options: one for each model; all of one kind of loss.
     :param C: the number of classes.
     :param log_shares: what τ multiplies, [O]; ``None`` for a type without logit adjustment.
+    :param device: the device that the tensors are for.
     :raises ValueError: if the losses are of several kinds.
     """
     kinds = {type(one.formula) for one in options}

@@ -73,6 +73,8 @@ def draw_start(width: int, task: Task, configuration: Configuration) -> dict[str
     """Weights and biases as torch's ``Linear`` draws them.
 
     :param width: D, the width of a feature vector: of all layers, side by side.
+    :param task: the task that the head is for.
+    :param configuration: the configuration that says what its layers are.
     """
     hidden = configuration.hidden_size if configuration.head == "hidden" else 0
     inputs = width // count_mixed_layers(configuration) if configuration.combine == "mix" else width
@@ -325,6 +327,8 @@ class FullBatchHeads(LightningModule):
 class ShuffledBatches(IterableDataset[Batch]):
     """Training rows in batches; each pass over it shuffles them anew.
 
+    :param features: the features of the rows.
+    :param batch_size: the number of rows in a batch.
     :param seed: the seed of the order of the rows.
     """
 

@@ -41,6 +41,7 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     """Train heads for each task, choose among them, and save all that inference needs.
 
     :param project: the project whose vectors and labels they train on.
+    :param settings: all settings.
     :returns: details for the timing file.
     """
     shorten_spinning()

@@ -56,6 +56,7 @@ class Targets:
     def split_fits(self, stacked: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """A tensor with an axis of M models as one with axes of K configurations and F fits.
 
+        :param stacked: a tensor whose axis ``dim`` is of M models.
         :param dim: the axis of models; behind the split, the last fit is the full one.
         """
         before, after = stacked.shape[:dim], stacked.shape[dim + 1 :]
@@ -84,6 +85,7 @@ def make_targets(
 ) -> Targets:
     """Labels as tensors, and the masks of the folds.
 
+    :param tasks: the tasks that the labels are for.
     :param labels: task → labels as ``TaskLabels`` holds them, training rows first.
     :param train_rows: the number of training rows.
     :param folds: the fold of each training row, from 0, [train_rows]; ``None`` for no folds.
@@ -177,6 +179,9 @@ def make_losses(
 ) -> dict[str, StackedLoss]:
     """The loss of each task for the F fits of each of K configurations.
 
+    :param tasks: the tasks.
+    :param configurations: K configurations.
+    :param targets: the labels, and which fit trains on which row.
     :returns: task → loss of M = K·F models.
     """
     device = str(targets.masks.device)

@@ -86,6 +86,8 @@ class TargetType(ABC):
     def check_classes(self, task: str, classes: tuple[str, ...]) -> None:
         """Refuse classes that are too few, or too many, for this type.
 
+        :param task: the task's name, for messages.
+        :param classes: the C class names in the order of their index.
         :raises SettingsError: naming the task's ``type``.
         """
         fewest = self.kind.fewest_classes
@@ -108,6 +110,9 @@ class TargetType(ABC):
     def check_labels(self, task: str, classes: tuple[str, ...], labels: LabelSummary) -> None:
         """Refuse what no head can learn, and warn of classes that none can.
 
+        :param task: the task's name, for messages.
+        :param classes: the C class names in the order of their index.
+        :param labels: the training rows' labels in numbers.
         :raises DataError: if the training rows do not differ.
         """
 
@@ -122,6 +127,10 @@ class TargetType(ABC):
     ) -> Weights | None:
         """What ``class_weights`` comes to for this type: C weights, or ``None`` for all alike.
 
+        :param setting: the task's ``class_weights``.
+        :param task: the task's name, for messages.
+        :param classes: the C class names in the order of their index.
+        :param labels: the training rows' labels in numbers.
         :param beta: β of ``effective_number``.
         :raises SettingsError: if the setting does not fit the classes.
         """
@@ -136,6 +145,11 @@ class TargetType(ABC):
     ) -> LossOptions:
         """The options of a task's loss that mean something for this type.
 
+        :param formula: the loss.
+        :param settings: the task's settings, with what a configuration changes in them.
+        :param task: the task's name, for messages.
+        :param classes: the C class names in the order of their index.
+        :param labels: the training rows' labels in numbers.
         :raises SettingsError: if its class weights do not fit its classes.
         """
         weights = self.compute_class_weights(
@@ -159,6 +173,7 @@ class TargetType(ABC):
 
         Source: Menon et al. (2021), Long-tail learning via logit adjustment.
 
+        :param labels: the training rows' labels in numbers.
         :returns: ``None`` for a type without logit adjustment.
         """
         return None
@@ -171,6 +186,7 @@ class TargetType(ABC):
 
         :param logits: [B, M, O].
         :param labels: what ``encode`` makes of them, as a tensor.
+        :param options: the options of the losses of M models.
         :param summary: the training rows' labels in numbers.
         :returns: both [B, M]; a row without a label weighs 0.
         """

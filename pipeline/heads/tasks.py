@@ -128,6 +128,7 @@ def _check_choice(name: str, key: str, value: str, known: Sequence[str], kind: s
 def resolve_loss(task: Task, changes: Mapping[str, Any]) -> LossOptions:
     """How a task's rows count under the changes that a configuration makes to its settings.
 
+    :param task: the task.
     :param changes: values of ``loss``, ``class_weights`` and other settings of the task, by name;
         a loss that does not serve the task's type leaves the task's own.
     """
@@ -143,6 +144,8 @@ def resolve_loss(task: Task, changes: Mapping[str, Any]) -> LossOptions:
 def check_search(tasks: Sequence[Task], settings: HeadsSettings) -> None:
     """Refuse values of the search that no task takes.
 
+    :param tasks: all tasks.
+    :param settings: the settings of the heads.
     :raises SettingsError: naming the grid and the key.
     """
     for number, grid in enumerate(settings.grids):

@@ -39,6 +39,9 @@ def choose_threads(
 
     On a busy machine the waiting takes many times as long as the work.
 
+    :param settings: all settings.
+    :param configurations: all configurations of the search.
+    :param tasks: all tasks.
     :param layer_width: the width of one layer's vector.
     :param rows: the number of training and validation rows.
     :returns: 1, or ``None`` for all cores.

@@ -18,7 +18,9 @@ from pipeline.heads.module import FullBatchHeads, GradientHeads
 def make_trainer(max_epochs: int, device: str, callbacks: list[Callback]) -> Trainer:
     """A Trainer that writes no files, shows no bars and gives no advice.
 
+    :param max_epochs: the epochs after which it stops.
     :param device: ``cpu``, ``cuda`` or ``cuda:N``.
+    :param callbacks: what follows the training.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
@@ -39,6 +41,9 @@ def make_trainer(max_epochs: int, device: str, callbacks: list[Callback]) -> Tra
 def run_trainer(trainer: Trainer, module: LightningModule, batches: DataLoader[Any]) -> None:
     """Train a module.
 
+    :param trainer: the trainer.
+    :param module: what it trains.
+    :param batches: what it trains on.
     :raises KeyboardInterrupt: at Ctrl-C, to which Lightning answers by exiting with status 1
         without a word.
     """

@@ -180,6 +180,8 @@ def limit_stack(
     """How many configurations of one shape fit into one stack, 1 at least.
 
     :param configurations: any number of that shape, one at least.
+    :param tasks: the tasks of the heads.
+    :param targets: the labels, whose number of rows and fits counts.
     :param width: D, the width of a feature vector.
     """
     first = configurations[0]

@@ -103,6 +103,7 @@ def name_tensors(prefix: str, made: HeadWeights | Centers) -> dict[str, npt.NDAr
     """The tensors of a head, without its centres, or of centres, as they are saved.
 
     :param prefix: what their names begin with, before a dot.
+    :param made: the head, or the centers of a kernel head.
     """
     names = _HEAD_TENSORS if isinstance(made, HeadWeights) else _CENTER_TENSORS
     tensors = ((name, getattr(made, attribute)) for attribute, name in names.items())
