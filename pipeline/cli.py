@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline import __version__
-from pipeline.console import shorten_paths
 from pipeline.errors import PipelineError, ReadError, SettingsError
 from pipeline.presets import list_presets
 
@@ -292,6 +291,8 @@ def main() -> None:
 
 
 def _complain(message: str, hint: str | None = None) -> None:
+    from pipeline.console import shorten_paths
+
     click.echo(f"Error: {shorten_paths(message)}", err=True)
     if hint:
         click.echo(f"  next: {shorten_paths(hint)}", err=True)

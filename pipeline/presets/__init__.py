@@ -1,16 +1,20 @@
 """Settings to start from: files of ``params.yaml``'s form."""
 
-from importlib import resources
+from pathlib import Path
 
-_ENDING = ".yaml"
+# Every start of the command line lists the presets. With importlib.resources, which loads tempfile,
+# zipfile and random, `pipeline --help` takes about a tenth longer than with plain paths.
+_FOLDER = Path(__file__).parent
 
 
 def list_presets() -> list[str]:
     """The names of all presets."""
-    files = resources.files(__name__).iterdir()
-    return sorted(f.name.removesuffix(_ENDING) for f in files if f.name.endswith(_ENDING))
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
 
 
 def read_preset(name: str) -> str:
-    """The text of a preset's ``params.yaml``."""
-    return resources.files(__name__).joinpath(f"{name}{_ENDING}").read_text("utf-8")
+    """The text of a preset's ``params.yaml``.
+
+    :param name: one of ``list_presets()``.
+    """
+    return (_FOLDER / f"{name}.yaml").read_text("utf-8")
