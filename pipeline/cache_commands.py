@@ -13,10 +13,19 @@ from pipeline.corpus.tables import (
     read_labelled_rows,
     read_text_column,
 )
-from pipeline.errors import StoreError
+from pipeline.errors import PipelineError, StoreError
 from pipeline.layers import resolve_layers
 from pipeline.project import Project
-from pipeline.store import read_manifest, staging_folder
+from pipeline.store import (
+    Recipe,
+    StoreUpdate,
+    aside_folder,
+    finish_commit,
+    read_kept,
+    read_manifest,
+    read_snapshot,
+    staging_folder,
+)
 from pipeline.store.upkeep import (
     export_vectors,
     prune_store,
@@ -25,10 +34,13 @@ from pipeline.store.upkeep import (
     verify_store,
 )
 
+_DECISIVE = ("max_tokens", "pooling", "precision", "algorithm")  # of a recipe, for people
+
 
 def show_info(project: Project) -> None:
     """Print what the store holds, and how much of the last run it served."""
-    manifest = read_manifest(project.embeddings)
+    snapshot = read_snapshot(project.embeddings)
+    manifest = snapshot.manifest
     layers = ", ".join(map(str, manifest.layers))
     rows: list[tuple[object, ...]] = [
         ("backbone", manifest.backbone),
@@ -38,11 +50,11 @@ def show_info(project: Project) -> None:
         ("layers", f"{layers} of width {manifest.width}"),
         ("dtype", manifest.dtype),
         ("fingerprint", manifest.fingerprint),
-        *((f"sha256 of {name}", sha256) for name, sha256 in manifest.recipe["files"].items()),
         *(
-            (name, manifest.recipe[name])
-            for name in ("max_tokens", "pooling", "precision", "algorithm")
+            (f"sha256 of {name}", sha256)
+            for name, sha256 in manifest.recipe.get("files", {}).items()
         ),
+        *((name, manifest.recipe.get(name)) for name in _DECISIVE),
     ]
     hits = _read_hits(project)
     if hits is not None:
@@ -54,8 +66,29 @@ def show_info(project: Project) -> None:
         found = f"cosine {cosine:.8f}, error {error:.1e}, {manifest.fidelity['texts']} texts"
         rows.append(("worst fidelity to float32", found))
     show_table(("store", str(project.embeddings)), rows)
-    if staging_folder(project.embeddings).exists():
+    _show_kept(project)
+    if snapshot.staged:
+        say(
+            "a run was cut short while it moved what it had finished into the store; nothing is "
+            "lost: `pipeline embed` moves the rest"
+        )
+    elif any(staging_folder(project.embeddings).glob("*.parquet")):
         say("an interrupted run has left work to take up: run `pipeline embed`")
+
+
+def _show_kept(project: Project) -> None:
+    """Say which stores of earlier settings there are, and how to be rid of them."""
+    kept = read_kept(project.embeddings)
+    for store in kept:
+        if store.manifest is None:
+            what = "what an interrupted run has left"
+        else:
+            recipe = store.manifest.recipe
+            settings = ", ".join(f"{name} {recipe.get(name)}" for name in _DECISIVE)
+            what = f"{count(store.manifest.rows, 'text')} of {store.manifest.backbone}, {settings}"
+        say(f"kept from earlier settings: {what}, {format_bytes(store.bytes)}, in {store.folder}")
+    if kept:
+        say("going back to those settings embeds none of it again; `pipeline cache prune` drops it")
 
 
 def _read_hits(project: Project) -> dict[str, Any] | None:
@@ -66,38 +99,80 @@ def _read_hits(project: Project) -> dict[str, Any] | None:
     return hits
 
 
-def verify(project: Project, *, repair: bool) -> None:
+def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = True) -> None:
     """Check every byte of the store; with ``repair``, drop what is damaged.
 
+    :param params: the settings file; it tells which of several stores is meant, where the manifest
+        is lost and there are shards of more than one.
+    :param is_locked: whether this run holds the lock, without which it changes nothing.
     :raises StoreError: if something is damaged and not repaired.
     """
+    folder = project.embeddings
+    if is_locked:
+        finish_commit(folder)
     try:
-        manifest = read_manifest(project.embeddings)
+        manifest = read_manifest(folder)
     except StoreError:
-        if not repair or rebuild_manifest(project.embeddings) is None:
+        wanted = [recipe.fingerprint for recipe in _list_recipes(project, params)] if repair else []
+        if not repair or rebuild_manifest(folder, wanted) is None:
             raise
-        warn(f"{project.embeddings}/manifest.json made anew from the shards that are whole")
-        manifest = read_manifest(project.embeddings)
-    damages = verify_store(project.embeddings)
+        manifest = read_manifest(folder)
+        warn(
+            f"{folder}/manifest.json: made anew from the shards of {manifest.backbone} that are "
+            f"whole: {count(manifest.rows, 'text')}"
+        )
+    damages = verify_store(folder)
     for damage in damages:
         warn(f"{damage.file}: {damage.what}")
     if not damages:
         say(
-            f"{project.embeddings}: {count(len(manifest.shards), 'shard')}, "
+            f"{folder}: {count(len(manifest.shards), 'shard')}, "
             f"{count(manifest.rows, 'text')}, {format_bytes(manifest.bytes)}: every byte is right"
         )
         return
     if not repair:
         raise StoreError(
-            f"{project.embeddings}: {count(len(damages), 'file')} damaged",
+            f"{folder}: {count(len(damages), 'file')} damaged, or not of this store",
             hint="run `pipeline cache verify --repair`, then `pipeline embed`",
         )
-    repair_store(project.embeddings, damages)
-    lost = manifest.rows - read_manifest(project.embeddings).rows
-    say(
-        f"dropped {count(len(damages), 'file')}; "
-        f"`pipeline embed` embeds {count(lost, 'text')} again"
-    )
+    moved = repair_store(folder, damages)
+    if moved:
+        say(f"moved to {aside_folder(folder)}: {', '.join(moved)}")
+    dropped = len(damages) - len(moved)
+    say(f"dropped {count(dropped, 'file')}; {_describe_lack(project, params)}")
+
+
+def _describe_lack(project: Project, params: Path) -> str:
+    """How many texts of the corpus the settings' next run embeds, in words."""
+    recipes = _list_recipes(project, params)
+    held = read_manifest(project.embeddings)
+    recipe = next((r for r in recipes if r.fingerprint == held.fingerprint), (*recipes, None)[0])
+    try:
+        keys, _ = read_distinct_keys(project.texts)
+    except PipelineError:
+        recipe = None
+    if recipe is None:
+        return f"the store holds {count(held.rows, 'text')}; `pipeline embed` adds what it lacks"
+    known = StoreUpdate(project.embeddings, recipe, keys).has_vectors()
+    return f"`pipeline embed` embeds {count(len(known) - int(known.sum()), 'text')} again"
+
+
+def _list_recipes(project: Project, params: Path) -> list[Recipe]:
+    """The recipes that assets and settings may mean; none where those cannot be had."""
+    from pipeline.assets import read_assets
+    from pipeline.config import load_settings
+    from pipeline.embed.backbone import Architecture
+    from pipeline.embed.recipe import make_recipe
+
+    try:
+        settings = load_settings(params).embed
+        asset = read_assets(project.assets)["backbone"]
+        architecture = Architecture.read(asset.locate(project))
+        chosen = settings.precision
+        precisions = ("float32", "float16") if chosen == "auto" else (chosen,)
+        return [make_recipe(asset, architecture, settings, each) for each in precisions]
+    except PipelineError:
+        return []
 
 
 def export(project: Project, target: Path, layers: str) -> None:
@@ -122,12 +197,18 @@ def export(project: Project, target: Path, layers: str) -> None:
     say(f"{target}: {shape[0]:,} rows × {shape[1]} layers × {shape[2]}, {manifest.dtype}, {size}")
 
 
-def prune(project: Project) -> None:
-    """Drop what the corpus no longer has, and leftovers of interrupted runs."""
+def prune(project: Project, params: Path) -> None:
+    """Drop what the corpus no longer has, stores of earlier settings, and leftovers of runs.
+
+    :param params: the settings file: a store kept for the settings that hold now stays.
+    """
     keys, _ = read_distinct_keys(project.texts)
-    dropped = prune_store(project.embeddings, keys)
+    wanted = frozenset(recipe.fingerprint for recipe in _list_recipes(project, params))
+    dropped = prune_store(project.embeddings, keys, wanted)
     manifest = read_manifest(project.embeddings)
     say(
-        f"{project.embeddings}: dropped {count(dropped, 'text')}; "
+        f"{project.embeddings}: dropped {count(dropped.texts, 'text')}; "
         f"holds {count(manifest.rows, 'text')}, {format_bytes(manifest.bytes)}"
     )
+    if dropped.bytes:
+        say(f"dropped {format_bytes(dropped.bytes)} kept from earlier settings")

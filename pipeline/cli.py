@@ -173,10 +173,22 @@ def info(project: Project, params: Path) -> None:
 @click.option("--repair", is_flag=True, help="Drop what is damaged; `pipeline embed` redoes it.")
 def verify(project: Project, params: Path, repair: bool) -> None:
     """Check every byte of the store."""
-    from pipeline import cache_commands
+    from contextlib import ExitStack
 
-    with _locked(project):
-        cache_commands.verify(project, repair=repair)
+    from pipeline import cache_commands
+    from pipeline.console import say
+    from pipeline.errors import WriteError
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(project))
+            is_locked = True
+        except WriteError as error:
+            if repair:
+                raise
+            say(f"{error.message.partition(';')[0]}; checking without the lock of other runs")
+            is_locked = False
+        cache_commands.verify(project, params, repair=repair, is_locked=is_locked)
 
 
 @cache.command()
@@ -193,11 +205,11 @@ def export(project: Project, params: Path, target: Path, layers: str) -> None:
 @cache.command()
 @_in_project
 def prune(project: Project, params: Path) -> None:
-    """Drop vectors of texts that the corpus no longer has."""
+    """Drop vectors of texts that the corpus no longer has, and of earlier settings."""
     from pipeline import cache_commands
 
     with _locked(project):
-        cache_commands.prune(project)
+        cache_commands.prune(project, params)
 
 
 @cli.command()

@@ -1,9 +1,10 @@
-"""A disk that fails at the n-th write."""
+"""A disk that fails at the n-th write, or a process that is killed there."""
 
 from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,24 @@ import pytest
 class Disk:
     """Makes one of the calls that write below some folders fail, in this process.
 
-    :param calls: how many there were.
-    :param fails_at: the number of the one that fails; the first is 1.
-    :param errno: what it fails with.
+    :param folders: the folders.
+    :param removals: whether to count removals as well.
+    :ivar calls: how many there were.
+    :ivar fails_at: the number of the one that fails; the first is 1.
+    :ivar errno: what it fails with.
+    :ivar kills: kill this process there instead, in the midst of the write if it is one to a file.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *folders: Path, removals: bool = False
+    ) -> None:
         self.folders = [str(folder.absolute()) for folder in folders]
         self.calls = 0
         self.fails_at = sys.maxsize
         self.errno = 0
-        for name in ("mkdir", "rename", "replace", "chmod", "open", "fsync"):
+        self.kills = False
+        names = ["mkdir", "rename", "replace", "chmod", "open", "fsync"]
+        for name in [*names, "unlink", "rmdir"] if removals else names:
             monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
         monkeypatch.setattr(Path, "open", self._wrap_open(Path.open))
         monkeypatch.setattr(os, "fdopen", self._open_handle)
@@ -52,11 +60,14 @@ class Disk:
             return io.BufferedWriter(_File(self, handle))
         return io.open(handle, mode, *arguments, **options)  # noqa: UP020
 
-    def count(self, place: object) -> None:
+    def count(self, place: object, write_half: Callable[[], object] = lambda: None) -> None:
         """Count a write to a path or an open file, and fail if it is its turn."""
         path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else str(place)  # noqa: PTH115
         if os.path.abspath(path).startswith(tuple(self.folders)):  # noqa: PTH100
             self.calls += 1
+            if self.calls == self.fails_at and self.kills:
+                write_half()
+                os.kill(os.getpid(), signal.SIGKILL)
             if self.calls == self.fails_at:
                 raise OSError(self.errno, os.strerror(self.errno), path)
 
@@ -69,5 +80,6 @@ class _File(io.FileIO):
         self._disk = disk
 
     def write(self, content: Any) -> int:
-        self._disk.count(self.fileno())
+        half = memoryview(content).cast("B")[: memoryview(content).nbytes // 2]
+        self._disk.count(self.fileno(), lambda: super(_File, self).write(half))
         return super().write(content)

@@ -4,10 +4,20 @@ One row per distinct text, in order of first appearance: ``key`` (16 bytes), ``n
 FixedSizeList column ``layer_NN`` per cached layer. A new state of the store is built in a folder
 beside it and moved over when it is whole; an interrupted run is taken up where it stopped.
 
+A store of earlier settings is kept beside the present one, so that going back costs nothing.
+
 Reading trusts nothing: the values of each column of each row group are checked against a hash in
 the manifest, which is checked against its own.
 """
 
+from pipeline.store.commit import (
+    Snapshot,
+    finish_commit,
+    read_kept,
+    read_manifest,
+    read_snapshot,
+)
+from pipeline.store.folders import aside_folder, staging_folder
 from pipeline.store.manifest import (
     Manifest,
     Recipe,
@@ -16,25 +26,28 @@ from pipeline.store.manifest import (
     holds_exactly,
     name_layer,
     plan_shards,
-    read_manifest,
     write_manifest,
 )
 from pipeline.store.reader import read_keys, read_rows, read_vectors, stream_vectors
-from pipeline.store.writer import StoreUpdate, finish_commit, staging_folder
+from pipeline.store.writer import StoreUpdate
 
 __all__ = [
     "Manifest",
     "Recipe",
     "Rows",
     "Shard",
+    "Snapshot",
     "StoreUpdate",
+    "aside_folder",
     "finish_commit",
     "holds_exactly",
     "name_layer",
     "plan_shards",
+    "read_kept",
     "read_keys",
     "read_manifest",
     "read_rows",
+    "read_snapshot",
     "read_vectors",
     "staging_folder",
     "stream_vectors",

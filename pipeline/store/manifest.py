@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
-from pipeline.files import write_json
+from pipeline.files import format_json, write_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +26,10 @@ SHARD_ROWS = 4096
 GROUP_ROWS = 1024
 MANIFEST = "manifest.json"
 REPAIR = "run `pipeline cache verify --repair`, then `pipeline embed`"
+
+# A manifest is believed about no other file, so it never leads out of the store's folder.
+_SHARD_FILE = re.compile(r"part-\d{5,12}\.parquet")
+_FIDELITY = ("texts", "lowest_cosine", "largest_error")
 
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
@@ -147,44 +152,110 @@ def _hash_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read what a store says of itself.
-
-    :raises StoreError: if there is no store, or its manifest is damaged or of another version.
-    """
-    path = folder / MANIFEST
-    manifest = read_manifest_file(path)
-    if manifest is None:
-        raise StoreError(f"{path}: no such file", hint="run `pipeline embed` first")
-    return manifest
-
-
 def read_manifest_file(path: Path) -> Manifest | None:
+    """Read a manifest, of which nothing is believed before its hash and its form are checked.
+
+    :returns: ``None`` if there is no such file.
+    :raises StoreError: if it is damaged or of another version.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        return parse_manifest(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except StoreError as error:
+        raise StoreError(f"{path}: {error.message}", hint=error.hint) from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})", hint=REPAIR) from error
+
+
+def parse_manifest(raw: bytes, *besides: str) -> Manifest:
+    """Read the bytes of a manifest.
+
+    :param raw: as ``format_manifest`` gives them.
+    :param besides: keys that may stand in it beside those of a manifest.
+    :raises StoreError: if they are not those of a manifest; the message names no file.
+    """
+    try:
+        content = json.loads(raw)
         if content["format"] != FORMAT:
             raise StoreError(
-                f"{path}: format {content['format']}, this version reads {FORMAT}",
+                f"format {content['format']}, this version reads {FORMAT}",
                 hint="run `pipeline embed`, which makes the store anew",
             )
         if content.pop("sha256") != _hash_json(content):
             raise ValueError("its contents do not have the hash that it states")
+        for key in besides:
+            content.pop(key, None)
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
         content["layers"] = tuple(content["layers"])
-        return Manifest(**content, shards=shards)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{path}: damaged ({error})", hint="run `pipeline embed`, which makes the store anew"
-        ) from error
+        manifest = Manifest(**content, shards=shards)
+        _check_form(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(f"damaged ({error})", hint=REPAIR) from error
+    return manifest
+
+
+def _check_form(manifest: Manifest) -> None:
+    """Refuse what no run of this program writes, though the hash may be right.
+
+    :raises ValueError: saying what it is.
+    """
+    for shard in manifest.shards:
+        if not (isinstance(shard.file, str) and _SHARD_FILE.fullmatch(shard.file)):
+            raise ValueError(f"it names {shard.file!r}, which is not a shard of this folder")
+        if not (_is_count(shard.rows) and _is_count(shard.bytes) and shard.rows):
+            raise ValueError(f"{shard.file} has {shard.rows} rows in {shard.bytes} bytes")
+        if not all(isinstance(text, str) for text in (shard.keys, shard.sha256)):
+            raise ValueError(f"{shard.file} has no hashes")
+        if not (shard.checks is None or _are_checks(shard.checks)):
+            raise ValueError(f"{shard.file} has no hashes of its columns")
+    if len({shard.file for shard in manifest.shards}) < len(manifest.shards):
+        raise ValueError("it names a shard twice")
+    if not all(map(_is_count, manifest.layers)) or not _is_count(manifest.width):
+        raise ValueError(f"layers {manifest.layers} of width {manifest.width}")
+    if manifest.dtype not in {"float16", "float32"}:
+        raise ValueError(f"dtype {manifest.dtype}")
+    if not isinstance(manifest.backbone, str) or not isinstance(manifest.recipe, dict):
+        raise ValueError("it has no recipe")
+    if not isinstance(manifest.recipe.get("files", {}), dict):
+        raise ValueError("its recipe names no files")
+    if manifest.fingerprint != _hash_json(manifest.recipe):
+        raise ValueError("its fingerprint is not that of its recipe")
+    if manifest.fidelity is not None and not all(
+        isinstance(manifest.fidelity[key], int | float) for key in _FIDELITY
+    ):
+        raise ValueError("its fidelity is no number")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_checks(checks: object) -> bool:
+    return isinstance(checks, dict) and all(
+        isinstance(hashes, list) and all(isinstance(text, str) for text in hashes)
+        for hashes in checks.values()
+    )
+
+
+def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
+    """A manifest as it stands in its file, with its own hash.
+
+    :param besides: what to put beside it.
+    """
+    # Through JSON once, so that the hash is over what a reader will find.
+    content = json.loads(json.dumps(asdict(manifest) | besides))
+    return format_json(content | {"sha256": _hash_json(content)})
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest with its own hash."""
-    # Through JSON once, so that the hash is over what a reader will find.
-    content = json.loads(json.dumps(asdict(manifest)))
-    write_json(path, content | {"sha256": _hash_json(content)})
+    write_bytes(path, format_manifest(manifest))
+
+
+def is_shard_file(name: str) -> bool:
+    """Whether a store may have a shard of this name."""
+    return _SHARD_FILE.fullmatch(name) is not None
 
 
 def plan_shards(keys: pa.Array) -> list[Shard]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
-from pipeline.store.manifest import REPAIR, Manifest, Rows, Shard, name_layer, read_manifest
+from pipeline.files import hash_file
+from pipeline.store.commit import Snapshot, read_steadily
+from pipeline.store.manifest import REPAIR, Manifest, Recipe, Rows, Shard, name_layer
 from pipeline.store.shard import list_value_bytes, locate_values
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# A process may have 1,024 files open by default, 256 on some systems; a store may have more shards.
+_OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -40,33 +47,47 @@ class Block:
     check: str
 
 
-def plan_blocks(folder: Path, manifest: Manifest, columns: Sequence[str]) -> list[Block]:
+def plan_blocks(
+    snapshot: Snapshot, columns: Sequence[str], rows: npt.NDArray[np.int64] | None = None
+) -> list[Block]:
     """Where the values of some columns stand in the shards, from the shards' footers.
 
+    :param rows: int64, ascending: rows of the store; shards without any of them are left out.
+        All shards if ``None``.
     :raises StoreError: if a shard is missing or damaged.
     """
+    manifest = snapshot.manifest
     value_bytes = {
         name: size for name, size in list_value_bytes(manifest).items() if name in columns
     }
-    blocks = []
+    blocks: list[Block] = []
     first = 0
     for shard in manifest.shards:
-        path = folder / shard.file
-        footer = _read_footer(path, shard)
-        held = dict.fromkeys(value_bytes, 0)
-        for at in locate_values(footer, value_bytes):
-            checks = (shard.checks or {}).get(at.column, ())
-            if at.group >= len(checks):
-                raise _damaged(path, f"no hash of {at.column} in row group {at.group}")
-            check = checks[at.group]
-            blocks.append(
-                Block(path, at.column, first + at.first, at.rows, at.offset, at.size, check)
-            )
-            held[at.column] += at.rows
-        for column, rows in held.items():
-            if rows != shard.rows:
-                raise _damaged(path, f"{rows:,} rows of {column}, should be {shard.rows:,}")
+        if rows is None or np.diff(np.searchsorted(rows, [first, first + shard.rows]))[0]:
+            blocks += _plan_shard(snapshot.locate(shard), shard, first, value_bytes)
         first += shard.rows
+    return blocks
+
+
+def _plan_shard(
+    path: Path, shard: Shard, first: int, value_bytes: Mapping[str, int]
+) -> list[Block]:
+    """The blocks of one shard, whose rows must be as many as the manifest says.
+
+    :param first: the number of its first row in the store.
+    """
+    blocks = []
+    held = dict.fromkeys(value_bytes, 0)
+    for at in locate_values(_read_footer(path), value_bytes):
+        checks = (shard.checks or {}).get(at.column, ())
+        if at.group >= len(checks):
+            raise _damaged(path, f"no hash of {at.column} in row group {at.group}")
+        check = checks[at.group]
+        blocks.append(Block(path, at.column, first + at.first, at.rows, at.offset, at.size, check))
+        held[at.column] += at.rows
+    for column, rows in held.items():
+        if rows != shard.rows:
+            raise _damaged(path, f"{rows:,} rows of {column}, should be {shard.rows:,}")
     return blocks
 
 
@@ -74,25 +95,43 @@ def _damaged(path: Path, what: object) -> StoreError:
     return StoreError(f"{path}: damaged ({what})", hint=REPAIR)
 
 
-def _read_footer(path: Path, shard: Shard) -> Any:
+def _missing(path: Path) -> StoreError:
+    return StoreError(f"{path}: no such file", hint="run `pipeline embed` again")
+
+
+def _read_footer(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.read_metadata(path)
     except FileNotFoundError as error:
-        raise StoreError(f"{path}: no such file", hint="run `pipeline embed` again") from error
+        raise _missing(path) from error
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
 
 class _Files:
-    """Open files of a store, shared by the threads that read it."""
+    """The open files of some blocks, shared by the threads that read them.
 
-    def __init__(self) -> None:
+    :param blocks: of at most ``_OPEN_FILES`` files.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._paths = sorted({block.path for block in blocks})
         self._handles: dict[Path, int] = {}
 
     def __enter__(self) -> _Files:
+        import os
+
+        try:
+            for path in self._paths:
+                self._handles[path] = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            self.__exit__()
+            if isinstance(error, FileNotFoundError):
+                raise _missing(path) from error
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -100,13 +139,6 @@ class _Files:
 
         for handle in self._handles.values():
             os.close(handle)
-
-    def open(self, blocks: Sequence[Block]) -> None:
-        """Open the files of some blocks; the threads only read."""
-        import os
-
-        for path in {block.path for block in blocks} - set(self._handles):
-            self._handles[path] = os.open(path, os.O_RDONLY)
 
     def read(self, block: Block, into: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Read a block and check it.
@@ -120,30 +152,45 @@ class _Files:
 
         values = into[: block.size]
         handle = self._handles[block.path]
-        got = os.preadv(handle, [values.data], block.offset) if block.offset >= 0 else 0
-        while 0 < got < block.size:
-            more = os.preadv(handle, [values[got:].data], block.offset + got)
-            if more <= 0:
-                break
-            got += more
+        try:
+            got = os.preadv(handle, [values.data], block.offset) if block.offset >= 0 else 0
+            while 0 < got < block.size:
+                more = os.preadv(handle, [values[got:].data], block.offset + got)
+                if more <= 0:
+                    break
+                got += more
+        except OSError as error:
+            raise _damaged(block.path, error.strerror) from error
         if got != block.size or xxh3_64_hexdigest(values.data) != block.check:
             raise _damaged(block.path, f"{block.column} of rows {block.first:,} and on")
         return values
 
 
-def read_keys(folder: Path, manifest: Manifest) -> pa.Array:
+def _group_by_files(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
+    """Cut blocks in the order of their files into runs of so few files that all may be open."""
+    start = 0
+    files: set[Path] = set()
+    for number, block in enumerate(blocks):
+        if block.path not in files and len(files) == _OPEN_FILES:
+            yield blocks[start:number]
+            start, files = number, set()
+        files.add(block.path)
+    if start < len(blocks):
+        yield blocks[start:]
+
+
+def read_keys(snapshot: Snapshot) -> pa.Array:
     """The keys of all rows of a store, in order: fixed-size binary of 16, [rows].
 
     :raises StoreError: if a shard is missing or damaged.
     """
     import pyarrow as pa
 
-    raw = np.empty((manifest.rows, 16), np.uint8)
-    blocks = plan_blocks(folder, manifest, ["key"])
-    with _Files() as files:
-        files.open(blocks)
-        for block in blocks:
-            files.read(block, raw[block.first : block.first + block.rows].reshape(-1))
+    raw = np.empty((snapshot.manifest.rows, 16), np.uint8)
+    for blocks in _group_by_files(plan_blocks(snapshot, ["key"])):
+        with _Files(blocks) as files:
+            for block in blocks:
+                files.read(block, raw[block.first : block.first + block.rows].reshape(-1))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(raw), [None, pa.py_buffer(raw)])
 
 
@@ -154,6 +201,7 @@ def read_vectors(
     dtype: npt.DTypeLike = np.float32,
     *,
     threads: int | None = None,
+    fingerprint: str | None = None,
 ) -> npt.NDArray[Any]:
     """Vectors by key, in the order of the keys.
 
@@ -161,31 +209,42 @@ def read_vectors(
     :param layers: numbers of the L layers to read, in the order wanted.
     :param dtype: of the result; the stored numbers are converted if need be.
     :param threads: that read at once; all cores if ``None``.
+    :param fingerprint: of the vectors wanted, for who reads several times; any if ``None``.
     :returns: [B, L, D].
-    :raises StoreError: if a layer or a key is not in the store, or what is read is damaged.
+    :raises StoreError: if a layer or a key is not in the store, or what is read is damaged, or of
+        another fingerprint.
     """
-    manifest = read_manifest(folder)
-    _check_layers(folder, manifest, layers)
-    positions = locate(folder, manifest, keys)
-    vectors = np.empty((len(positions), len(layers), manifest.width), dtype)
-    _gather(folder, manifest, positions, layers, vectors, threads)
-    return vectors
+
+    def read(snapshot: Snapshot) -> npt.NDArray[Any]:
+        _check_layers(folder, snapshot.manifest, layers)
+        positions = locate(snapshot, keys)
+        vectors = np.empty((len(positions), len(layers), snapshot.manifest.width), dtype)
+        _gather(snapshot, positions, _split_layers(layers, vectors), threads)
+        return vectors
+
+    return read_steadily(folder, read, fingerprint=fingerprint)
 
 
-def read_rows(folder: Path, manifest: Manifest, keys: pa.Array) -> Rows:
-    """All that the store holds of some texts, bit for bit."""
-    positions = locate(folder, manifest, keys)
+def read_rows(snapshot: Snapshot, positions: npt.NDArray[np.int64]) -> Rows:
+    """All that the store holds of some of its rows, bit for bit.
+
+    :param positions: int64, [B]: rows of the store.
+    """
+    manifest = snapshot.manifest
     shape = (len(positions), len(manifest.layers), manifest.width)
     vectors = np.empty(shape, manifest.dtype)
-    _gather(folder, manifest, positions, manifest.layers, vectors, None)
-    n_tokens = np.empty(manifest.rows, np.int32)
-    blocks = plan_blocks(folder, manifest, ["n_tokens"])
-    with _Files() as files:
-        files.open(blocks)
-        for block in blocks:
-            part = n_tokens[block.first : block.first + block.rows]
-            files.read(block, part.view(np.uint8))
-    return Rows(n_tokens=n_tokens[positions], vectors=vectors)
+    n_tokens = np.empty((len(positions), 1), np.int32)
+    into = {"n_tokens": n_tokens} | _split_layers(manifest.layers, vectors)
+    _gather(snapshot, positions, into, None)
+    return Rows(n_tokens=n_tokens[:, 0], vectors=vectors)
+
+
+def _split_layers(layers: Sequence[int], vectors: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Column → the part of an array that it fills, without a copy.
+
+    :param vectors: [B, L, D].
+    """
+    return {name_layer(layer): vectors[:, number] for number, layer in enumerate(layers)}
 
 
 def stream_vectors(
@@ -208,11 +267,12 @@ def stream_vectors(
     :param window_rows: the more, the better the shuffle.
     :param seed: ``None`` keeps the order of the store.
     :yields: which of the keys, int64, [B], and their vectors, [B, L, D].
-    :raises StoreError: as ``read_vectors``.
+    :raises StoreError: as ``read_vectors``, and if the store gets another fingerprint meanwhile.
     """
-    manifest = read_manifest(folder)
+    wanted = _to_array(keys)
+    at_start, positions = read_steadily(folder, lambda now: (now, locate(now, wanted)))
+    manifest = at_start.manifest
     _check_layers(folder, manifest, layers)
-    positions = locate(folder, manifest, keys)
     order = np.argsort(positions, kind="stable")
     windows = [order[start : start + window_rows] for start in range(0, len(order), window_rows)]
     generator = np.random.default_rng(seed)
@@ -223,7 +283,16 @@ def stream_vectors(
     for number, window in enumerate(windows):
         rows = generator.permutation(window) if seed is not None else window
         vectors = np.empty((len(rows), len(layers), manifest.width), dtype)
-        _gather(folder, manifest, positions[rows], layers, vectors, None)
+
+        def fill(
+            now: Snapshot,
+            rows: npt.NDArray[np.int64] = rows,
+            into: Mapping[str, npt.NDArray[Any]] = _split_layers(layers, vectors),
+        ) -> None:
+            at = positions[rows] if now is at_start else locate(now, wanted.take(rows))
+            _gather(now, at, into, None)
+
+        read_steadily(folder, fill, start=at_start, fingerprint=manifest.fingerprint)
         rest, held = np.concatenate([rest, rows]), np.concatenate([held, vectors])
         full = len(rest) if number == len(windows) - 1 else len(rest) // batch_rows * batch_rows
         for start in range(0, full, batch_rows):
@@ -240,22 +309,25 @@ def _check_layers(folder: Path, manifest: Manifest, layers: Sequence[int]) -> No
             )
 
 
-def locate(
-    folder: Path, manifest: Manifest, keys: pa.Array | Sequence[bytes]
-) -> npt.NDArray[np.int64]:
+def _to_array(keys: pa.Array | Sequence[bytes]) -> Any:
+    import pyarrow as pa
+
+    return keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys, pa.binary(16))
+
+
+def locate(snapshot: Snapshot, keys: pa.Array | Sequence[bytes]) -> npt.NDArray[np.int64]:
     """The row of each key in the store.
 
     :raises StoreError: if one is not there.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    wanted = keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys, pa.binary(16))
-    found = pc.index_in(wanted, value_set=read_keys(folder, manifest))
+    wanted = _to_array(keys)
+    found = pc.index_in(wanted, value_set=read_keys(snapshot))
     missing = found.null_count
     if missing:
         raise StoreError(
-            f"{folder}: {missing:,} of {len(wanted):,} texts have no vectors",
+            f"{snapshot.folder}: {missing:,} of {len(wanted):,} texts have no vectors",
             hint="run `pipeline embed`",
         )
     rows: npt.NDArray[np.int64] = found.to_numpy().astype(np.int64)
@@ -263,46 +335,89 @@ def locate(
 
 
 def _gather(
-    folder: Path,
-    manifest: Manifest,
+    snapshot: Snapshot,
     positions: npt.NDArray[np.int64],
-    layers: Sequence[int],
-    out: npt.NDArray[Any],
+    into: Mapping[str, npt.NDArray[Any]],
     threads: int | None,
 ) -> None:
-    """Copy the blocks that hold wanted rows into one preallocated array, several at a time.
+    """Copy the blocks that hold wanted rows into preallocated arrays, several at a time.
 
     :param positions: int64, [B]: rows of the store.
-    :param out: [B, L, D]; filled.
+    :param into: column → an array to fill: [B, D] of a layer, [B, 1] of ``n_tokens``.
     """
     import os
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-    column_of = {name_layer(layer): number for number, layer in enumerate(layers)}
+    dtypes = dict.fromkeys(into, snapshot.manifest.dtype) | {"n_tokens": "int32"}
     in_order = bool((np.diff(positions) > 0).all())
     order = np.arange(len(positions)) if in_order else np.argsort(positions, kind="stable")
     rising = positions[order]
-    wanted = []
-    for block in plan_blocks(folder, manifest, list(column_of)):
-        low, high = np.searchsorted(rising, [block.first, block.first + block.rows])
-        if low < high:
-            wanted.append((block, int(low), int(high)))
+    planned = plan_blocks(snapshot, list(into), rising)
+    ends = np.searchsorted(rising, [(b.first, b.first + b.rows) for b in planned]).tolist()
+    bounds = {id(block): (low, high) for block, (low, high) in zip(planned, ends, strict=True)}
+    wanted = [block for block in planned if bounds[id(block)][0] < bounds[id(block)][1]]
+    largest = max((block.size for block in wanted), default=0)
     scratch = threading.local()
 
-    def copy(job: tuple[Block, int, int]) -> None:
-        block, low, high = job
+    def copy(block: Block) -> None:
+        low, high = bounds[id(block)]
         if not hasattr(scratch, "buffer"):
-            scratch.buffer = np.empty(max(b.size for b, _, _ in wanted), np.uint8)
-        values = files.read(block, scratch.buffer).view(manifest.dtype)
-        table = values.reshape(block.rows, manifest.width)
+            scratch.buffer = np.empty(largest, np.uint8)
+        values = files.read(block, scratch.buffer).view(dtypes[block.column])
+        table = values.reshape(block.rows, -1)
         target = slice(low, high) if in_order else order[low:high]
         whole = in_order and high - low == block.rows
         source = table if whole else table[rising[low:high] - block.first]
-        out[target, column_of[block.column]] = source
+        into[block.column][target] = source
 
-    with _Files() as files:
-        files.open([block for block, _, _ in wanted])
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            for _ in pool.map(copy, wanted):
-                pass
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for group in _group_by_files(wanted):
+            with _Files(group) as files:
+                for _ in pool.map(copy, group):
+                    pass
+
+
+def read_whole_shard(path: Path, *, is_hashed: bool = False) -> Snapshot | None:
+    """What a file says of itself, if it is a shard whose every value is as it says.
+
+    A shard states its recipe and the hashes of its values, so no damage slips in.
+
+    :param is_hashed: whether its bytes are known to be right, so that only its keys are read.
+    :returns: a store of this one shard, or ``None``.
+    """
+    import pyarrow as pa
+
+    try:
+        if not path.is_file():
+            return None
+        footer = _read_footer(path)
+        about = footer.metadata
+        vector = footer.schema.to_arrow_schema().field(-1).type
+        contents = json.loads(about[b"recipe"])
+        recipe = Recipe(
+            backbone=about[b"backbone"].decode(),
+            contents=contents,
+            layers=tuple(contents["layers"]),
+            width=vector.list_size,
+            dtype=str(np.dtype(vector.value_type.to_pandas_dtype())),
+        )
+        if recipe.fingerprint != about[b"fingerprint"].decode():
+            return None
+        shard = Shard(
+            file=path.name,
+            rows=footer.num_rows,
+            keys="",
+            bytes=path.stat().st_size,
+            sha256=hash_file(path),
+            checks=json.loads(about[b"checks"]),
+        )
+        alone = Snapshot(path.parent, recipe.describe([shard]), {})
+        shard = replace(shard, keys=hash_keys(read_keys(alone)))
+        if not is_hashed:
+            read_rows(alone, np.arange(shard.rows))
+    except (
+        pa.ArrowException, OSError, StoreError, KeyError, ValueError, TypeError, AttributeError
+    ):  # fmt: skip
+        return None
+    return replace(alone, manifest=recipe.describe([shard]))

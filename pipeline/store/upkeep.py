@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +15,29 @@ from pipeline.console import show_progress
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
 from pipeline.files import describe_write_error, hash_file, write_aside
+from pipeline.store.commit import (
+    Snapshot,
+    drop_kept,
+    finish_commit,
+    read_manifest,
+    read_snapshot,
+)
+from pipeline.store.folders import (
+    clear_folder,
+    is_scratch,
+    list_staging,
+    list_strays,
+    move_aside,
+)
 from pipeline.store.manifest import (
     MANIFEST,
     Manifest,
-    Recipe,
     Shard,
     name_layer,
-    read_manifest,
     write_manifest,
 )
-from pipeline.store.reader import read_keys, read_rows, read_vectors
-from pipeline.store.writer import StoreUpdate, finish_commit, staging_folder
+from pipeline.store.reader import read_keys, read_rows, read_vectors, read_whole_shard
+from pipeline.store.writer import StoreUpdate, find_whole_shards, join_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,48 +49,56 @@ _CHUNK_ROWS = 16_384
 class Damage:
     """Something in a store that is not as the manifest says.
 
-    :param file: the shard.
+    :param file: its name.
     :param what: is wrong with it.
+    :param is_stray: whether the manifest does not name it at all.
     """
 
     file: str
     what: str
+    is_stray: bool = False
 
 
 def verify_store(folder: Path) -> list[Damage]:
-    """Check every byte of a store.
+    """Check every byte of a store; nothing is written, so its disk may be read-only.
 
     :returns: what is damaged; empty if all is well.
     :raises StoreError: if there is no store, or its manifest is damaged.
     """
-    manifest = read_manifest(folder)
+    snapshot = read_snapshot(folder)
+    shards = snapshot.manifest.shards
     damages = []
-    with show_progress("verifying", len(manifest.shards), "shards") as advance:
-        for number, shard in enumerate(manifest.shards):
-            what = _find_damage(folder, manifest, number)
+    with show_progress("verifying", len(shards), "shards") as advance:
+        for shard in shards:
+            what = _find_damage(snapshot, shard)
             if what is not None:
                 damages.append(Damage(shard.file, what))
             advance(1)
-    named = {shard.file for shard in manifest.shards}
-    strays = sorted({file.name for file in folder.iterdir()} - named - {MANIFEST})
-    return damages + [Damage(name, "is not a file of this store") for name in strays]
+    if snapshot.staged:  # a commit is under way, so shards of the state before may be there too
+        return damages
+    strays = list_strays(folder, {shard.file for shard in shards})
+    return damages + [Damage(name, "is not a file of this store", True) for name in strays]
 
 
-def _find_damage(folder: Path, manifest: Manifest, number: int) -> str | None:
+def _find_damage(snapshot: Snapshot, shard: Shard) -> str | None:
     """What is wrong with one shard: its bytes, its footer, its row count, its keys, its values."""
-    shard = manifest.shards[number]
-    path = folder / shard.file
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return f"has {size:,} bytes instead of {shard.bytes:,}"
-    if hash_file(path) != shard.sha256:
-        return "has bytes that were not written so (sha256 differs)"
-    alone = replace(manifest, shards=(shard,))
+    path = snapshot.locate(shard)
     try:
-        keys = read_keys(folder, alone)
-        vectors = read_rows(folder, alone, keys).vectors
+        if not path.is_file():
+            return "is not a file" if os.path.lexists(path) else "is missing"
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"has {size:,} bytes instead of {shard.bytes:,}"
+        if hash_file(path) != shard.sha256:
+            return "has bytes that were not written so (sha256 differs)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    manifest = replace(snapshot.manifest, shards=(shard,))
+    alone = replace(snapshot, manifest=manifest)
+    try:
+        if hash_keys(read_keys(alone)) != shard.keys:
+            return "holds other texts than the manifest says"
+        vectors = read_rows(alone, np.arange(shard.rows)).vectors
     except StoreError as error:
         return error.message
     flat = vectors.reshape(len(vectors), -1)
@@ -87,104 +106,112 @@ def _find_damage(folder: Path, manifest: Manifest, number: int) -> str | None:
     return f"has {bad:,} vectors that are zero or not finite" if bad else None
 
 
-def repair_store(folder: Path, damages: Sequence[Damage]) -> None:
+def repair_store(folder: Path, damages: Sequence[Damage]) -> list[str]:
     """Drop what is damaged, so that the next run embeds just that again.
 
     The manifest keeps only whole shards. A reader then finds the texts of the others missing, and
-    `pipeline embed` computes them.
+    `pipeline embed` computes them. Nothing is removed but damaged shards that this program wrote;
+    all else that does not belong into the store is moved beside it.
+
+    :param damages: as ``verify_store`` gave them.
+    :returns: names of what was moved to ``aside_folder``.
     """
     manifest = read_manifest(folder)
     damaged = {damage.file for damage in damages}
     kept = tuple(shard for shard in manifest.shards if shard.file not in damaged)
-    write_manifest(folder / MANIFEST, replace(manifest, shards=kept))
+    moved = []
     try:
-        for name in damaged:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
+        if len(kept) < len(manifest.shards):
+            write_manifest(folder / MANIFEST, replace(manifest, shards=kept))
+        for damage in damages:
+            path = folder / damage.file
+            if not os.path.lexists(path):
+                continue
+            if (not damage.is_stray and _is_remains(path)) or is_scratch(path):
+                path.unlink()
             else:
-                path.unlink(missing_ok=True)
+                move_aside(folder, damage.file)
+                moved.append(damage.file)
     except OSError as error:
         raise describe_write_error(error, folder) from error
+    return moved
 
 
-def rebuild_manifest(folder: Path) -> Manifest | None:
+def _is_remains(path: Path) -> bool:
+    """Whether a file is what is left of a shard, and no whole one of another store."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            begins_as_parquet = file.read(4) in {b"PAR1", b""}
+    except OSError:
+        return False
+    return begins_as_parquet and read_whole_shard(path) is None
+
+
+def rebuild_manifest(folder: Path, wanted: Sequence[str] = ()) -> Manifest | None:
     """Make a damaged or lost manifest anew from shards that are whole.
 
-    Each shard states its recipe and the hashes of its values, so no damage slips in. Shards of
-    another recipe than the first whole one's, or that are damaged, are left out.
+    Each shard states its recipe and the hashes of its values, so no damage slips in. Where shards
+    of several recipes are found, those of the first wanted one count, else those of the recipe
+    with the most rows.
 
+    :param wanted: fingerprints of the recipes that the settings may mean.
     :returns: what was written, or ``None`` if no shard is whole.
     """
-    shards: list[Shard] = []
-    recipe: Recipe | None = None
-    for path in sorted(folder.glob("part-*.parquet")):
-        found = _read_whole_shard(path)
-        if found is not None and (recipe is None or found[0] == recipe):
-            recipe, shard = found
-            shards.append(shard)
-    if recipe is None:
+    whole = find_whole_shards(folder)
+    rows: dict[str, int] = {}
+    for snapshot in whole:
+        found = snapshot.manifest
+        rows[found.fingerprint] = rows.get(found.fingerprint, 0) + found.rows
+    if not rows:
         return None
-    manifest = recipe.describe(shards)
+    chosen = next((f for f in wanted if f in rows), max(rows, key=lambda f: rows[f]))
+    manifest = join_shards(whole, chosen)
+    assert manifest is not None
     write_manifest(folder / MANIFEST, manifest)
     return manifest
 
 
-def _read_whole_shard(path: Path) -> tuple[Recipe, Shard] | None:
-    """What a shard says of itself, if all its values are as it says."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class Pruned:
+    """What ``prune_store`` has dropped.
 
-    try:
-        footer = pq.read_metadata(path)
-        about = footer.metadata
-        vector = footer.schema.to_arrow_schema().field(-1).type
-        contents = json.loads(about[b"recipe"])
-        recipe = Recipe(
-            backbone=about[b"backbone"].decode(),
-            contents=contents,
-            layers=tuple(contents["layers"]),
-            width=vector.list_size,
-            dtype=str(np.dtype(vector.value_type.to_pandas_dtype())),
-        )
-        shard = Shard(
-            file=path.name,
-            rows=footer.num_rows,
-            keys="",
-            bytes=path.stat().st_size,
-            sha256=hash_file(path),
-            checks=json.loads(about[b"checks"]),
-        )
-        alone = recipe.describe([shard])
-        keys = read_keys(path.parent, alone)
-        read_rows(path.parent, alone, keys)
-    except (pa.ArrowException, OSError, StoreError, KeyError, ValueError, TypeError):
-        return None
-    if recipe.fingerprint != about[b"fingerprint"].decode():
-        return None
-    return recipe, replace(shard, keys=hash_keys(keys))
+    :param texts: texts of the store that the corpus no longer has.
+    :param bytes: the size of stores of earlier settings.
+    """
+
+    texts: int
+    bytes: int
 
 
-def prune_store(folder: Path, keys: pa.Array) -> int:
+def prune_store(folder: Path, keys: pa.Array, spared: frozenset[str] = frozenset()) -> Pruned:
     """Drop vectors of texts that the corpus no longer has, and what other recipes left behind.
 
+    What an interrupted run has embedded of the corpus is moved into the store.
+
     :param keys: of the corpus: fixed-size binary of 16, distinct, in order of first appearance.
-    :returns: how many texts were dropped.
+    :param spared: fingerprints of the recipes that the settings may mean: what is kept of those
+        stays.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     finish_commit(folder)
     manifest = read_manifest(folder)
-    held = read_keys(folder, manifest)
-    kept = keys.filter(pc.is_in(keys, value_set=held))
-    dropped = len(held) - len(kept)
-    if dropped:
-        update = StoreUpdate(folder, manifest.to_recipe(), kept)
+    update = StoreUpdate(folder, manifest.to_recipe(), keys)
+    known = keys.filter(pa.array(update.has_vectors()))
+    held = read_keys(Snapshot(folder, manifest, {}))
+    dropped = len(held) - int(pc.sum(pc.is_in(held, value_set=known)).as_py() or 0)
+    if dropped or len(known) > len(held):
+        update = StoreUpdate(folder, manifest.to_recipe(), known)
         for start, stop in update.list_missing():
             update.write_shard(start, update.find_known(start, stop)[1])
         update.commit()
-    shutil.rmtree(staging_folder(folder), ignore_errors=True)
-    return dropped
+    freed = drop_kept(folder, 0, spared=spared)
+    for place in list_staging(folder):
+        clear_folder(place)
+    return Pruned(dropped, freed)
 
 
 @dataclass(frozen=True)
@@ -198,12 +225,19 @@ class _Export:
     target: Path
     extra: Mapping[str, pa.Array]
 
+    def read(self, keys: pa.Array) -> npt.NDArray[Any]:
+        """Vectors of some rows, none of another recipe, should the store be changed meanwhile."""
+        manifest = self.manifest
+        return read_vectors(
+            self.folder, keys, self.layers, manifest.dtype, fingerprint=manifest.fingerprint
+        )
+
     def read_chunks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Vectors of some rows at a time, with the number of the first."""
         with show_progress("exporting", len(self.keys), "rows") as advance:
             for start in range(0, len(self.keys), _CHUNK_ROWS):
                 part = self.keys.slice(start, _CHUNK_ROWS)
-                yield start, read_vectors(self.folder, part, self.layers, self.manifest.dtype)
+                yield start, self.read(part)
                 advance(len(part))
 
 
@@ -255,7 +289,7 @@ def _export_safetensors(export: _Export) -> None:
     from safetensors.numpy import save
 
     manifest = export.manifest
-    vectors = read_vectors(export.folder, export.keys, export.layers, manifest.dtype)
+    vectors = export.read(export.keys)
     tensors = {
         name_layer(layer): np.ascontiguousarray(vectors[:, number])
         for number, layer in enumerate(export.layers)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.console import count
-from pipeline.errors import StoreError
-from pipeline.files import describe_write_error, hash_file, sync_folder, write_aside
+from pipeline.console import count, warn
+from pipeline.errors import LockedError, StoreError, WriteError
+from pipeline.files import describe_write_error, hash_file, sync_folder, write_aside, write_bytes
 from pipeline.store import manifest as layout
+from pipeline.store.commit import (
+    Snapshot,
+    finish_commit,
+    hash_manifest,
+    read_manifest,
+    write_commit,
+)
+from pipeline.store.folders import (
+    OWNER,
+    is_scratch,
+    is_waiting,
+    kept_folder,
+    list_kept,
+    list_staging,
+    name_staged,
+    name_waiting,
+    staging_folder,
+)
 from pipeline.store.manifest import (
     MANIFEST,
     Manifest,
@@ -23,20 +44,21 @@ from pipeline.store.manifest import (
     Rows,
     Vectors,
     has_size,
-    name_layer,
+    is_shard_file,
     plan_shards,
-    read_manifest,
     read_manifest_file,
-    write_manifest,
 )
-from pipeline.store.reader import read_keys, read_rows
+from pipeline.store.reader import read_keys, read_rows, read_whole_shard
 from pipeline.store.shard import Skeleton, hash_pieces, make_skeleton
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_DECISION = "commit.json"
 _NAMED = 5  # rows in a message
+_DROP_KEPT = (
+    "free some space on that disk, as `pipeline cache prune` does by dropping the vectors of "
+    "earlier settings, and run the command again"
+)
 
 
 class StoreUpdate:
@@ -46,7 +68,9 @@ class StoreUpdate:
     beside the store, and so is, from time to time, what is finished of a shard; ``commit`` moves
     the shards over. A run that is killed leaves that folder, and the next one takes from it all
     that was embedded, even if the corpus has changed in between. The names of the files there
-    carry the hash of their contents, so a damaged one is never taken for a whole one.
+    carry the hash of their contents, so a damaged one is never taken for a whole one. What is kept
+    of an earlier store with the same recipe is taken up as well, and so are the whole shards of a
+    store whose manifest is lost.
 
     :param folder: the store.
     :param recipe: of the vectors that it should hold.
@@ -69,57 +93,56 @@ class StoreUpdate:
         self.keys = keys
         self._first_rows = np.arange(len(keys)) if first_rows is None else first_rows
         finish_commit(folder)
+        self._replaces = hash_manifest(folder)
+        self._claim = _Claim(self.staged / OWNER)
         self._planned = plan_shards(keys)
-        self._old = self._find_old()
-        self._done = {
-            shard.file: shard
-            for shard in (self._old.shards if self._old else ())
-            if (shard.file, shard.keys) in {(p.file, p.keys) for p in self._planned}
-        }
-        self._leftovers = self._take_up()
+        self._old = find_store(folder, recipe.fingerprint)
+        held = self._old.manifest.shards if self._old is not None else ()
+        planned = {(shard.file, shard.keys) for shard in self._planned}
+        self._done = {s.file: s for s in held if (s.file, s.keys) in planned}
+        self._leftovers = take_up(folder, recipe.fingerprint)
+        self._kept = find_store(kept_folder(folder) / recipe.fingerprint, recipe.fingerprint)
+        beside = [*self._leftovers, *([self._kept] if self._kept is not None else [])]
         self._moves: dict[str, Path] = {}
+        self._adopt(beside)
         self._skeleton: Skeleton | None = None
-        self._known = _KnownRows(self.folder, self._old, self._leftovers, recipe)
+        beside += find_unlisted(folder, recipe.fingerprint)
+        self._known = _KnownRows(keys, self._old, beside, recipe)
 
     @property
     def resumed_rows(self) -> int:
         """How many of the texts an interrupted run has left to take up."""
+        return self._count_held(self._leftovers)
+
+    @property
+    def kept_rows(self) -> int:
+        """How many of the texts stand in a store that was kept when the settings were changed."""
+        return self._count_held([self._kept] if self._kept is not None else [])
+
+    def _count_held(self, snapshots: Sequence[Snapshot]) -> int:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if not self._leftovers:
+        if not snapshots:
             return 0
         # A row may stand in a whole shard and in what was kept of it before.
-        left = pa.concat_arrays([t["key"].combine_chunks() for t in self._leftovers.values()])
-        return int(pc.sum(pc.is_in(self.keys, value_set=left)).as_py() or 0)
+        held = pa.concat_arrays([keys for s in snapshots if (keys := _try_keys(s)) is not None])
+        return int(pc.sum(pc.is_in(self.keys, value_set=held)).as_py() or 0)
 
-    def _find_old(self) -> Manifest | None:
-        """What the store holds, if its vectors are of the same recipe."""
-        try:
-            manifest = read_manifest_file(self.folder / MANIFEST)
-        except StoreError:
-            return None  # damaged: everything is embedded again, and then it is replaced
-        if manifest is None or manifest.fingerprint != self.recipe.fingerprint:
-            return None
-        there = (s for s in manifest.shards if has_size(self.folder / s.file, s.bytes))
-        return replace(manifest, shards=tuple(there))
+    def has_vectors(self) -> npt.NDArray[np.bool_]:
+        """Which of the texts have vectors already, in the store or beside it: bool, [N]."""
+        return self._known.has_rows()
 
-    def _take_up(self) -> dict[Path, Any]:
-        """Whole files of an interrupted run with the same recipe; the others are removed."""
-        import pyarrow.parquet as pq
-
-        usable = {}
-        if not self.staged.exists():
-            return {}
-        for path in sorted(self.staged.iterdir()):
-            if path.stem.rpartition("-")[2] == hash_file(path)[:32]:
-                table = pq.ParquetFile(path, memory_map=True)
-                about = table.schema_arrow.metadata or {}
-                if about.get(b"fingerprint", b"").decode() == self.recipe.fingerprint:
-                    usable[path] = table.read(["key"])
-                    continue
-            path.unlink()
-        return usable
+    def _adopt(self, snapshots: Sequence[Snapshot]) -> None:
+        """Take shards beside the store that hold just what a planned one should, as they are."""
+        wanted = {s.keys: s for s in self._planned if s.file not in self._done}
+        disk = _find_disk(self.folder)
+        for snapshot in snapshots:
+            for shard in snapshot.manifest.shards:
+                plan = wanted.get(shard.keys)
+                if plan is not None and _find_disk(snapshot.folder) == disk:
+                    self._done[plan.file] = replace(shard, file=plan.file)
+                    self._moves[plan.file] = snapshot.locate(shard)
 
     def list_missing(self) -> list[tuple[int, int]]:
         """The shards still to be written, each as the range of its rows among the keys."""
@@ -134,7 +157,7 @@ class StoreUpdate:
 
         :returns: bool, [stop - start], and the rows of those that are known, in order.
         """
-        return self._known.find(self.keys.slice(start, stop - start))
+        return self._known.find(start, stop)
 
     def save_progress(self, places: npt.NDArray[np.int64], rows: Rows) -> None:
         """Keep what is finished of a shard, for a run that takes over after a kill.
@@ -166,21 +189,29 @@ class StoreUpdate:
         import pyarrow as pa
 
         check_vectors(rows.vectors, self._first_rows[places])
+        self._claim.hold()
         if self._skeleton is None or self._skeleton.rows != len(places):
             self._skeleton = make_skeleton(self.recipe, len(places))
         pieces, checks = self._skeleton.fill(self.keys.take(pa.array(places)), rows)
         unnamed = self.staged / f"{stem}.parquet"
-        with ThreadPoolExecutor(1) as beside:
-            hashed = beside.submit(hash_pieces, pieces)
-            with write_aside(unnamed) as file:
-                file.writelines(pieces)
-            sha256 = hashed.result()
-        path = unnamed.with_name(f"{stem}-{sha256[:32]}.parquet")
         try:
+            with ThreadPoolExecutor(1) as beside:
+                hashed = beside.submit(hash_pieces, pieces)
+                with write_aside(unnamed) as file:
+                    file.writelines(pieces)
+                sha256 = hashed.result()
+            path = unnamed.with_name(name_waiting(stem, sha256))
             unnamed.replace(path)
             sync_folder(self.staged)
         except OSError as error:
-            raise describe_write_error(error, path) from error
+            raise describe_write_error(error, unnamed) from error
+        except WriteError as error:
+            self._claim.hold()  # a run that took over may have removed what was half-written
+            cause = error.__cause__
+            is_full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
+            if is_full and list_kept(self.folder):
+                error.hint = _DROP_KEPT
+            raise
         size = sum(len(piece) for piece in pieces)
         return path, {"bytes": size, "sha256": sha256, "checks": checks}
 
@@ -188,20 +219,175 @@ class StoreUpdate:
         """Move the finished shards over the old ones and write the manifest.
 
         :param fidelity: of the vectors that this run added, as the manifest has it.
+        :raises StoreError: if the store is no longer the one that this run started from.
+        :raises LockedError: if another run has taken over.
         """
+        self._claim.hold()
+        if hash_manifest(self.folder) != self._replaces:
+            raise StoreError(
+                f"{self.folder}: changed by something else while this run was at work; nothing of "
+                "it was written over",
+                hint="run `pipeline embed` again, which takes up what this run has embedded",
+            )
         shards = [self._done[shard.file] for shard in self._planned]
         try:
-            self.staged.mkdir(parents=True, exist_ok=True)
-            for name, path in self._moves.items():
-                path.replace(self.staged / name)
+            for shard in shards:
+                path = self._moves.get(shard.file)
+                if path is not None and path != self.staged / name_staged(shard):
+                    path.replace(self.staged / name_staged(shard))
             sync_folder(self.staged)
         except OSError as error:
             raise describe_write_error(error, self.staged) from error
-        before = self._old.fidelity if self._old is not None else None
-        decision = replace(self.recipe.describe(shards), fidelity=_join_fidelity(before, fidelity))
-        write_manifest(self.staged / _DECISION, decision)
+        for known in (self._old, self._kept):
+            if known is not None:
+                fidelity = _join_fidelity(known.manifest.fidelity, fidelity)
+        decision = replace(self.recipe.describe(shards), fidelity=fidelity)
+        write_commit(self.folder, decision, self._replaces)
         finish_commit(self.folder)
         return read_manifest(self.folder)
+
+
+class _Claim:
+    """Tells a run whether it is still the only one that writes to a staging folder.
+
+    The lock of ``cache/`` sees to that, but a lock file can be deleted. Each run writes its own
+    mark before its first file, and looks for it before every further one.
+
+    :param path: the file with the mark.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mark = secrets.token_hex(16).encode()
+        self._is_made = False
+        self._one_at_a_time = threading.Lock()
+
+    def hold(self) -> None:
+        """Make the mark, or make sure that it is still there.
+
+        :raises LockedError: if it is not.
+        """
+        with self._one_at_a_time:
+            if not self._is_made:
+                write_bytes(self._path, self._mark)
+                self._is_made = True
+                return
+            try:
+                is_ours = self._path.read_bytes() == self._mark
+            except OSError:
+                is_ours = False
+        if not is_ours:
+            raise LockedError(
+                f"{self._path.parent}: another run has taken over, or the folder was removed; this "
+                "run has stopped and changed nothing in the store",
+                hint="let the other run end, then run the command again",
+            )
+
+
+def find_store(folder: Path, fingerprint: str) -> Snapshot | None:
+    """What a folder holds, if its vectors are of a certain recipe.
+
+    A manifest that is lost or damaged is made up for by reading every shard.
+    """
+    try:
+        manifest = read_manifest_file(folder / MANIFEST)
+    except StoreError:
+        manifest = None
+    if manifest is None:
+        manifest = join_shards(find_whole_shards(folder), fingerprint)
+    if manifest is None or manifest.fingerprint != fingerprint:
+        return None
+    there = (s for s in manifest.shards if has_size(folder / s.file, s.bytes))
+    return Snapshot(folder, replace(manifest, shards=tuple(there)), {})
+
+
+def find_whole_shards(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[Snapshot]:
+    """The shards in a folder that are whole, whatever their recipe, each as a store of its own.
+
+    :param leave_out: names of files that are not looked at.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = (
+        read_whole_shard(folder / name) for name in sorted(names - leave_out) if is_shard_file(name)
+    )
+    return [snapshot for snapshot in found if snapshot is not None]
+
+
+def join_shards(whole: Sequence[Snapshot], fingerprint: str) -> Manifest | None:
+    """One manifest of all shards of a recipe; ``None`` if there is none of it."""
+    of_recipe = [s.manifest for s in whole if s.manifest.fingerprint == fingerprint]
+    if not of_recipe:
+        return None
+    return replace(of_recipe[0], shards=tuple(m.shards[0] for m in of_recipe))
+
+
+def find_unlisted(folder: Path, fingerprint: str) -> list[Snapshot]:
+    """Whole shards of a recipe in a store whose manifest does not name them.
+
+    A commit has moved them there before an earlier manifest was put back.
+    """
+    try:
+        manifest = read_manifest_file(folder / MANIFEST)
+    except StoreError:
+        return []  # then all shards of that recipe count, see ``find_store``
+    if manifest is None:
+        return []
+    listed = frozenset(s.file for s in manifest.shards if has_size(folder / s.file, s.bytes))
+    whole = find_whole_shards(folder, listed)
+    return [s for s in whole if s.manifest.fingerprint == fingerprint]
+
+
+def take_up(folder: Path, fingerprint: str) -> list[Snapshot]:
+    """Whole files that interrupted runs with a certain recipe have left beside a store.
+
+    Those of another recipe are kept with the stores of earlier settings; damaged ones are removed.
+    """
+    kept = kept_folder(folder)
+    places = list_staging(folder)
+    found = []
+    for place in [*places, kept / fingerprint]:
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if is_scratch(path):
+                path.unlink(missing_ok=True)
+            elif is_waiting(path.name) or (is_shard_file(path.name) and place in places):
+                snapshot = _read_waiting(path)
+                if snapshot is None:
+                    path.unlink(missing_ok=True)
+                elif snapshot.manifest.fingerprint == fingerprint:
+                    found.append(snapshot)
+                elif place == places[0]:
+                    _keep(snapshot, kept / snapshot.manifest.fingerprint)
+    return found
+
+
+def _read_waiting(path: Path) -> Snapshot | None:
+    """A file that waits for a commit, if it is whole."""
+    if not is_waiting(path.name):
+        return read_whole_shard(path)
+    if path.stem.rpartition("-")[2] != hash_file(path)[:32]:
+        return None
+    return read_whole_shard(path, is_hashed=True)
+
+
+def _keep(snapshot: Snapshot, target: Path) -> None:
+    shard = snapshot.manifest.shards[0]
+    name = shard.file if is_waiting(shard.file) else name_staged(shard)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (snapshot.folder / shard.file).replace(target / name)
+    except OSError as error:
+        raise describe_write_error(error, target) from error
+
+
+def _find_disk(folder: Path) -> int | None:
+    """The device of a folder, or of that in which it will be made."""
+    real = Path(os.path.realpath(folder))
+    for candidate in (real, real.parent):
+        try:
+            return candidate.stat().st_dev
+        except OSError:
+            continue
+    return None
 
 
 def _join_fidelity(
@@ -216,93 +402,80 @@ def _join_fidelity(
     }
 
 
-def staging_folder(folder: Path) -> Path:
-    """Where the next state of a store is built: beside it, on the same disk."""
-    return folder.with_name(folder.name + ".next")
-
-
-def finish_commit(folder: Path) -> None:
-    """Carry out a commit that was decided on; doing so again after a kill does no harm.
-
-    ``commit.json`` is the decision: once it is on the disk, every shard it names is whole, either
-    still in the staging folder or already in the store.
-    """
-    staged = staging_folder(folder)
-    try:
-        manifest = read_manifest_file(staged / _DECISION)
-    except StoreError:
-        return  # damaged, so it decides nothing; what it named is found by its hashes or made anew
-    if manifest is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        named = {shard.file for shard in manifest.shards}
-        for name in sorted(named):
-            if (staged / name).is_file():
-                (staged / name).replace(folder / name)
-        for file in folder.glob("part-*.parquet"):
-            if file.name not in named:
-                file.unlink()
-        sync_folder(folder)
-        write_manifest(folder / MANIFEST, manifest)
-        shutil.rmtree(staged)
-    except OSError as error:
-        raise describe_write_error(error, folder) from error
-
-
 class _KnownRows:
-    """Rows that need not be embedded: of the old store, and of an interrupted run."""
+    """Rows that need not be embedded: of the store as it is, and of what lies beside it.
+
+    :param keys: of the texts that the store should hold.
+    :param store: the store as it is; a damage there is an error, since there is a command for it.
+    :param beside: shards of interrupted runs and earlier stores; a damaged one is passed over.
+    """
 
     def __init__(
-        self, folder: Path, old: Manifest | None, leftovers: Mapping[Path, Any], recipe: Recipe
+        self, keys: pa.Array, store: Snapshot | None, beside: Sequence[Snapshot], recipe: Recipe
     ) -> None:
-        self._folder = folder
-        self._old = old
-        self._leftovers = leftovers
+        self._keys = keys
+        self._store = store
+        self._beside = beside
         self._recipe = recipe
-        self._index: list[tuple[Path | None, pa.Array]] | None = None
+        self._sources: list[Snapshot] = []
+        self._starts = np.zeros(1, np.int64)  # of the rows of each source among those of all
+        self._rows: npt.NDArray[np.int64] | None = None  # of each key among those; -1 for none
 
-    def find(self, keys: pa.Array) -> tuple[npt.NDArray[np.bool_], Rows]:
+    def find(self, start: int, stop: int) -> tuple[npt.NDArray[np.bool_], Rows]:
+        """Which texts of a range of keys are known, and their rows."""
+        rows = self._locate()[start:stop]
+        known = rows >= 0
+        source_of = np.searchsorted(self._starts, rows, side="right") - 1
+        n_tokens = np.empty(len(rows), np.int32)
+        shape = (len(rows), len(self._recipe.layers), self._recipe.width)
+        vectors = np.empty(shape, self._recipe.dtype)
+        for number in np.unique(source_of[known]).tolist():
+            source = self._sources[number]
+            found = np.flatnonzero(known & (source_of == number))
+            try:
+                held = read_rows(source, rows[found] - self._starts[number])
+            except StoreError as error:
+                if source is self._store:
+                    raise
+                warn(f"{error.message}; its texts are embedded again")
+                known[found] = False
+                continue
+            n_tokens[found], vectors[found] = held.n_tokens, held.vectors
+        return known, Rows(n_tokens[known], vectors[known])
+
+    def has_rows(self) -> npt.NDArray[np.bool_]:
+        """Which of the keys are known: bool, [N]."""
+        return self._locate() >= 0
+
+    def _locate(self) -> npt.NDArray[np.int64]:
+        """The row of each key among those of all sources: all are looked up at once, once."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        known = np.zeros(len(keys), bool)
-        n_tokens = np.empty(len(keys), np.int32)
-        shape = (len(keys), len(self._recipe.layers), self._recipe.width)
-        vectors = np.empty(shape, self._recipe.dtype)
-        for path, have in self._sources():
-            place = pc.index_in(keys, value_set=have)
-            found = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False) & ~known)
-            if not len(found):
-                continue
-            wanted = place.take(pa.array(found)).to_numpy()
-            rows = self._read(path, keys.take(pa.array(found)), wanted)
-            known[found] = True
-            n_tokens[found], vectors[found] = rows.n_tokens, rows.vectors
-        return known, Rows(n_tokens[known], vectors[known])
+        if self._rows is not None:
+            return self._rows
+        held = []
+        for source in self._beside:
+            keys = _try_keys(source)
+            if keys is not None:
+                self._sources.append(source)
+                held.append(keys)
+        if self._store is not None:
+            self._sources.append(self._store)
+            held.append(read_keys(self._store))
+        self._rows = np.full(len(self._keys), -1, np.int64)
+        if held:
+            self._starts = np.cumsum([0, *map(len, held[:-1])])
+            found = pc.index_in(self._keys, value_set=pa.concat_arrays(held))
+            self._rows = found.fill_null(-1).to_numpy().astype(np.int64)
+        return self._rows
 
-    def _sources(self) -> list[tuple[Path | None, pa.Array]]:
-        if self._index is None:
-            self._index = [(p, t["key"].combine_chunks()) for p, t in self._leftovers.items()]
-            if self._old is not None and self._old.shards:
-                self._index.append((None, read_keys(self._folder, self._old)))
-        return self._index
 
-    def _read(self, path: Path | None, keys: pa.Array, places: npt.NDArray[np.int64]) -> Rows:
-        if path is None:
-            assert self._old is not None
-            return read_rows(self._folder, self._old, keys)
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path, memory_map=True)
-        vectors = [
-            table[name_layer(layer)].combine_chunks().flatten().to_numpy()
-            for layer in self._recipe.layers
-        ]
-        stacked = np.stack(
-            [flat.reshape(-1, self._recipe.width)[places] for flat in vectors], axis=1
-        )
-        return Rows(table["n_tokens"].to_numpy()[places], stacked)
+def _try_keys(snapshot: Snapshot) -> pa.Array | None:
+    try:
+        return read_keys(snapshot)
+    except StoreError:
+        return None
 
 
 def check_vectors(vectors: Vectors, rows: npt.NDArray[np.int64]) -> None:

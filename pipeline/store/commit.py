@@ -1,0 +1,368 @@
+"""Commits, and what a store holds at a moment: one that was decided counts, carried out or not.
+
+``commit.json`` in the staging folder is the decision. It names the manifest that it replaces and
+every shard of the store's next state. Each of those is on the disk by then: it waits in the staging
+folder or is in the store already. Whoever reads the store in between finds all shards by it, and
+whoever holds the lock carries it out. A kill between any two of its steps leaves a state from which
+doing all of them again ends in the same store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import sleep
+from typing import TypeVar
+
+from pipeline.console import say, warn
+from pipeline.errors import StoreError
+from pipeline.files import SCRATCH_PREFIX, describe_write_error, sync_folder, write_bytes
+from pipeline.store.folders import (
+    COMMIT,
+    clear_folder,
+    is_scratch,
+    kept_folder,
+    list_kept,
+    list_staging,
+    move_aside,
+    name_staged,
+    staging_folder,
+)
+from pipeline.store.manifest import (
+    MANIFEST,
+    REPAIR,
+    Manifest,
+    Shard,
+    format_manifest,
+    has_size,
+    is_shard_file,
+    parse_manifest,
+    read_manifest_file,
+    write_manifest,
+)
+
+KEPT_STORES = 2  # of earlier settings
+_READS = 12  # of a store that another run rewrites meanwhile
+_PAUSE_SECONDS = 0.02  # before the second read, and that much longer before each further one
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A store as it stands at one moment.
+
+    :param folder: the store, or a folder beside it that holds shards.
+    :param manifest: what it holds.
+    :param staged: file name → path of the shards that a commit has still to move into the folder.
+    """
+
+    folder: Path
+    manifest: Manifest
+    staged: Mapping[str, Path]
+
+    def locate(self, shard: Shard) -> Path:
+        """Where a shard stands."""
+        return self.staged.get(shard.file, self.folder / shard.file)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A change of a store that was decided.
+
+    :param folder: the store.
+    :param manifest: what it shall hold.
+    :param replaces: SHA-256 of the manifest file that it was decided against; ``None`` if there was
+        none.
+    :param knows_replaced: whether it says so; one of an older version of this program does not.
+    """
+
+    folder: Path
+    manifest: Manifest
+    replaces: str | None
+    knows_replaced: bool
+
+    def find_staged(self, shard: Shard) -> Path | None:
+        """Where a shard waits, if it was not moved yet."""
+        staged = staging_folder(self.folder)
+        for name in (name_staged(shard), shard.file):  # older versions took the hash off before
+            if has_size(staged / name, shard.bytes):
+                return staged / name
+        return None
+
+    def is_due(self) -> bool:
+        """Whether it belongs to the store as it is now, and can be carried out.
+
+        A store that was put back meanwhile, as ``dvc checkout`` does, has another manifest, or
+        lacks what was moved into it before.
+        """
+        if self.knows_replaced:
+            now = hash_manifest(self.folder)
+            done = hashlib.sha256(format_manifest(self.manifest)).hexdigest()
+            if now not in {self.replaces, done} and _read_readable(self.folder) is not None:
+                return False
+        return all(
+            self.find_staged(shard) is not None or _holds(self.folder / shard.file, shard)
+            for shard in self.manifest.shards
+        )
+
+
+def _holds(path: Path, shard: Shard) -> bool:
+    """Whether a file is a certain shard, as far as its size and the hashes in its footer tell."""
+    if not has_size(path, shard.bytes):
+        return False
+    try:
+        return bool(json.loads(_read_about(path)[b"checks"]) == shard.checks)
+    except (ValueError, KeyError):
+        return False
+
+
+def _read_about(path: Path) -> Mapping[bytes, bytes]:
+    """What a shard says of itself in its footer; nothing if it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return dict(pq.read_metadata(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return {}
+
+
+def hash_manifest(folder: Path) -> str | None:
+    """SHA-256 of the bytes of a store's manifest, whatever they are; ``None`` if there is none."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _read_readable(folder: Path) -> Manifest | None:
+    """The manifest of a store, if there is one that can be read."""
+    try:
+        return read_manifest_file(folder / MANIFEST)
+    except StoreError:
+        return None
+
+
+def write_commit(folder: Path, manifest: Manifest, replaces: str | None) -> None:
+    """Decide that a store shall hold what a manifest says; its shards are on the disk."""
+    write_bytes(staging_folder(folder) / COMMIT, format_manifest(manifest, replaces=replaces))
+
+
+def read_commit(folder: Path) -> Commit | None:
+    """What was decided and not carried out; a damaged decision decides nothing."""
+    try:
+        raw = (staging_folder(folder) / COMMIT).read_bytes()
+        manifest = parse_manifest(raw, "replaces")
+    except (OSError, StoreError):
+        return None
+    content = json.loads(raw)
+    return Commit(folder, manifest, content.get("replaces"), "replaces" in content)
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """What a store holds now, a commit that was decided included.
+
+    :raises StoreError: if there is no store, or its manifest is damaged or of another version.
+    """
+    commit = read_commit(folder)
+    if commit is not None and commit.is_due():
+        found = {shard.file: commit.find_staged(shard) for shard in commit.manifest.shards}
+        staged = {name: path for name, path in found.items() if path is not None}
+        return Snapshot(folder, commit.manifest, staged)
+    path = folder / MANIFEST
+    manifest = read_manifest_file(path)
+    if manifest is None:
+        lost = any(folder.glob("part-*.parquet"))
+        hint = REPAIR if lost else "run `pipeline embed` first"
+        raise StoreError(f"{path}: no such file", hint=hint)
+    return Snapshot(folder, manifest, {})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a store holds.
+
+    :raises StoreError: if there is no store, or its manifest is damaged or of another version.
+    """
+    return read_snapshot(folder).manifest
+
+
+def read_steadily(
+    folder: Path,
+    read: Callable[[Snapshot], T],
+    *,
+    start: Snapshot | None = None,
+    fingerprint: str | None = None,
+) -> T:
+    """Read a store that another run may be changing: again, if it has changed on the way.
+
+    :param read: what reads; all that it reads must be checked against the manifest.
+    :param start: the state to try first; that of now if left out.
+    :param fingerprint: of the vectors wanted; any if ``None``.
+    :raises StoreError: if what does not change is damaged, or the changes do not end.
+    """
+    snapshot = start or read_snapshot(folder)
+    for number in range(1, _READS + 1):
+        if fingerprint is not None and snapshot.manifest.fingerprint != fingerprint:
+            raise StoreError(
+                f"{folder}: rewritten with other settings while it was being read",
+                hint="run the command again",
+            )
+        try:
+            return read(snapshot)
+        except StoreError:
+            now = read_snapshot(folder)
+            if now == snapshot:
+                raise
+            snapshot = now
+        sleep(number * _PAUSE_SECONDS)
+    raise StoreError(
+        f"{folder}: another run rewrites it faster than it can be read",
+        hint="wait until that run ends, then run the command again",
+    )
+
+
+def finish_commit(folder: Path) -> None:
+    """Carry out a commit that was decided on; doing so again after a kill does no harm.
+
+    One that belongs to another state of the store is dropped; its shards stay where they wait, and
+    the next run takes up their vectors.
+    """
+    commit = read_commit(folder)
+    staged = staging_folder(folder)
+    if commit is None:
+        with contextlib.suppress(OSError):
+            staged.rmdir()  # all but this was done before a kill; what is not empty stays
+        return
+    try:
+        if commit.is_due():
+            _carry_out(commit)
+        else:
+            (staged / COMMIT).unlink()
+            say(
+                f"{staged}: a run that was cut short meant to change another state of {folder}; "
+                "its vectors stay for `pipeline embed` to take up"
+            )
+    except OSError as error:
+        raise describe_write_error(error, folder) from error
+
+
+def _carry_out(commit: Commit) -> None:
+    folder, new = commit.folder, commit.manifest
+    Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
+    old = _read_readable(folder)
+    if old is not None and old.fingerprint != new.fingerprint:
+        _retire(commit, old)
+    held = _list_own(folder, old, new)
+    for shard in new.shards:
+        staged = commit.find_staged(shard)
+        if staged is not None:
+            target = folder / shard.file
+            if os.path.lexists(target) and (shard.file not in held or target.is_dir()):
+                _move_stray(folder, shard.file)
+            staged.replace(target)
+    named = {shard.file for shard in new.shards}
+    for path in sorted(folder.iterdir()):
+        if is_scratch(path):
+            path.unlink()
+        elif is_shard_file(path.name) and path.name not in named:
+            if path.name in held and not path.is_dir():
+                path.unlink()
+            else:
+                _move_stray(folder, path.name)
+    sync_folder(folder)
+    write_manifest(folder / MANIFEST, new)
+    clear_folder(kept_folder(folder) / new.fingerprint)  # its rows are in the store again
+    drop_kept(folder, KEPT_STORES)
+    for place in list_staging(folder):
+        clear_folder(place)
+
+
+def _list_own(folder: Path, old: Manifest | None, new: Manifest) -> set[str]:
+    """Files of a store that this program wrote; where the manifest is lost, they tell themselves.
+
+    :param new: what the store shall hold.
+    """
+    if old is not None:
+        return {shard.file for shard in old.shards}
+    fingerprint = new.fingerprint.encode()
+    return {
+        path.name
+        for path in folder.glob("part-*.parquet")
+        if _read_about(path).get(b"fingerprint") == fingerprint
+    }
+
+
+def _retire(commit: Commit, old: Manifest) -> None:
+    """Keep the store of earlier settings, so that going back to them costs nothing."""
+    folder = commit.folder
+    kept = kept_folder(folder) / old.fingerprint
+    for path in kept.glob(f"{SCRATCH_PREFIX}*"):
+        path.unlink()
+    if _read_readable(kept) != old:  # of another moment; what an interrupted run left there stays
+        for path in kept.glob("part-*.parquet"):
+            if is_shard_file(path.name):
+                path.unlink()
+        write_manifest(kept / MANIFEST, old)
+    new = {shard.file: shard for shard in commit.manifest.shards}
+    for shard in old.shards:
+        successor = new.get(shard.file)
+        # Once the new shard of this name has left the staging folder, the file is the new one.
+        is_old = successor is None or commit.find_staged(successor) is not None
+        if is_old and has_size(folder / shard.file, shard.bytes):
+            (folder / shard.file).replace(kept / shard.file)
+    sync_folder(kept)
+
+
+def _move_stray(folder: Path, name: str) -> None:
+    target = move_aside(folder, name)
+    warn(f"{folder / name}: is not a file of this store; moved to {target}")
+
+
+def drop_kept(folder: Path, most: int, *, spared: frozenset[str] = frozenset()) -> int:
+    """Remove the stores of earlier settings that have not been in use for longest.
+
+    :param most: how many may stay.
+    :param spared: fingerprints of those that stay whatever their number.
+    :returns: how many bytes were freed.
+    """
+    others = [path for path in list_kept(folder) if path.name not in spared]
+    freed = 0
+    for path in others[most:]:
+        freed += sum(file.lstat().st_size for file in path.iterdir())
+        clear_folder(path)
+    clear_folder(kept_folder(folder))
+    return freed
+
+
+@dataclass(frozen=True)
+class KeptStore:
+    """A store of earlier settings.
+
+    :param folder: its folder.
+    :param manifest: what it holds of what it held; ``None`` if only an interrupted run's work is
+        there.
+    :param bytes: the size of its files.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+    bytes: int
+
+
+def read_kept(folder: Path) -> list[KeptStore]:
+    """The stores of earlier settings, the one that was in use last first."""
+    found = []
+    for path in list_kept(folder):
+        manifest = _read_readable(path)
+        if manifest is not None:
+            there = (s for s in manifest.shards if has_size(path / s.file, s.bytes))
+            manifest = replace(manifest, shards=tuple(there))
+        size = sum(file.lstat().st_size for file in path.iterdir())
+        found.append(KeptStore(path, manifest, size))
+    return found

@@ -1,0 +1,126 @@
+"""The folders beside a store, and what this program writes to them.
+
+A store may be a symbolic link to another disk, or a disk of its own. What is renamed into it must
+stand on its disk, so these folders stand beside the folder that the link leads to, or inside one
+that a disk is mounted on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from pipeline.files import SCRATCH_PREFIX
+from pipeline.store.manifest import MANIFEST, Shard, is_shard_file
+
+COMMIT = "commit.json"
+OWNER = "owner"
+# The whole shards and the parts of shards that wait for a commit carry the hash of their bytes.
+_WAITING = re.compile(r"(part|rows)-\d{5,12}-[0-9a-f]{32}\.parquet")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+def staging_folder(folder: Path) -> Path:
+    """Where the next state of a store is built."""
+    return _beside(folder, "next")
+
+
+def list_staging(folder: Path) -> list[Path]:
+    """The staging folder, and where older versions had theirs if that is another one."""
+    places = [staging_folder(folder)]
+    beside_link = folder.with_name(f"{folder.name}.next")
+    if os.path.realpath(beside_link) != os.path.realpath(places[0]):
+        places.append(beside_link)
+    return places
+
+
+def kept_folder(folder: Path) -> Path:
+    """Where the stores of earlier settings are kept, each in a folder named by its fingerprint."""
+    return _beside(folder, "old")
+
+
+def aside_folder(folder: Path) -> Path:
+    """Where files go that stood in a store and were not written by this program."""
+    return _beside(folder, "aside")
+
+
+def _beside(folder: Path, what: str) -> Path:
+    real = Path(os.path.realpath(folder))
+    with contextlib.suppress(OSError):
+        if real.stat().st_dev != real.parent.stat().st_dev:
+            return real / f".{what}"
+    return real.with_name(f"{real.name}.{what}")
+
+
+def list_kept(folder: Path) -> list[Path]:
+    """The stores of earlier settings, the one that was in use last first."""
+    with contextlib.suppress(OSError):
+        kept = [p for p in kept_folder(folder).iterdir() if _FINGERPRINT.fullmatch(p.name)]
+        return sorted(kept, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return []
+
+
+def list_strays(folder: Path, named: set[str]) -> list[str]:
+    """What stands in a store and is neither one of some shards nor a manifest.
+
+    :param named: file names of the shards.
+    """
+    inside = {place(folder).name for place in (staging_folder, kept_folder, aside_folder)}
+    return sorted({entry.name for entry in folder.iterdir()} - named - {MANIFEST} - inside)
+
+
+def name_waiting(stem: str, sha256: str) -> str:
+    """The name of a file that waits for a commit: ``part-00007-<half of its hash>.parquet``."""
+    return f"{stem}-{sha256[:32]}.parquet"
+
+
+def name_staged(shard: Shard) -> str:
+    """The name of a shard while it waits for the commit that moves it into the store."""
+    return name_waiting(shard.file.removesuffix(".parquet"), shard.sha256)
+
+
+def is_waiting(name: str) -> bool:
+    """Whether a file waits for a commit and carries its hash in its name."""
+    return _WAITING.fullmatch(name) is not None
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a file was left half-written by a run that was killed."""
+    return path.name.startswith(SCRATCH_PREFIX) and path.is_file() and not path.is_symlink()
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what this program wrote to a folder beside a store, and the folder if that was all.
+
+    What decides a commit goes last, so that a kill on the way leaves nothing undecided.
+    """
+    if not folder.is_dir():
+        return
+    ours = [path for path in folder.iterdir() if _is_ours(path)]
+    for path in sorted(ours, key=lambda path: path.name == COMMIT):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another's file is in it, so it stays
+        folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    if is_scratch(path) or is_shard_file(path.name) or is_waiting(path.name):
+        return path.is_symlink() or not path.is_dir()
+    return path.name in {COMMIT, OWNER, MANIFEST} and not path.is_dir()
+
+
+def move_aside(folder: Path, name: str) -> Path:
+    """Move a file, a link or a folder out of a store, whatever it is.
+
+    :returns: where it is now.
+    """
+    target = aside_folder(folder) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while os.path.lexists(target):
+        target = target.with_name(f"{name}.{number}")
+        number += 1
+    (folder / name).rename(target)
+    return target

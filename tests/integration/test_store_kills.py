@@ -1,0 +1,244 @@
+"""A run that is killed at each step of its commit, and then every command in turn.
+
+By the time of the commit every text is embedded, so whatever command comes next, nothing may be
+embedded again, no command may end in a traceback, and no vector may be another than that of a run
+that was left alone.
+
+A step is one call that changes the disk. The short test runs one command after each kill, in turn;
+the long one runs each of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.project import Project
+from pipeline.store import manifest as layout
+from pipeline.store import read_manifest, read_vectors
+from tests.conftest import Cli, edit_params, run_stages
+from tests.disk import Disk
+
+SHARD_ROWS = 16
+COMMANDS = [
+    ("cache", "info"),
+    ("cache", "verify"),
+    ("cache", "verify", "--repair"),
+    ("cache", "export", "vectors.npy"),
+    ("cache", "prune"),
+    ("embed",),
+    ("train-heads",),
+    ("report",),
+]
+
+
+def write_texts(path: Path, numbers: list[int]) -> None:
+    lines = [f"{('ham', 'spam')[n % 3 == 0]}\tmessage {n} of a corpus" for n in numbers]
+    path.write_text("label\tmessage\n" + "\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def base(project: Path, tiny_backbone: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of 60 texts in four shards, with all stages run."""
+    monkeypatch.setattr(layout, "SHARD_ROWS", SHARD_ROWS)
+    write_texts(project / "texts.tsv", list(range(60)))
+    edit_params(
+        {
+            "fetch.dataset": "texts.tsv",
+            "fetch.backbones": [str(tiny_backbone)],
+            "embed.max_tokens": 32,
+            "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
+            "heads.tasks": {"spam": {}},
+            "heads.max_epochs": 2,
+            "heads.search": [],
+        }
+    )
+    run_stages(cli, "fetch", "prepare", "embed", "train-heads", "report")
+    return project
+
+
+def change_corpus(project: Path, cli: Cli) -> None:
+    """Twenty texts more and two less, so that every shard but the first is another."""
+    numbers = [number for number in range(80) if number not in {20, 41}]
+    write_texts(project / "texts.tsv", numbers)
+    run_stages(cli, "fetch", "prepare")
+
+
+def change_settings(project: Path, cli: Cli) -> None:
+    """Another recipe: no vector of the store is right for it."""
+    edit_params({"embed.max_tokens": 12})
+
+
+def change_settings_and_back(project: Path, cli: Cli) -> None:
+    """The store of these settings is kept beside the present one."""
+    edit_params({"embed.max_tokens": 12})
+    run_stages(cli, "embed")
+    edit_params({"embed.max_tokens": 32})
+
+
+def lose_manifest(project: Path, cli: Cli) -> None:
+    """Whole shards without a manifest, and more texts."""
+    change_corpus(project, cli)
+    (Project(project).embeddings / "manifest.json").unlink()
+
+
+CHANGES = [change_corpus, change_settings, change_settings_and_back, lose_manifest]
+
+
+def record_states(project: Path, states: Path) -> None:
+    """Run `pipeline embed`, and kill a copy of its process at each step of its commit.
+
+    :param states: a folder for what each kill has left of ``cache/``: 1, 2, …
+    """
+    from pipeline.cli import main
+    from pipeline.store import StoreUpdate
+
+    os.chdir(project)
+    output = os.open(states / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    layout.SHARD_ROWS = SHARD_ROWS
+    commit = StoreUpdate.commit
+    cache = Project(project).cache
+
+    def commit_with_kills(self: StoreUpdate, *arguments: object) -> object:
+        shutil.copytree(cache, states / "0")
+        for number in itertools.count(1):
+            child = os.fork()
+            if not child:
+                disk = Disk(pytest.MonkeyPatch(), cache, removals=True)
+                disk.kills, disk.fails_at = True, number
+                commit(self, *arguments)  # type: ignore[arg-type]
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            if status == 0:
+                break
+            assert os.WIFSIGNALED(status), status
+            shutil.copytree(cache, states / str(number))
+            shutil.rmtree(cache)
+            shutil.copytree(states / "0", cache)
+        os._exit(0)
+
+    StoreUpdate.commit = commit_with_kills  # type: ignore[method-assign, assignment]
+    sys.argv = ["pipeline", "embed"]
+    main()
+
+
+@dataclass
+class Scene:
+    """States that kills have left, and what must come of them.
+
+    :param states: what each kill has left of ``cache/``, in the order of the steps.
+    :param expected: the vectors of a run that was left alone: [N, L, D], of the rows of the corpus.
+    :param before: those of the store before that run, if it held the texts; else ``None``.
+    :param has_manifest: whether that store had one.
+    """
+
+    project: Project
+    states: list[Path]
+    expected: np.ndarray
+    before: np.ndarray | None
+    has_manifest: bool
+
+    def restore(self, state: Path) -> None:
+        """Put the project back to what a kill has left."""
+        shutil.rmtree(self.project.cache)
+        shutil.copytree(state, self.project.cache)
+
+    def read(self) -> np.ndarray:
+        """The vectors of the rows of the corpus, by their keys."""
+        keys = pq.read_table(self.project.texts, columns=["key"])["key"].combine_chunks()
+        return read_vectors(self.project.embeddings, keys, (0, 1, 2), np.float16)
+
+    def check(self, command: tuple[str, ...], result: CompletedProcess[str]) -> None:
+        """Check what a command said and what it exported."""
+        said = result.stdout + result.stderr
+        assert "Traceback" not in said, said
+        assert result.returncode in (0, 1), said
+        if result.returncode == 1:
+            # A store that was not changed yet may lack texts, or the manifest that it lacked before;
+            # nothing else may be wrong with it.
+            lost = "manifest.json: no such file" in said and "cache verify --repair" in said
+            assert lost or command[-1] in {"vectors.npy", "train-heads", "report"}, said
+            assert not (lost and self.has_manifest), said
+            assert "Error: " in said, said
+            assert "next: " in said, said
+            assert "damaged" not in said, said
+        if command[-1] == "vectors.npy" and result.returncode == 0:
+            found = np.load("vectors.npy").reshape(self.expected.shape)
+            assert any(
+                one is not None and np.array_equal(found, one)
+                for one in (self.expected, self.before)
+            )
+
+
+def make_scene(base: Path, tmp_path: Path, cli: Cli, change: object) -> Scene:
+    project = Project(base)
+    change(base, cli)  # type: ignore[operator]
+    states = tmp_path / "states"
+    states.mkdir()
+    process = multiprocessing.get_context("spawn").Process(
+        target=record_states, args=(base, states)
+    )
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, (states / "output").read_text()
+    numbers = sorted(int(state.name) for state in states.iterdir() if state.name.isdigit())
+    assert len(numbers) > 20, "the commit was not as this test thinks"
+    scene = Scene(project, [states / str(n) for n in numbers], np.empty(0), None, change != lose_manifest)
+    scene.restore(states / "0")
+    if change in (change_settings, change_settings_and_back):
+        scene.before = scene.read()
+    shutil.rmtree(project.embeddings)
+    for name in ("embeddings.next", "embeddings.old"):
+        shutil.rmtree(project.cache / name, ignore_errors=True)
+    run_stages(cli, "embed")
+    scene.expected = scene.read()
+    return scene
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_command_after_a_kill_at_each_step_of_a_commit(
+    base: Path, tmp_path: Path, cli: Cli, change: object
+) -> None:
+    check_commands(make_scene(base, tmp_path, cli, change), cli, every=False)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_command_after_each_kill(base: Path, tmp_path: Path, cli: Cli, change: object) -> None:
+    check_commands(make_scene(base, tmp_path, cli, change), cli, every=True)
+
+
+def check_commands(scene: Scene, cli: Cli, *, every: bool) -> None:
+    """Restore each state, run a command, or each of them, and then see that nothing was lost."""
+    turns = itertools.product(scene.states, COMMANDS)
+    if not every:
+        turns = zip(scene.states, itertools.cycle(COMMANDS), strict=False)
+    for state, command in turns:
+        scene.restore(state)
+        where = f"killed at step {state.name}, then {' '.join(command)}"
+        scene.check(command, cli(*command))
+        run_stages(cli, "embed")
+        embedded = json.loads(scene.project.last_embed.read_text())["embedded"]
+        assert embedded == 0, where
+        np.testing.assert_array_equal(scene.read(), scene.expected, err_msg=where)
+        verified = cli("cache", "verify")
+        assert verified.returncode == 0, f"{where}: {verified.stdout}{verified.stderr}"
+        names = {path.name for path in scene.project.cache.iterdir()}
+        assert "embeddings.next" not in names, where
+        assert not list(scene.project.embeddings.rglob(".tmp-*")), where
+        held = {shard.file for shard in read_manifest(scene.project.embeddings).shards}
+        assert {p.name for p in scene.project.embeddings.iterdir()} == held | {"manifest.json"}
+        assert "embeddings.aside" not in names, where
