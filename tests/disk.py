@@ -20,6 +20,7 @@ class Disk:
     :param removals: whether to count removals as well.
     :ivar calls: how many there were.
     :ivar fails_at: the number of the one that fails; the first is 1.
+    :ivar lasts: fail at all further ones too, as a read-only disk does.
     :ivar errno: what it fails with.
     :ivar kills: kill this process there instead, in the midst of the write if it is one to a file.
     """
@@ -30,6 +31,7 @@ class Disk:
         self.folders = [str(folder.absolute()) for folder in folders]
         self.calls = 0
         self.fails_at = sys.maxsize
+        self.lasts = False
         self.errno = 0
         self.kills = False
         names = ["mkdir", "rename", "replace", "chmod", "open", "fsync"]
@@ -68,7 +70,7 @@ class Disk:
             if self.calls == self.fails_at and self.kills:
                 write_half()
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.calls == self.fails_at:
+            if self.calls == self.fails_at or (self.lasts and self.calls > self.fails_at):
                 raise OSError(self.errno, os.strerror(self.errno), path)
 
 

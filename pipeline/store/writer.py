@@ -102,7 +102,7 @@ class StoreUpdate:
         self._done = {s.file: s for s in held if (s.file, s.keys) in planned}
         self._leftovers = take_up(folder, recipe.fingerprint)
         self._kept = find_store(kept_folder(folder) / recipe.fingerprint, recipe.fingerprint)
-        beside = [*self._leftovers, *([self._kept] if self._kept is not None else [])]
+        beside = [*self._leftovers, *(split_store(self._kept) if self._kept is not None else [])]
         self._moves: dict[str, Path] = {}
         self._adopt(beside)
         self._skeleton: Skeleton | None = None
@@ -301,6 +301,14 @@ def find_store(folder: Path, fingerprint: str) -> Snapshot | None:
     return Snapshot(folder, replace(manifest, shards=tuple(there)), {})
 
 
+def split_store(snapshot: Snapshot) -> list[Snapshot]:
+    """Each shard of a store as a store of its own, so that a damage costs no other shard."""
+    manifest = snapshot.manifest
+    return [
+        replace(snapshot, manifest=replace(manifest, shards=(shard,))) for shard in manifest.shards
+    ]
+
+
 def find_whole_shards(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[Snapshot]:
     """The shards in a folder that are whole, whatever their recipe, each as a store of its own.
 
@@ -423,7 +431,8 @@ class _KnownRows:
 
     def find(self, start: int, stop: int) -> tuple[npt.NDArray[np.bool_], Rows]:
         """Which texts of a range of keys are known, and their rows."""
-        rows = self._locate()[start:stop]
+        everywhere = self._locate()
+        rows = everywhere[start:stop]
         known = rows >= 0
         source_of = np.searchsorted(self._starts, rows, side="right") - 1
         n_tokens = np.empty(len(rows), np.int32)
@@ -437,8 +446,11 @@ class _KnownRows:
             except StoreError as error:
                 if source is self._store:
                     raise
-                warn(f"{error.message}; its texts are embedded again")
+                warn(f"{error.message}; the texts of that file are embedded again")
                 known[found] = False
+                first = self._starts[number]
+                lost = (everywhere >= first) & (everywhere < first + source.manifest.rows)
+                everywhere[lost] = -1
                 continue
             n_tokens[found], vectors[found] = held.n_tokens, held.vectors
         return known, Rows(n_tokens[known], vectors[known])

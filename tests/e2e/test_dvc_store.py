@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import edit_params
+from tests.conftest import ROOT, edit_params
 from tests.e2e.test_dvc import clone, dvc, repro
 
 ROWS = 9000  # three shards
@@ -84,6 +88,72 @@ def test_push_moves_only_new_shards_and_pull_brings_the_store_back(workspace: Pa
     dvc(workspace, "pull")
     assert {file.name: file.read_bytes() for file in store.iterdir()} == held
     assert repro(workspace) == []
+
+
+CUT_COMMIT = """
+import os, sys
+from pathlib import Path
+rename = Path.replace
+def cut(self, target):
+    moved = rename(self, target)
+    if self.parent.name == "embeddings.next" and target.parent.name == "embeddings":
+        os._exit(9)
+    return moved
+Path.replace = cut
+from pipeline.cli import main
+sys.argv = ["pipeline", "embed"]
+main()
+"""
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_checkout_of_an_older_store_after_a_kill_in_a_commit(workspace: Path) -> None:
+    repro(workspace)
+    lock = (workspace / "dvc.lock").read_bytes()
+    store = workspace / "cache/embeddings"
+    held = {file.name: file.read_bytes() for file in store.iterdir()}
+    write_texts(workspace / "texts.tsv", ROWS + 10)
+    repro(workspace)
+    write_texts(workspace / "texts.tsv", ROWS + 5000)  # the third shard is full, a fourth begins
+    for stage in ("fetch", "prepare"):
+        assert run(workspace, "-m", "pipeline", stage).returncode == 0
+    assert run(workspace, "-c", CUT_COMMIT).returncode == 9
+
+    write_texts(workspace / "texts.tsv", ROWS)
+    (workspace / "dvc.lock").write_bytes(lock)
+    dvc(workspace, "checkout", "--force")
+    for command in (["info"], ["verify"], ["export", "x.npy"], ["verify", "--repair"]):
+        result = run(workspace, "-m", "pipeline", "cache", *command)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert {file.name: file.read_bytes() for file in store.iterdir()} == held
+    assert repro(workspace) == []
+
+    write_texts(workspace / "texts.tsv", ROWS + 5000)
+    repro(workspace)
+    last = json.loads((workspace / "cache/timings/embed-hits.json").read_text())
+    # The third shard had been moved into the store that was replaced; the fourth was not.
+    assert last["embedded"] == 3 * 4096 - ROWS
+
+
+def test_going_back_to_earlier_settings_embeds_nothing(workspace: Path) -> None:
+    repro(workspace)
+    status = dvc(workspace, "status")
+    edit_params({"embed.max_tokens": 16}, workspace / "params.yaml")
+    repro(workspace)
+    edit_params({"embed.max_tokens": 128}, workspace / "params.yaml")
+    assert run(workspace, "-m", "pipeline", "embed").returncode == 0
+    last = json.loads((workspace / "cache/timings/embed-hits.json").read_text())
+    assert last == {"kept": ROWS, "embedded": 0}
+    assert (workspace / "cache/embeddings.old").is_dir()
+    repro(workspace)
+    assert dvc(workspace, "status") == status
+    assert "embeddings.old" not in (workspace / "dvc.lock").read_text()
 
 
 def is_shard(file: Path) -> bool:

@@ -167,8 +167,8 @@ class Scene:
         assert "Traceback" not in said, said
         assert result.returncode in (0, 1), said
         if result.returncode == 1:
-            # A store that was not changed yet may lack texts, or the manifest that it lacked before;
-            # nothing else may be wrong with it.
+            # A store that was not changed yet may lack texts, or the manifest that it lacked
+            # before; nothing else may be wrong with it.
             lost = "manifest.json: no such file" in said and "cache verify --repair" in said
             assert lost or command[-1] in {"vectors.npy", "train-heads", "report"}, said
             assert not (lost and self.has_manifest), said
@@ -196,7 +196,9 @@ def make_scene(base: Path, tmp_path: Path, cli: Cli, change: object) -> Scene:
     assert process.exitcode == 0, (states / "output").read_text()
     numbers = sorted(int(state.name) for state in states.iterdir() if state.name.isdigit())
     assert len(numbers) > 20, "the commit was not as this test thinks"
-    scene = Scene(project, [states / str(n) for n in numbers], np.empty(0), None, change != lose_manifest)
+    scene = Scene(
+        project, [states / str(n) for n in numbers], np.empty(0), None, change != lose_manifest
+    )
     scene.restore(states / "0")
     if change in (change_settings, change_settings_and_back):
         scene.before = scene.read()
@@ -242,3 +244,64 @@ def check_commands(scene: Scene, cli: Cli, *, every: bool) -> None:
         held = {shard.file for shard in read_manifest(scene.project.embeddings).shards}
         assert {p.name for p in scene.project.embeddings.iterdir()} == held | {"manifest.json"}
         assert "embeddings.aside" not in names, where
+
+
+def count_embedded(project: Path) -> int:
+    return int(json.loads(Project(project).last_embed.read_text())["embedded"])
+
+
+def test_repair_of_a_lost_manifest_goes_by_the_settings_and_says_what_it_costs(
+    base: Path, cli: Cli
+) -> None:
+    """A shard of other settings comes first, and one shard is missing."""
+    folder = Project(base).embeddings
+    own = {path.name: path.read_bytes() for path in folder.iterdir()}
+    edit_params({"embed.max_tokens": 12})
+    run_stages(cli, "embed")
+    foreign = (folder / "part-00000.parquet").read_bytes()
+    edit_params({"embed.max_tokens": 32})
+    run_stages(cli, "embed")
+    shutil.rmtree(Project(base).cache / "embeddings.old")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == own
+    for name in ("part-00000.parquet", "part-00001.parquet", "part-00002.parquet"):
+        (folder / name).write_bytes(foreign)  # three of the four, so no majority would help
+    (folder / "manifest.json").write_text("{")
+    for command in (("cache", "info"), ("train-heads",), ("cache", "verify")):
+        refused = cli(*command)
+        assert refused.returncode == 1
+        assert "manifest.json: damaged" in refused.stderr
+        assert "next: run `pipeline cache verify --repair`" in refused.stderr
+    repaired = cli("cache", "verify", "--repair")
+    assert repaired.returncode == 0, repaired.stderr
+    assert "`pipeline embed` embeds 48 texts again" in repaired.stdout
+    aside = Project(base).cache / "embeddings.aside"
+    assert {path.read_bytes() for path in aside.iterdir()} == {foreign}
+    run_stages(cli, "embed")
+    assert count_embedded(base) == 48
+    assert {path.name: path.read_bytes() for path in folder.glob("part-*")} == {
+        name: content for name, content in own.items() if name != "manifest.json"
+    }
+
+
+def test_info_lists_kept_stores_and_prune_drops_them(base: Path, cli: Cli) -> None:
+    for max_tokens in (12, 16):
+        edit_params({"embed.max_tokens": max_tokens})
+        run_stages(cli, "embed")
+        assert count_embedded(base) == 60
+    info = cli("cache", "info")
+    kept = [line for line in info.stdout.splitlines() if line.startswith("kept from earlier")]
+    assert len(kept) == 2, info.stdout
+    assert "60 texts" in kept[0]
+    assert "max_tokens 12, pooling mean, precision float32" in kept[0]
+    assert "max_tokens 32," in kept[1]
+    assert "`pipeline cache prune` drops it" in info.stdout
+    edit_params({"embed.max_tokens": 32})
+    pruned = cli("cache", "prune")  # what the settings ask for stays, though it is not in use yet
+    assert pruned.returncode == 0, pruned.stderr
+    assert "kept from earlier settings" in pruned.stdout
+    run_stages(cli, "embed")
+    assert count_embedded(base) == 0
+    assert "max_tokens 16," in cli("cache", "info").stdout
+    assert cli("cache", "prune").returncode == 0
+    assert "kept from" not in cli("cache", "info").stdout
+    assert not (Project(base).cache / "embeddings.old").exists()
