@@ -102,8 +102,10 @@ def _read_hits(project: Project) -> dict[str, Any] | None:
 def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = True) -> None:
     """Check every byte of the store; with ``repair``, drop what is damaged.
 
+    :param project: the project.
     :param params: the settings file; it tells which of several stores is meant, where the manifest
         is lost and there are shards of more than one.
+    :param repair: whether to drop what is damaged.
     :param is_locked: whether this run holds the lock, without which it changes nothing.
     :raises StoreError: if something is damaged and not repaired.
     """
@@ -162,15 +164,16 @@ def _list_recipes(project: Project, params: Path) -> list[Recipe]:
     from pipeline.assets import read_assets
     from pipeline.config import load_settings
     from pipeline.embed.backbone import Architecture
-    from pipeline.embed.recipe import make_recipe
+    from pipeline.embed.recipe import list_possible_precisions, make_recipe
 
     try:
-        settings = load_settings(params).embed
+        settings = load_settings(params)
         asset = read_assets(project.assets)["backbone"]
         architecture = Architecture.read(asset.locate(project))
-        chosen = settings.precision
-        precisions = ("float32", "float16") if chosen == "auto" else (chosen,)
-        return [make_recipe(asset, architecture, settings, each) for each in precisions]
+        return [
+            make_recipe(asset, architecture, settings.embed, precision)
+            for precision in list_possible_precisions(settings)
+        ]
     except PipelineError:
         return []
 
@@ -200,6 +203,7 @@ def export(project: Project, target: Path, layers: str) -> None:
 def prune(project: Project, params: Path) -> None:
     """Drop what the corpus no longer has, stores of earlier settings, and leftovers of runs.
 
+    :param project: the project.
     :param params: the settings file: a store kept for the settings that hold now stays.
     """
     keys, _ = read_distinct_keys(project.texts)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -170,17 +171,59 @@ def stage_folder(parent: Path) -> Iterator[Path]:
     """A scratch folder inside ``parent``, removed at the end whatever happens.
 
     The folder is on the disk of ``parent``, so what is finished in it gets its final name in one
-    step.
+    step. While the folder is in use it is locked, see ``is_in_use``.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
     except OSError as error:
         raise describe_write_error(error, parent) from error
+    handle = None
+    with contextlib.suppress(OSError):
+        handle = _lock_folder(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process works in a scratch folder, as far as the folder's lock tells.
+
+    The lock dies with its process. Where folders cannot be locked, none is in use.
+
+    :param folder: a folder of ``stage_folder``.
+    """
+    try:
+        handle = _lock_folder(folder)
+    except BlockingIOError:
+        return True
+    if handle is not None:
+        os.close(handle)
+    return False
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Lock a folder, where the system can.
+
+    :returns: a handle to close; ``None`` where this folder cannot be locked.
+    :raises BlockingIOError: if another one holds the lock.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
 
 
 @contextlib.contextmanager

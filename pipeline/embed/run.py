@@ -68,7 +68,7 @@ def _is_complete(folder: Path, recipe: Recipe, keys: pa.Array) -> bool:
     try:
         manifest = read_manifest(folder)
     except StoreError:
-        return False  # there is no store, or a damaged one, which is made anew
+        return False  # there is no store, or its manifest is lost, which the update makes up for
     return manifest.fingerprint == recipe.fingerprint and holds_exactly(folder, manifest, keys)
 
 
@@ -125,6 +125,8 @@ def _embed_missing(
     update = StoreUpdate(project.embeddings, recipe, keys, first_rows)
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
+    if update.kept_rows:
+        say(f"{count(update.kept_rows, 'text')} kept from when these settings were in use before")
     _say_size(recipe, len(keys))
     texts = TextReader(project.texts)
     plan = plan_run(recipe, update.list_missing(), devices)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from pipeline.files import (
     SCRATCH_PREFIX,
     describe_write_error,
     hash_file,
+    is_in_use,
     stage_folder,
     sync_folder,
     write_json,
@@ -299,12 +301,24 @@ def _remove_dead_scratch(root: Path) -> None:
     """Remove the scratch folders that killed runs have left behind.
 
     A day without a new file in it is the sign: a run that lives writes or gives up long before.
+    The day is one of the disk's own clock, which may be another machine's. A folder whose process
+    lives on this machine is locked, whatever its times are.
     """
+    now = _read_clock(root)
     for folder in root.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError):  # it may be another run's, which is just removing it
             newest = max(entry.lstat().st_mtime for entry in (folder, *folder.rglob("*")))
-            if time.time() - newest > _SCRATCH_SECONDS:
+            if now - newest > _SCRATCH_SECONDS and not is_in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_clock(folder: Path) -> float:
+    """The time that a file gets that is written to a folder now, in seconds since 1970."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # then nothing in it can be removed either
+        return time.time()
 
 
 def _hint_at_dvc(project: Project, assets: Iterable[Asset]) -> None:

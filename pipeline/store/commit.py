@@ -58,7 +58,7 @@ class Snapshot:
     """A store as it stands at one moment.
 
     :param folder: the store, or a folder beside it that holds shards.
-    :param manifest: what it holds.
+    :param manifest: the contents.
     :param staged: file name → path of the shards that a commit has still to move into the folder.
     """
 
@@ -76,7 +76,7 @@ class Commit:
     """A change of a store that was decided.
 
     :param folder: the store.
-    :param manifest: what it shall hold.
+    :param manifest: the contents that the store shall have.
     :param replaces: SHA-256 of the manifest file that it was decided against; ``None`` if there was
         none.
     :param knows_replaced: whether it says so; one of an older version of this program does not.
@@ -201,9 +201,11 @@ def read_steadily(
 ) -> T:
     """Read a store that another run may be changing: again, if it has changed on the way.
 
-    :param read: what reads; all that it reads must be checked against the manifest.
+    :param folder: the store.
+    :param read: a function that reads and checks all that it reads against the manifest.
     :param start: the state to try first; that of now if left out.
-    :param fingerprint: of the vectors wanted; any if ``None``.
+    :param fingerprint: fingerprint of the vectors wanted; any if ``None``.
+    :returns: what ``read`` returned.
     :raises StoreError: if what does not change is damaged, or the changes do not end.
     """
     snapshot = start or read_snapshot(folder)
@@ -327,7 +329,8 @@ def _move_stray(folder: Path, name: str) -> None:
 def drop_kept(folder: Path, most: int, *, spared: frozenset[str] = frozenset()) -> int:
     """Remove the stores of earlier settings that have not been in use for longest.
 
-    :param most: how many may stay.
+    :param folder: the store.
+    :param most: the number of them that may stay.
     :param spared: fingerprints of those that stay whatever their number.
     :returns: how many bytes were freed.
     """
@@ -345,8 +348,8 @@ class KeptStore:
     """A store of earlier settings.
 
     :param folder: its folder.
-    :param manifest: what it holds of what it held; ``None`` if only an interrupted run's work is
-        there.
+    :param manifest: the contents, as far as they are still there; ``None`` if only an interrupted
+        run's work is.
     :param bytes: the size of its files.
     """
 

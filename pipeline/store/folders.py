@@ -65,7 +65,9 @@ def list_kept(folder: Path) -> list[Path]:
 def list_strays(folder: Path, named: set[str]) -> list[str]:
     """What stands in a store and is neither one of some shards nor a manifest.
 
+    :param folder: the store.
     :param named: file names of the shards.
+    :returns: names, sorted.
     """
     inside = {place(folder).name for place in (staging_folder, kept_folder, aside_folder)}
     return sorted({entry.name for entry in folder.iterdir()} - named - {MANIFEST} - inside)
@@ -114,6 +116,8 @@ def _is_ours(path: Path) -> bool:
 def move_aside(folder: Path, name: str) -> Path:
     """Move a file, a link or a folder out of a store, whatever it is.
 
+    :param folder: the store.
+    :param name: name of the file, link or folder.
     :returns: where it is now.
     """
     target = aside_folder(folder) / name

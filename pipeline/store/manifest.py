@@ -39,10 +39,10 @@ class Shard:
     """One Parquet file of the store.
 
     :param file: its name.
-    :param rows: how many texts it holds.
+    :param rows: number of its texts.
     :param keys: SHA-256 over the keys of its rows, in order: what it holds.
     :param bytes: its size.
-    :param sha256: of its bytes.
+    :param sha256: SHA-256 of its bytes.
     :param checks: column → XXH3-64 over the values of each row group.
     """
 
@@ -99,9 +99,9 @@ class Recipe:
 class Manifest:
     """What a store holds.
 
-    :param fingerprint: of the recipe that all its vectors share.
-    :param recipe: that recipe's readable contents.
-    :param fidelity: how far its vectors are from the backbone's in float32, the worst of all runs
+    :param fingerprint: fingerprint of the recipe that all its vectors share.
+    :param recipe: readable contents of that recipe.
+    :param fidelity: distance of its vectors from the backbone's in float32, the worst of all runs
         that added to it: ``texts`` compared, ``lowest_cosine``, ``largest_error``.
     """
 
@@ -155,7 +155,8 @@ def _hash_json(value: Any) -> str:
 def read_manifest_file(path: Path) -> Manifest | None:
     """Read a manifest, of which nothing is believed before its hash and its form are checked.
 
-    :returns: ``None`` if there is no such file.
+    :param path: the file.
+    :returns: the manifest; ``None`` if there is no such file.
     :raises StoreError: if it is damaged or of another version.
     """
     try:
@@ -173,6 +174,7 @@ def parse_manifest(raw: bytes, *besides: str) -> Manifest:
 
     :param raw: as ``format_manifest`` gives them.
     :param besides: keys that may stand in it beside those of a manifest.
+    :returns: the manifest.
     :raises StoreError: if they are not those of a manifest; the message names no file.
     """
     try:
@@ -241,7 +243,9 @@ def _are_checks(checks: object) -> bool:
 def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
     """A manifest as it stands in its file, with its own hash.
 
-    :param besides: what to put beside it.
+    :param manifest: the manifest.
+    :param besides: further keys and their values.
+    :returns: JSON.
     """
     # Through JSON once, so that the hash is over what a reader will find.
     content = json.loads(json.dumps(asdict(manifest) | besides))
@@ -279,7 +283,10 @@ def holds_exactly(folder: Path, manifest: Manifest, keys: pa.Array) -> bool:
 
     It compares hashes, names and sizes only, so it takes no time however large the vectors are.
 
+    :param folder: the store.
+    :param manifest: manifest of the store.
     :param keys: fixed-size binary of 16, distinct, in order of first appearance.
+    :returns: whether it does.
     """
     planned = [(shard.file, shard.keys) for shard in plan_shards(keys)]
     return [(shard.file, shard.keys) for shard in manifest.shards] == planned and all(
@@ -288,6 +295,7 @@ def holds_exactly(folder: Path, manifest: Manifest, keys: pa.Array) -> bool:
 
 
 def has_size(path: Path, size: int) -> bool:
+    """Whether a file is there and has so many bytes."""
     try:
         return path.stat().st_size == size
     except OSError:

@@ -32,9 +32,9 @@ class Block:
     :param path: the shard.
     :param column: its name.
     :param first: the number of its first row in the store.
-    :param rows: how many rows.
-    :param offset: where in the file its values start.
-    :param size: of its values in bytes.
+    :param rows: number of its rows.
+    :param offset: start of its values in the file, in bytes.
+    :param size: size of its values in bytes.
     :param check: XXH3-64 of its values.
     """
 
@@ -52,8 +52,11 @@ def plan_blocks(
 ) -> list[Block]:
     """Where the values of some columns stand in the shards, from the shards' footers.
 
+    :param snapshot: the store.
+    :param columns: names of the columns.
     :param rows: int64, ascending: rows of the store; shards without any of them are left out.
         All shards if ``None``.
+    :returns: the blocks in the order of shards, row groups and columns.
     :raises StoreError: if a shard is missing or damaged.
     """
     manifest = snapshot.manifest
@@ -205,11 +208,13 @@ def read_vectors(
 ) -> npt.NDArray[Any]:
     """Vectors by key, in the order of the keys.
 
-    :param keys: of B texts, duplicates allowed.
+    :param folder: the store.
+    :param keys: keys of B texts, duplicates allowed.
     :param layers: numbers of the L layers to read, in the order wanted.
-    :param dtype: of the result; the stored numbers are converted if need be.
-    :param threads: that read at once; all cores if ``None``.
-    :param fingerprint: of the vectors wanted, for who reads several times; any if ``None``.
+    :param dtype: type of the result; the stored numbers are converted if need be.
+    :param threads: number of threads that read at once; all cores if ``None``.
+    :param fingerprint: fingerprint of the vectors wanted, for who reads several times; any if
+        ``None``.
     :returns: [B, L, D].
     :raises StoreError: if a layer or a key is not in the store, or what is read is damaged, or of
         another fingerprint.
@@ -228,7 +233,9 @@ def read_vectors(
 def read_rows(snapshot: Snapshot, positions: npt.NDArray[np.int64]) -> Rows:
     """All that the store holds of some of its rows, bit for bit.
 
+    :param snapshot: the store.
     :param positions: int64, [B]: rows of the store.
+    :returns: the rows in that order.
     """
     manifest = snapshot.manifest
     shape = (len(positions), len(manifest.layers), manifest.width)
@@ -262,10 +269,13 @@ def stream_vectors(
     Windows of neighbouring rows are read one after another, in an order drawn by the seed, and
     the rows of a window are shuffled; at most one window and one batch are in memory.
 
-    :param keys: of N texts, duplicates allowed.
-    :param batch_rows: of each batch but the last.
-    :param window_rows: the more, the better the shuffle.
-    :param seed: ``None`` keeps the order of the store.
+    :param folder: the store.
+    :param keys: keys of N texts, duplicates allowed.
+    :param layers: numbers of the L layers to read, in the order wanted.
+    :param batch_rows: number of rows of each batch but the last.
+    :param dtype: type of the vectors.
+    :param window_rows: number of rows of a window; the more, the better the shuffle.
+    :param seed: seed of the order; ``None`` keeps that of the store.
     :yields: which of the keys, int64, [B], and their vectors, [B, L, D].
     :raises StoreError: as ``read_vectors``, and if the store gets another fingerprint meanwhile.
     """
@@ -383,6 +393,7 @@ def read_whole_shard(path: Path, *, is_hashed: bool = False) -> Snapshot | None:
 
     A shard states its recipe and the hashes of its values, so no damage slips in.
 
+    :param path: the file.
     :param is_hashed: whether its bytes are known to be right, so that only its keys are read.
     :returns: a store of this one shard, or ``None``.
     """

@@ -41,9 +41,9 @@ class Extent:
     :param column: its name.
     :param group: the number of the row group.
     :param first: the number of its first row in the shard.
-    :param rows: how many rows.
-    :param offset: where in the file its values start.
-    :param size: of its values in bytes.
+    :param rows: number of its rows.
+    :param offset: start of its values in the file, in bytes.
+    :param size: size of its values in bytes.
     """
 
     column: str
@@ -64,7 +64,7 @@ def locate_values(footer: Any, value_bytes: Mapping[str, int]) -> list[Extent]:
     """Where the values of some columns stand in a shard: they are the last bytes of their chunks.
 
     :param footer: a ``pyarrow.parquet.FileMetaData``.
-    :param value_bytes: of one row in each column asked for.
+    :param value_bytes: column → bytes of one row, for each column asked for.
     :returns: in the order of the file.
     """
     extents = []
@@ -85,9 +85,9 @@ def locate_values(footer: Any, value_bytes: Mapping[str, int]) -> list[Extent]:
 class Skeleton:
     """All bytes of a shard but its values.
 
-    :param recipe: of the vectors.
-    :param rows: of the shard.
-    :param extents: where the values go, in the order of the file.
+    :param recipe: recipe of the vectors.
+    :param rows: number of rows of the shard.
+    :param extents: the gaps that the values fill, in the order of the file.
     :param gaps: the bytes before each extent, and those after the last.
     """
 
@@ -100,6 +100,7 @@ class Skeleton:
         """The bytes of a shard with these values.
 
         :param keys: fixed-size binary of 16, [rows].
+        :param rows: the other values.
         :returns: the file cut into pieces, and column → XXH3-64 over the values of each row group.
         """
         from xxhash import xxh3_64_hexdigest

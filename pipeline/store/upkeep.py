@@ -50,7 +50,7 @@ class Damage:
     """Something in a store that is not as the manifest says.
 
     :param file: its name.
-    :param what: is wrong with it.
+    :param what: description of what is wrong with it.
     :param is_stray: whether the manifest does not name it at all.
     """
 
@@ -62,6 +62,7 @@ class Damage:
 def verify_store(folder: Path) -> list[Damage]:
     """Check every byte of a store; nothing is written, so its disk may be read-only.
 
+    :param folder: the store.
     :returns: what is damaged; empty if all is well.
     :raises StoreError: if there is no store, or its manifest is damaged.
     """
@@ -113,7 +114,8 @@ def repair_store(folder: Path, damages: Sequence[Damage]) -> list[str]:
     `pipeline embed` computes them. Nothing is removed but damaged shards that this program wrote;
     all else that does not belong into the store is moved beside it.
 
-    :param damages: as ``verify_store`` gave them.
+    :param folder: the store.
+    :param damages: findings of ``verify_store``.
     :returns: names of what was moved to ``aside_folder``.
     """
     manifest = read_manifest(folder)
@@ -156,6 +158,7 @@ def rebuild_manifest(folder: Path, wanted: Sequence[str] = ()) -> Manifest | Non
     of several recipes are found, those of the first wanted one count, else those of the recipe
     with the most rows.
 
+    :param folder: the store.
     :param wanted: fingerprints of the recipes that the settings may mean.
     :returns: what was written, or ``None`` if no shard is whole.
     """
@@ -177,8 +180,8 @@ def rebuild_manifest(folder: Path, wanted: Sequence[str] = ()) -> Manifest | Non
 class Pruned:
     """What ``prune_store`` has dropped.
 
-    :param texts: texts of the store that the corpus no longer has.
-    :param bytes: the size of stores of earlier settings.
+    :param texts: number of texts of the store that the corpus no longer has.
+    :param bytes: size of the stores of earlier settings.
     """
 
     texts: int
@@ -190,9 +193,12 @@ def prune_store(folder: Path, keys: pa.Array, spared: frozenset[str] = frozenset
 
     What an interrupted run has embedded of the corpus is moved into the store.
 
-    :param keys: of the corpus: fixed-size binary of 16, distinct, in order of first appearance.
+    :param folder: the store.
+    :param keys: keys of the corpus: fixed-size binary of 16, distinct, in order of first
+        appearance.
     :param spared: fingerprints of the recipes that the settings may mean: what is kept of those
         stays.
+    :returns: what was dropped.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -250,7 +256,8 @@ def export_vectors(
 ) -> tuple[int, int, int]:
     """Write the vectors of all rows of a corpus to one file, in their order.
 
-    :param keys: of N rows, duplicates allowed.
+    :param folder: the store.
+    :param keys: keys of N rows, duplicates allowed.
     :param layers: numbers of L layers.
     :param target: ``.npy``: [N, L * D]; ``.safetensors``: one tensor ``layer_NN``, [N, D], a layer;
         ``.parquet``: one list column a layer, beside the extra columns.

@@ -73,9 +73,9 @@ class StoreUpdate:
     store whose manifest is lost.
 
     :param folder: the store.
-    :param recipe: of the vectors that it should hold.
-    :param keys: of the texts that it should hold: fixed-size binary of 16, distinct, in order of
-        first appearance.
+    :param recipe: recipe of the vectors that it should hold.
+    :param keys: keys of the texts that it should hold: fixed-size binary of 16, distinct, in order
+        of first appearance.
     :param first_rows: int64: the row of the corpus in which each text stands first, for messages;
         that of its key if left out.
     """
@@ -155,6 +155,8 @@ class StoreUpdate:
     def find_known(self, start: int, stop: int) -> tuple[npt.NDArray[np.bool_], Rows]:
         """Which texts of a range have vectors already, and these.
 
+        :param start: start of the range among the keys.
+        :param stop: its end.
         :returns: bool, [stop - start], and the rows of those that are known, in order.
         """
         return self._known.find(start, stop)
@@ -162,7 +164,8 @@ class StoreUpdate:
     def save_progress(self, places: npt.NDArray[np.int64], rows: Rows) -> None:
         """Keep what is finished of a shard, for a run that takes over after a kill.
 
-        :param places: int64, [B]: where the rows stand among the keys.
+        :param places: int64, [B]: indices of the rows among the keys.
+        :param rows: the finished rows.
         :raises StoreError: as ``write_shard``.
         """
         self._stage(f"rows-{places[0]:09}", places, rows)
@@ -170,7 +173,8 @@ class StoreUpdate:
     def write_shard(self, start: int, rows: Rows) -> None:
         """Write one shard whole.
 
-        :param start: where its range of keys starts, as ``list_missing`` gave it.
+        :param start: start of its range of keys, as ``list_missing`` gave it.
+        :param rows: contents of the shard.
         :raises StoreError: if a vector is zero or not finite, naming the first such text.
         """
         shard = self._planned[start // layout.SHARD_ROWS]
@@ -218,7 +222,8 @@ class StoreUpdate:
     def commit(self, fidelity: Mapping[str, Any] | None = None) -> Manifest:
         """Move the finished shards over the old ones and write the manifest.
 
-        :param fidelity: of the vectors that this run added, as the manifest has it.
+        :param fidelity: fidelity of the vectors that this run added, as the manifest has it.
+        :returns: what the store holds now.
         :raises StoreError: if the store is no longer the one that this run started from.
         :raises LockedError: if another run has taken over.
         """
@@ -312,7 +317,9 @@ def split_store(snapshot: Snapshot) -> list[Snapshot]:
 def find_whole_shards(folder: Path, leave_out: frozenset[str] = frozenset()) -> list[Snapshot]:
     """The shards in a folder that are whole, whatever their recipe, each as a store of its own.
 
+    :param folder: the folder.
     :param leave_out: names of files that are not looked at.
+    :returns: one store a shard, in the order of their names.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     found = (

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,3 +198,40 @@ def test_lock_that_is_refused_stays_with_its_owner(
     for _ in range(2):  # a refused run must not remove the owner's number on its way out
         with pytest.raises(LockedError, match=str(holder.pid)), files.hold_lock(lock, what="x"):
             pass
+
+
+HOLD_SCRATCH = """
+import sys, time
+from pathlib import Path
+from pipeline.files import stage_folder
+with stage_folder(Path(sys.argv[1])) as folder:
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_scratch_in_use_is_known_by_its_lock_and_not_by_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.fetch.run import _remove_dead_scratch
+
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_SCRATCH, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    folder = Path(holder.stdout.readline().strip())
+    os.utime(folder, (0, 0))
+    assert files.is_in_use(folder)
+    _remove_dead_scratch(tmp_path)
+    assert folder.is_dir()
+    holder.kill()
+    holder.wait()
+    assert not files.is_in_use(folder)
+    young = tmp_path / ".tmp-young"  # by the disk's clock, not by that of a machine two days ahead
+    young.mkdir()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * 24 * 3600)
+    _remove_dead_scratch(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]
+    with files.stage_folder(tmp_path) as staged:
+        assert files.is_in_use(staged)
