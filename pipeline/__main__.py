@@ -1,3 +1,5 @@
+"""``python -m pipeline`` is the command line."""
+
 from pipeline.cli import main
 
 main()

@@ -67,8 +67,10 @@ TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", strict=True)
 
 
 def normalize_value(value: object) -> str:
-    """A label value as text, the same from YAML, CSV, JSON and Parquet: ``True`` → ``true``, also
-    where a CSV file spells it so; ``1.0`` → ``1``."""
+    """A label value as text, the same from YAML, CSV, JSON and Parquet.
+
+    ``True`` becomes ``true``, also where a CSV file spells it so, and ``1.0`` becomes ``1``.
+    """
     if isinstance(value, bool) or value in ("True", "False", "TRUE", "FALSE"):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -77,6 +79,8 @@ def normalize_value(value: object) -> str:
 
 
 class Section(BaseModel):
+    """A part of the settings: frozen, without unknown keys, all its numbers finite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 

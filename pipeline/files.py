@@ -119,8 +119,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write several whole files, or none: they get their names, in this order, when all are on the
-    disk."""
+    """Write several whole files, or none.
+
+    They get their names, in this order, when all are on the disk.
+    """
     with contextlib.ExitStack() as stack:
         for path, content in reversed(list(contents.items())):
             file = stack.enter_context(write_aside(path))
@@ -271,7 +273,7 @@ def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
 
     :param path: the file.
     :param stage: the stage that writes it.
-    :param damage: errors that mean damage, beside those of Python's own conversions.
+    :param *damage: errors that mean damage, beside those of Python's own conversions.
     :raises StageError: if the file is missing or damaged.
     :raises ReadError: if the system does not let it be read.
     """

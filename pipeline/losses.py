@@ -37,8 +37,11 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class ClassLoss(Loss):
-    """A loss of rows that belong to classes or have tags: a function of p, the probability that
-    the head gives to the true class, or to a tag's being present or absent as it is."""
+    """A loss of rows that belong to classes or have tags.
+
+    It is a function of p, the probability that the head gives to the true class, or to a tag's
+    being present or absent as it is.
+    """
 
     @abstractmethod
     def compute(self, cross_entropy: Tensor, find_wrong: Callable[[], Tensor]) -> Tensor:

@@ -171,8 +171,10 @@ class StreamedFeatures:
             yield torch.from_numpy(rows).to(self._device), self._scale(features)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Training rows, windows and the rows in them shuffled anew: row numbers, int64 [B], and
-        features, [B, D]."""
+        """Training rows, windows and the rows in them shuffled anew.
+
+        :yields: row numbers, int64, [B], and their features, [B, D].
+        """
         seed = int(torch.randint(2**31, (1,), generator=generator))
         for rows, features in self._read(self.train_rows, size, seed):
             yield torch.from_numpy(rows), self._scale(features)

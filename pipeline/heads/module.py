@@ -308,8 +308,10 @@ class FullBatchHeads(LightningModule):
 
     @torch.no_grad()
     def measure_losses(self) -> torch.Tensor:
-        """Training and validation loss, without the penalty, of the full fit of each configuration:
-        [2, tasks, K]."""
+        """Training and validation loss of each configuration's full fit, without the penalty.
+
+        :returns: [2, tasks, K].
+        """
         cut, masks = self.targets.train_rows, self.targets.masks
         models = len(self.configurations) * self.targets.fits
         full_fits = self.targets.split_fits(torch.arange(models, device=masks.device))[:, -1]

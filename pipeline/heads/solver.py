@@ -282,12 +282,11 @@ class StackedLbfgs(Optimizer):
         return torch.cat([scaled, vector[:, self._split :] / c], dim=1)
 
     def _precondition_by_pairs(self, state: _State) -> torch.Tensor:
-        """The gradient, multiplied by the estimate of the inverse curvature that the two-loop
-        recursion makes of the preconditioner and the pairs: [M, P].
+        """The gradient, multiplied by an estimate of the inverse curvature: [M, P].
 
-        The recursion multiplies by the preconditioner between its loops. Since that is linear, the
-        product is put together here from the products of the gradient and of the changes, which
-        are known already.
+        The two-loop recursion makes that estimate of the preconditioner and the pairs, and it
+        multiplies by the preconditioner between its loops. Since that is linear, the product is put
+        together here from those of the gradient and of the changes, which are known already.
         """
         vector, scaled = state.gradient.clone(), state.scaled.clone()
         factors = []

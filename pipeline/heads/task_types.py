@@ -328,8 +328,9 @@ class MulticlassTarget(_ClassTarget):
 
 
 class OrdinalTarget(_ClassTarget):
-    """One of C classes in order. The loss is the sum, over all classes but the last, of the binary
-    loss of being above it.
+    """One of C classes in order.
+
+    The loss is the sum, over all classes but the last, of the binary loss of being above it.
 
     Source: Cao, Mirjalili, Raschka (2020), Rank consistent ordinal regression (CORAL).
     """
@@ -368,9 +369,11 @@ class OrdinalTarget(_ClassTarget):
 
 
 class MultilabelTarget(TargetType):
-    """Any of C tags. The loss of a row is the mean of the binary losses of its tags, in which the
-    weight of a tag multiplies the terms of rows that have it, as ``pos_weight`` of torch's
-    ``BCEWithLogitsLoss``."""
+    """Any of C tags.
+
+    The loss of a row is the mean of the binary losses of its tags, in which the weight of a tag
+    multiplies the terms of rows that have it, as ``pos_weight`` of torch's ``BCEWithLogitsLoss``.
+    """
 
     name = "multilabel"
 

@@ -155,8 +155,10 @@ class Answers(ABC):
 
     @property
     def confusion(self) -> Ints:
-        """Rows by actual (first axis) and predicted class, [C, C]; [0, 0] if rows may be of many
-        classes, or of none."""
+        """Rows by actual (first axis) and predicted class: [C, C].
+
+        It is [0, 0] if rows may be of many classes, or of none.
+        """
         return np.zeros((0, 0), np.int64)
 
 
@@ -357,8 +359,10 @@ def _measure_area(sweep: Sweep) -> Floats:
 
 
 def measure_average_precision(answers: Answers) -> Floats:
-    """Average precision, averaged over the classes that are ranked: [R]; undefined if a class has
-    no row."""
+    """Average precision, averaged over the classes that are ranked: [R].
+
+    It is undefined if a class has no row.
+    """
     precisions = []
     for sweep in answers.sweep_classes():
         steps, heights = np.diff(sweep.recall)[..., None, :], sweep.precision[..., 1:, None]

@@ -197,8 +197,9 @@ class Heads:
         )
 
     def compute_logits(self, vectors: Floats) -> dict[str, list[Floats]]:
-        """Run all heads over the vectors of some texts; ``SavedHead.type`` turns logits into
-        probabilities and answers.
+        """Run all heads over the vectors of some texts.
+
+        ``SavedHead.type`` turns logits into probabilities and answers.
 
         :param vectors: float32, [B, L, D]: the vectors of the L ``layers``, in their order.
         :returns: task → logits, float32, [B, O] each: first those of its head, then those of the

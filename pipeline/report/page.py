@@ -188,8 +188,11 @@ def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
 def _describe_figure(
     head: SavedHead, metric: str, scores: Mapping[str, PartScores]
 ) -> tuple[object, ...]:
-    """One large figure: its name, its value on test rows and on unseen ones, its interval, and its
-    mean and deviation over the seeds."""
+    """One large figure of the page.
+
+    :returns: its name, its value on test rows and on unseen ones, its interval, and its mean and
+        deviation over the seeds.
+    """
     title, test = METRICS[metric].title, scores["test"]
     if metric == "f1" and head.type.positive_class is not None:
         title = f"{title} of {head.classes[head.type.positive_class]}"

@@ -168,6 +168,7 @@ def read_commit(folder: Path) -> Commit | None:
 def read_snapshot(folder: Path) -> Snapshot:
     """What a store holds now, a commit that was decided included.
 
+    :param folder: the store.
     :raises StoreError: if there is no store, or its manifest is damaged or of another version.
     """
     commit = read_commit(folder)
@@ -187,6 +188,7 @@ def read_snapshot(folder: Path) -> Snapshot:
 def read_manifest(folder: Path) -> Manifest:
     """Read what a store holds.
 
+    :param folder: the store.
     :raises StoreError: if there is no store, or its manifest is damaged or of another version.
     """
     return read_snapshot(folder).manifest

@@ -173,7 +173,7 @@ def parse_manifest(raw: bytes, *besides: str) -> Manifest:
     """Read the bytes of a manifest.
 
     :param raw: as ``format_manifest`` gives them.
-    :param besides: keys that may stand in it beside those of a manifest.
+    :param *besides: keys that may stand in it beside those of a manifest.
     :returns: the manifest.
     :raises StoreError: if they are not those of a manifest; the message names no file.
     """
@@ -244,7 +244,7 @@ def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
     """A manifest as it stands in its file, with its own hash.
 
     :param manifest: the manifest.
-    :param besides: further keys and their values.
+    :param **besides: further keys and their values.
     :returns: JSON.
     """
     # Through JSON once, so that the hash is over what a reader will find.

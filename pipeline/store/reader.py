@@ -146,6 +146,7 @@ class _Files:
     def read(self, block: Block, into: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Read a block and check it.
 
+        :param block: the block, whose file is open.
         :param into: at least ``block.size`` bytes.
         :raises StoreError: if the values are not those that were written.
         """
@@ -185,6 +186,7 @@ def _group_by_files(blocks: Sequence[Block]) -> Iterator[Sequence[Block]]:
 def read_keys(snapshot: Snapshot) -> pa.Array:
     """The keys of all rows of a store, in order: fixed-size binary of 16, [rows].
 
+    :param snapshot: what the store holds.
     :raises StoreError: if a shard is missing or damaged.
     """
     import pyarrow as pa
@@ -328,6 +330,8 @@ def _to_array(keys: pa.Array | Sequence[bytes]) -> Any:
 def locate(snapshot: Snapshot, keys: pa.Array | Sequence[bytes]) -> npt.NDArray[np.int64]:
     """The row of each key in the store.
 
+    :param snapshot: what the store holds.
+    :param keys: the keys to look for, [B].
     :raises StoreError: if one is not there.
     """
     import pyarrow.compute as pc

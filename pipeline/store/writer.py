@@ -423,6 +423,7 @@ class _KnownRows:
     :param keys: of the texts that the store should hold.
     :param store: the store as it is; a damage there is an error, since there is a command for it.
     :param beside: shards of interrupted runs and earlier stores; a damaged one is passed over.
+    :param recipe: what makes the vectors.
     """
 
     def __init__(
