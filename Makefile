@@ -2,7 +2,7 @@
 #   make run       the whole flow on the default corpus; ends with the metrics
 #   make test      all checks, and all tests but those that take more than a minute each
 #   make test-all  the long tests too, with 50 kills of `pipeline embed`
-#   make check     ruff and mypy
+#   make check     ruff, flake8 (docstrings) and mypy
 #   make docs      writes the pages of docs/ that are made from the code
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
@@ -28,6 +28,7 @@ docs: $(VENV)/.installed-test
 check: $(VENV)/.installed-test
 	ruff check .
 	ruff format --check .
+	flake8 pipeline
 	mypy
 
 $(VENV)/bin/python:

@@ -33,6 +33,7 @@ def hash_keys(keys: pa.Array) -> str:
 def hash_texts(texts: Sequence[str]) -> list[bytes]:
     """The key of each text: BLAKE2b over its UTF-8 bytes, cut to 128 bits.
 
+    :param texts: texts that can be encoded as UTF-8, [B].
     :returns: 16 bytes each; equal for equal texts and for nothing else.
     """
     return [hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest() for text in texts]

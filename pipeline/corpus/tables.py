@@ -50,6 +50,8 @@ class TaskLabels:
 def encode_labels(values: npt.NDArray[Any], kind: LabelKind) -> pa.Array:
     """Labels as a column that any Parquet reader understands, null where a row has none.
 
+    :param values: labels as ``TaskLabels`` holds them.
+    :param kind: what a value is.
     :returns: int32 class indices, lists of booleans, or float64 numbers.
     """
     import pyarrow as pa
@@ -66,6 +68,8 @@ def encode_labels(values: npt.NDArray[Any], kind: LabelKind) -> pa.Array:
 def decode_labels(column: pa.Array, kind: LabelKind, classes: int) -> npt.NDArray[Any]:
     """The reverse of ``encode_labels``.
 
+    :param column: a column that ``encode_labels`` made.
+    :param kind: what a value is.
     :param classes: the number of tags, C.
     """
     if kind == "number":

@@ -51,6 +51,7 @@ def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) ->
     """Resolve every asset and write the project's ``assets.json``.
 
     :param project: the project to fetch for.
+    :param settings: all settings.
     :param refresh: fetch again what the user's cache folder already holds.
     :returns: details for the timing file.
     :raises AssetError: if something cannot be had anywhere, or has another hash than it should.
@@ -362,6 +363,9 @@ class Fetcher:
     ) -> Asset:
         """One asset, from the user's cache folder or from the first source that has it.
 
+        :param name: what the settings call it.
+        :param kind: the word for what it is, such as ``dataset``.
+        :param sources: where to look for it, in order.
         :param pin: the SHA-256 that the user demands of a dataset.
         :param tried: where the caller has looked already, for the message.
         :raises AssetError: saying for each source why it did not serve.

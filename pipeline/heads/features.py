@@ -173,6 +173,8 @@ class StreamedFeatures:
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Training rows, windows and the rows in them shuffled anew.
 
+        :param size: the number of rows in a batch.
+        :param generator: draws the order of the rows.
         :yields: row numbers, int64, [B], and their features, [B, D].
         """
         seed = int(torch.randint(2**31, (1,), generator=generator))

@@ -53,6 +53,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     """Write the project's ``texts.parquet`` and ``labels.parquet``.
 
     :param project: the project to prepare.
+    :param settings: all settings.
     :returns: details for the timing file.
     :raises DataError: if a column is missing, a row cannot be used, or there are too few rows.
     """

@@ -24,6 +24,7 @@ def split_rows(
 
     :param keys: [B] text keys; with ``keep_duplicates_together`` the distinct ones are split.
     :param labels: the tasks that ``stratify_by`` names.
+    :param settings: the shares of the parts, and how rows are drawn.
     :returns: int8, [B]: the index of the part in ``PARTS``.
     :raises DataError: if there are too few rows for three parts, or too few of a stratum.
     """

@@ -44,6 +44,7 @@ class ColumnLabeler:
 def label_by_column(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     """Labels from the values of a column, of the kind that the settings tell.
 
+    :param settings: the label's settings.
     :param values: what the column holds, [B].
     """
     labels = _READERS[settings.kind](settings, values)

@@ -55,6 +55,8 @@ def classify_compound(
     """Negative 0, neutral 1, positive 2, both thresholds belonging to the outer classes.
 
     :param compound: float64, [B], -1 to 1.
+    :param negative_at_most: the highest score that is negative.
+    :param positive_at_least: the lowest score that is positive.
     """
     classes = np.where(compound <= negative_at_most, 0, 1)
     return np.where(compound >= positive_at_least, 2, classes).astype(np.int32)
