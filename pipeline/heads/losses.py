@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -48,7 +49,7 @@ class StackedOptions:
     label_smoothing: Tensor
     logit_shift: Tensor | None
 
-    @property
+    @cached_property
     def smooths(self) -> bool:
         """Whether any model smooths its labels."""
         return bool(self.label_smoothing.any())

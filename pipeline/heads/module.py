@@ -17,7 +17,7 @@ from pipeline.heads.lightning import LightningModule
 from pipeline.heads.optimizers import OPTIMIZERS
 from pipeline.heads.solver import StackedLbfgs
 from pipeline.heads.targets import Targets, make_losses
-from pipeline.heads.tasks import Task
+from pipeline.heads.tasks import Task, resolve_loss
 
 TOLERANCE = 3e-6
 
@@ -125,6 +125,7 @@ class GradientHeads(LightningModule):
             {name: StackedHead(start, self.models, layers) for name, start in starts.items()}
         )
         self.losses = make_losses(tasks, configurations, targets)
+        self.loss_weights = targets.masks.new_tensor([task.loss_weight for task in tasks])
         self._drops = torch.Generator().manual_seed(first.seed)
         self._batch_losses: list[tuple[torch.Tensor, int]] = []  # [tasks, M], and rows of the batch
 
@@ -178,9 +179,8 @@ class GradientHeads(LightningModule):
         rows, features = batch
         losses = self.compute_losses(self(features), rows, training=True)
         self._batch_losses.append((losses.detach(), len(rows)))
-        weights = losses.new_tensor([task.loss_weight for task in self.tasks])
         # Models share no weights, so the gradient of the sum of their losses is each one's own.
-        return (weights @ losses).sum()
+        return (self.loss_weights @ losses).sum()
 
     def configure_optimizers(self) -> Optimizer:
         models = [c for c in self.configurations for _ in range(self.targets.fits)]
@@ -279,7 +279,10 @@ class FullBatchHeads(LightningModule):
             return task.loss_weight * loss.select(models).average(logits, labels, mask)
 
         head = cast(StackedHead, self.heads[task.name])
-        curvature = loss.curvature * task.target.start(task.labels).curvature
+        # The curvature of the task's own loss serves for others that a search tries, too: the
+        # solver only starts from it.
+        own_loss = resolve_loss(task, {}).formula
+        curvature = own_loss.curvature * task.target.start(task.labels).curvature
         decays = [c.weight_decay for c in self.configurations for _ in range(F)]
         return StackedLbfgs(
             head.weight,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+State = dict[str, torch.Tensor]
 _MOMENTUM = 0.9  # of SGD
 _MEAN_DECAY, _SQUARE_DECAY, _EPSILON = 0.9, 0.999, 1e-8  # of AdamW, as torch has them
 
@@ -29,9 +30,12 @@ class StackedOptimizer(Optimizer):
         weight_decays: Sequence[float],
     ) -> None:
         super().__init__(parameters, {})
-        self._learning_rates = torch.tensor(learning_rates)
-        self._weight_decays = torch.tensor(weight_decays)
         self._steps = 0
+        rates, decays = torch.tensor(learning_rates), torch.tensor(weight_decays)
+        for parameter in self.param_groups[0]["params"]:
+            shape = (-1, *[1] * (parameter.dim() - 1))  # which broadcasts against the parameter
+            rate, decay = (x.to(parameter.device).view(shape) for x in (rates, decays))
+            self.state[parameter] = self._make_state(parameter.detach(), rate, decay)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -45,23 +49,23 @@ class StackedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._steps += 1
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                shape = (-1, *[1] * (parameter.dim() - 1))
-                rate = self._learning_rates.to(parameter).view(shape)
-                decay = self._weight_decays.to(parameter).view(shape)
-                self._update(parameter, parameter.grad, rate, decay)
+        for parameter in self.param_groups[0]["params"]:
+            self._update(parameter, parameter.grad, self.state[parameter])
         return loss
 
     @abstractmethod
-    def _update(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        rate: torch.Tensor,
-        decay: torch.Tensor,
-    ) -> None:
-        """Change a parameter, given rate and decay in shapes that broadcast against it."""
+    def _make_state(
+        self, parameter: torch.Tensor, rate: torch.Tensor, decay: torch.Tensor
+    ) -> State:
+        """What ``_update`` goes by and keeps for a parameter, by name, before the first step.
+
+        :param rate: the learning rates, in a shape that broadcasts against the parameter.
+        :param decay: the weight decays, likewise.
+        """
+
+    @abstractmethod
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> None:
+        """Change a parameter, and its state with it."""
 
 
 class StackedSgd(StackedOptimizer):
@@ -71,20 +75,15 @@ class StackedSgd(StackedOptimizer):
     learning.
     """
 
-    def _update(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        rate: torch.Tensor,
-        decay: torch.Tensor,
-    ) -> None:
-        gradient = gradient + decay * parameter
-        state = self.state[parameter]
-        if "momentum" in state:
-            state["momentum"].mul_(_MOMENTUM).add_(gradient)
-        else:
-            state["momentum"] = gradient.clone()
-        parameter.sub_(rate * (gradient + _MOMENTUM * state["momentum"]))
+    def _make_state(
+        self, parameter: torch.Tensor, rate: torch.Tensor, decay: torch.Tensor
+    ) -> State:
+        return {"momentum": torch.zeros_like(parameter), "rate": rate, "decay": decay}
+
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> None:
+        gradient = gradient + state["decay"] * parameter
+        momentum = state["momentum"].mul_(_MOMENTUM).add_(gradient)
+        parameter.sub_(state["rate"] * (gradient + _MOMENTUM * momentum))
 
 
 class StackedAdamW(StackedOptimizer):
@@ -93,22 +92,19 @@ class StackedAdamW(StackedOptimizer):
     Source: Loshchilov, Hutter (2019), Decoupled weight decay regularization.
     """
 
-    def _update(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        rate: torch.Tensor,
-        decay: torch.Tensor,
-    ) -> None:
-        state = self.state[parameter]
-        if not state:
-            state |= {"mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
+    def _make_state(
+        self, parameter: torch.Tensor, rate: torch.Tensor, decay: torch.Tensor
+    ) -> State:
+        mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return {"mean": mean, "square": square, "rate": rate, "kept": 1 - rate * decay}
+
+    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> None:
         mean, square = state["mean"], state["square"]
-        parameter.mul_(1 - rate * decay)
+        parameter.mul_(state["kept"])
         mean.lerp_(gradient, 1 - _MEAN_DECAY)
         square.mul_(_SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - _SQUARE_DECAY)
         spread = square.sqrt().div_((1 - _SQUARE_DECAY**self._steps) ** 0.5).add_(_EPSILON)
-        parameter.sub_(rate / (1 - _MEAN_DECAY**self._steps) * mean / spread)
+        parameter.sub_(state["rate"] / (1 - _MEAN_DECAY**self._steps) * mean / spread)
 
 
 OPTIMIZERS: dict[str, type[StackedOptimizer]] = {"sgd": StackedSgd, "adamw": StackedAdamW}

@@ -135,11 +135,6 @@ class StackedLoss:
         log_shares = task.target.compute_log_shares(task.labels)
         self._options = stack_options(options, len(task.classes), log_shares, device)
 
-    @property
-    def curvature(self) -> float:
-        """The curvature of the kind of loss, as ``Loss`` defines it."""
-        return self._options.formula.curvature
-
     def select(self, models: torch.Tensor | slice) -> StackedLoss:
         """The loss of some of the models.
 

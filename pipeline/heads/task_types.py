@@ -279,7 +279,9 @@ class BinaryTarget(_ClassTarget):
         from torch.nn.functional import softplus
 
         z, target = logits[..., 0], index[:, None].to(logits.dtype)
-        soft = target * (1 - options.label_smoothing) + options.label_smoothing / 2
+        soft = target
+        if options.smooths:
+            soft = target * (1 - options.label_smoothing) + options.label_smoothing / 2
         if options.smooths and options.class_weights is not None:
             absent, present = options.class_weights[:, 0], options.class_weights[:, 1]
             losses = softplus(-z) * soft * present + softplus(z) * (1 - soft) * absent

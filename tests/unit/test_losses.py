@@ -197,7 +197,8 @@ def expand(task: Task) -> torch.Tensor:
 def test_heads_start_where_their_biases_are_best(task: Task) -> None:
     """The gradient of the loss by the biases is 0 there, and its second derivative by what one row
     of the weight adds to its logits is the curvature, on average over those rows."""
-    loss, labels = StackedLoss(task, [resolve_loss(task, {})]), expand(task)
+    options, labels = resolve_loss(task, {}), expand(task)
+    loss = StackedLoss(task, [options])
     start = task.target.start(task.labels)
 
     def measure(shift: torch.Tensor) -> torch.Tensor:
@@ -206,7 +207,7 @@ def test_heads_start_where_their_biases_are_best(task: Task) -> None:
 
     zero = torch.zeros(task.weight_rows, dtype=torch.float64)
     bend = torch.autograd.functional.hessian(measure, zero).diagonal().mean().item()
-    assert loss.curvature * start.curvature == pytest.approx(bend, rel=1e-5)
+    assert options.formula.curvature * start.curvature == pytest.approx(bend, rel=1e-5)
     each = torch.zeros(task.outputs, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(each), each)
     assert slope.abs().max().item() < 1e-6
