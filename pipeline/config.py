@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -63,19 +64,28 @@ else:
     LossName = Literal[tuple(LOSSES)]
 Layers = Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 # Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", strict=True)]
+# They also name files of plots, which may have 255 characters.
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=200, strict=True)]
+# What a class or tag may be called in the settings, and a value that stands for one.
+LabelValue = StrictStr | StrictInt | StrictFloat | StrictBool
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 
 
 def normalize_value(value: object) -> str:
     """A label value as text, the same from YAML, CSV, JSON and Parquet.
 
-    ``True`` becomes ``true``, also where a CSV file spells it so, and ``1.0`` becomes ``1``.
+    ``True`` is ``true`` and ``1.0`` is ``1``, also where a CSV file spells them so: pandas writes
+    whole numbers with a decimal point where some are missing.
     """
     if isinstance(value, bool) or value in ("True", "False", "TRUE", "FALSE"):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    text = str(value)
+    whole = _WHOLE_NUMBER.fullmatch(text)
+    if whole is None:
+        return text
+    return "0" if whole[1] == "-0" else whole[1]
 
 
 class Section(BaseModel):
@@ -144,6 +154,13 @@ class LabelSettings(Section):
         """The names of the classes or tags in the order of their index, if the settings tell."""
         return None
 
+    def finds_classes(self) -> bool:
+        """Whether the classes are those that the source happens to hold.
+
+        Nothing then tells an order of theirs, unless they are numbers.
+        """
+        return False
+
     def get_scores(self, task: str) -> tuple[str, ...]:
         """The columns of raw scores that stand beside the label of a task in ``labels.parquet``."""
         return ()
@@ -177,24 +194,28 @@ class ColumnLabel(LabelSettings):
         description="The text between two tags of a row, where the column holds text. A column of "
         "lists needs none.",
     )
+    empty: Literal["none", "missing"] | None = Field(
+        default=None,
+        description="What an empty cell of a text column of tags means: `none`, that the row has "
+        "none of the tags, or `missing`, that its tags are not known. Null is `missing` if the "
+        "label is optional, else `none`. In a column of lists an empty list always means `none`, "
+        "and a null always that the tags are missing. Only for `kind: tags`.",
+    )
     optional: StrictBool = Field(
         default=False,
         description="Whether a row may lack this label. Such a row is kept, and takes no part in "
         "training and judging this task's head.",
     )
-    classes: (
-        Annotated[tuple[StrictStr | StrictInt | StrictBool, ...], Field(min_length=2)] | None
-    ) = Field(
+    classes: Annotated[tuple[LabelValue, ...], Field(min_length=2)] | None = Field(
         default=None,
         description="The names of the classes or tags; their order gives the indices, from 0. Null "
-        "takes the distinct values of the column in sorted order.",
+        "takes the distinct values of the column, numbers in the order of their size and others in "
+        "that of their spelling.",
     )
-    mapping: dict[StrictStr | StrictInt | StrictBool, StrictStr | StrictInt | StrictBool] | None = (
-        Field(
-            default=None,
-            description="For each value of the column that is not itself the name of a class, the "
-            "class that it means, such as `{1: bad, 5: good}`. Only for `kind: class`.",
-        )
+    mapping: dict[LabelValue, LabelValue] | None = Field(
+        default=None,
+        description="For each value of the column that is not itself the name of a class, the "
+        "class that it means, such as `{1: bad, 5: good}`. Only for `kind: class`.",
     )
 
     @field_validator("classes")
@@ -204,12 +225,36 @@ class ColumnLabel(LabelSettings):
             raise ValueError("must name each class once")
         return classes
 
+    @field_validator("mapping", mode="before")
+    @classmethod
+    def _leads_somewhere(cls, mapping: Any) -> Any:
+        for value, name in mapping.items() if isinstance(mapping, dict) else ():
+            if name is None:
+                raise NestedKeyError(
+                    (str(value),),
+                    "null is no class; if the value means that a label is missing, name it in "
+                    "prepare.missing",
+                )
+        return mapping
+
+    @field_validator("mapping")
+    @classmethod
+    def _distinct_values(cls, mapping: dict[Any, Any] | None) -> dict[Any, Any] | None:
+        first: dict[str, Any] = {}
+        for value in mapping or {}:
+            other = first.setdefault(normalize_value(value), value)
+            if other is not value:
+                raise NestedKeyError((str(value),), f"is the same value as {other!r}")
+        return mapping
+
     @model_validator(mode="after")
     def _fits_its_kind(self) -> ColumnLabel:
         if self.kind == "number" and self.classes:
             raise NestedKeyError(("classes",), "a number has none; set kind to class or tags")
         if self.kind != "class" and self.mapping:
             raise NestedKeyError(("mapping",), f"is for classes, not for {self.kind}")
+        if self.kind != "tags" and self.empty:
+            raise NestedKeyError(("empty",), f"is for tags, not for {self.kind}")
         return self
 
     @model_validator(mode="after")
@@ -231,6 +276,9 @@ class ColumnLabel(LabelSettings):
     def get_classes(self) -> tuple[str, ...] | None:
         """The names of the classes or tags, if ``classes`` gives them."""
         return tuple(map(normalize_value, self.classes)) if self.classes is not None else None
+
+    def finds_classes(self) -> bool:
+        return self.classes is None
 
 
 class VaderLabel(LabelSettings):
@@ -333,6 +381,16 @@ class SplitSettings(Section):
         return self
 
 
+# The other columns of the files that labels stand in or are joined with: texts.parquet,
+# labels.parquet, the store's shards and what `pipeline cache export` writes.
+_RESERVED = re.compile(r"row|split|key|text|n_tokens|layer_\d+", re.ASCII | re.IGNORECASE)
+
+
+def _is_reserved(column: str) -> bool:
+    """Whether a label may not be called so, as another column is."""
+    return _RESERVED.fullmatch(column) is not None
+
+
 def _default_labels() -> dict[str, LabelSettings]:
     return {
         "spam": ColumnLabel(column="label", classes=("ham", "spam")),
@@ -359,7 +417,15 @@ class PrepareSettings(Section):
     on_bad_rows: Literal["stop", "drop"] = Field(
         default="stop",
         description="What happens if a row has no usable text or label: `stop` names the first "
-        "such rows and writes nothing, `drop` leaves them out and counts them.",
+        "such rows and writes nothing. `drop` leaves out rows without a usable text, and rows "
+        "without a usable label for any task; a row with an unusable label for one task lacks that "
+        "label alone. It counts both and names the first.",
+    )
+    missing: tuple[StrictStr | StrictInt | StrictFloat, ...] = Field(
+        default=(),
+        description="The words that mean that a label is missing, such as `[NA, n/a, None]`, "
+        "written just so. An empty or blank cell and a null always mean it, and a text is never "
+        "taken for one of these words.",
     )
     labels: dict[TaskName, SerializeAsAny[LabelSettings]] = Field(
         default_factory=_default_labels,
@@ -371,6 +437,14 @@ class PrepareSettings(Section):
         default=SplitSettings(),
         description="How the rows are divided into training, validation and test rows.",
     )
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _null_is_a_word(cls, missing: Any) -> Any:
+        """In YAML the bare word null is no text; whoever lists it means the word."""
+        if isinstance(missing, list):
+            return ["null" if word is None else word for word in missing]
+        return missing
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -398,13 +472,22 @@ class PrepareSettings(Section):
     @classmethod
     def _names_are_free(cls, labels: dict[str, LabelSettings]) -> dict[str, LabelSettings]:
         scores = [score for task, label in labels.items() for score in label.get_scores(task)]
-        taken = {"row", "split", "key", *scores}
+        first: dict[str, str] = {}  # names are compared as databases and some file systems do
         for name in labels:
-            if name in taken:
-                raise NestedKeyError((name,), "is the name of another column of labels.parquet")
-        for score, times in Counter(scores).items():
-            if times > 1 or score in {"row", "split", "key"}:
-                raise ValueError(f"two columns of labels.parquet would be called {score}")
+            other = first.setdefault(name.lower(), name)
+            if _is_reserved(name) or name.lower() in {score.lower() for score in scores}:
+                raise NestedKeyError(
+                    (name,),
+                    "is the name of another column of labels.parquet or of an exported file; "
+                    "choose another",
+                )
+            if other != name:
+                raise NestedKeyError((name,), f"differs from {other} in nothing but case")
+        for score, times in Counter(score.lower() for score in scores).items():
+            if times > 1 or _is_reserved(score):
+                raise ValueError(
+                    f"two columns of labels.parquet or of an exported file would be called {score}"
+                )
         return labels
 
     @model_validator(mode="after")
@@ -488,8 +571,7 @@ class ThresholdAim(Section):
 
 Threshold = Share | Literal["f1"] | ThresholdAim
 ClassWeights = (
-    Literal["none", "balanced", "effective_number", "pos_weight"]
-    | dict[StrictStr | StrictInt | StrictBool, Positive]
+    Literal["none", "balanced", "effective_number", "pos_weight"] | dict[LabelValue, Positive]
 )
 Smoothing = Annotated[float, Field(ge=0, lt=1, strict=True)]
 

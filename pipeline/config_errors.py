@@ -147,6 +147,8 @@ def _describe(details: ErrorDetails, path: _KeyPath, model: type[BaseModel]) -> 
         return f"must match {context['pattern']}, got {got}"
     if kind == "string_too_short":
         return f"must be text that is not empty, got {got}"
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters, got {got}"
     if kind == "too_short":
         container = "mapping" if isinstance(details["input"], dict) else "list"
         return f"must be a {container} of {context['min_length']} or more, got {got}"

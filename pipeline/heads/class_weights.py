@@ -93,7 +93,7 @@ def compute_tag_weights(
 
 
 def _read_weights(
-    given: Mapping[str | int | bool, float], names: tuple[str, ...], task: str
+    given: Mapping[str | int | float | bool, float], names: tuple[str, ...], task: str
 ) -> Weights:
     by_name = {normalize_value(name): weight for name, weight in given.items()}
     if set(by_name) != set(names):

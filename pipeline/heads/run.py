@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.assets import Asset, read_assets
 from pipeline.config import HeadsSettings, Settings
 from pipeline.console import count, say, show_progress, show_table
+from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.tables import LabelledRows, read_labelled_rows
 from pipeline.device import choose_devices
 from pipeline.errors import DataError, StageError
@@ -46,6 +47,7 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     """
     shorten_spinning()
     rows = read_labelled_rows(project)
+    check_class_order(settings, {name: labels.classes for name, labels in rows.tasks.items()})
     tasks = make_tasks(settings.heads.tasks, rows)
     check_search(tasks, settings.heads)
     manifest = read_manifest(project.embeddings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.config import PrepareSettings, Settings
+from pipeline.config import PrepareSettings, Settings, normalize_value
 from pipeline.console import count, say, show_table, warn
+from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.keys import hash_keys, hash_texts
 from pipeline.corpus.sources import read_source
 from pipeline.corpus.tables import PARTS, TEXTS_HASH, encode_labels
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
-from pipeline.prepare.labelers.base import Labels, make_labeler
+from pipeline.prepare.labelers.base import NO_VALUE, Labels, make_labeler
+from pipeline.prepare.labelers.class_checks import show_name
 from pipeline.prepare.split import split_rows
 from pipeline.project import Project
 
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-_NAMED_ROWS = 5  # that an error names, of those that cannot be used
+_NAMED_ROWS = 5  # that an error or a warning names, of those that cannot be used
 _GROUP_ROWS = 16_384  # in a row group of texts.parquet: a reader holds one group at a time
 _COUNTED_CLASSES = 30  # of a label, in the summary
+_NAMED_CLASSES = 10  # that an error lists, of those that a label knows
+_UNTRAINED_CLASSES = 5  # that a warning names, of those without a training row
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,18 @@ class LabelledTexts:
     rows: npt.NDArray[np.int64]
     texts: list[str]
     labels: Mapping[str, Labels]
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """What the source holds that cannot be used, where settings say to go on without it.
+
+    :param dropped: row that was left out → why.
+    :param unlabelled: task → row that was kept without its label for it → what stands there.
+    """
+
+    dropped: Mapping[int, str]
+    unlabelled: Mapping[str, Mapping[int, str]]
 
 
 def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
@@ -67,17 +82,18 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
         own.header or dataset.extra.get("header"),
     )
     try:
-        corpus, dropped = select_rows(frame, own, files)
+        corpus, bad = select_rows(frame, own, files)
     except DataError as error:
         raise DataError(f"{source}: {error.message}", hint=error.hint) from error
+    check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
     keys = hash_texts(corpus.texts)
     split = split_rows(keys, corpus.labels, own.split)
     _write_corpus(project, corpus, keys, split)
-    _show_summary(dataset.id, len(frame), dropped, corpus, keys, split)
+    _show_summary(dataset.id, len(frame), bad, corpus, keys, split)
     return {
         "rows": len(corpus.texts),
         "distinct_texts": len(set(keys)),
-        "dropped": sum(dropped.values()),
+        "dropped": len(bad.dropped),
     }
 
 
@@ -110,37 +126,83 @@ def _find_label_assets(
 
 def select_rows(
     frame: pd.DataFrame, settings: PrepareSettings, assets: Mapping[str, Path]
-) -> tuple[LabelledTexts, Counter[str]]:
+) -> tuple[LabelledTexts, BadRows]:
     """Label all rows and keep those that can be used.
 
     :param frame: the source's columns.
     :param settings: the text column, the labels, and what to do with rows that cannot be used.
     :param assets: key of each asset that a labeler wants → its file.
-    :returns: the usable rows, and how many were dropped for each reason.
-    :raises DataError: naming the first bad rows, unless they are to be dropped.
+    :returns: the usable rows, and what was left out.
+    :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
+        label for some task.
     """
-    texts, reasons = _read_texts(frame, settings.text_column)
+    texts, faults = _read_texts(frame, settings.text_column)
+    labelled = _clear_missing(frame, settings)
     labels = {
-        task: make_labeler(task, label).label(frame, texts, assets)
+        task: make_labeler(task, label).label(labelled, texts, assets)
         for task, label in settings.labels.items()
     }
+    reasons = dict(faults)
     for task, made in labels.items():
         for row, value in made.unusable.items():
             reasons.setdefault(row, f"unknown label for {task}: {value}")
     if reasons and settings.on_bad_rows == "stop":
         raise _refuse_rows(reasons, labels)
-    usable = np.array([row for row in range(len(texts)) if row not in reasons], np.int64)
+    # A row without a text serves no task, and one whose labels are all missing or unusable, too; a
+    # row whose labels are all missing, as settings allow, is kept for the text's sake.
+    serves = np.any([made.present for made in labels.values()], axis=0)
+    dropped = {row: why for row, why in reasons.items() if row in faults or not serves[row]}
+    usable = np.array([row for row in range(len(texts)) if row not in dropped], np.int64)
     if not len(usable):
         raise DataError(f"none of the {len(texts):,} rows can be used; {_list_rows(reasons)}")
-    dropped = Counter(why.partition(":")[0] for why in reasons.values())
+    _refuse_empty_labels(labels)
+    unlabelled = {
+        task: {row: what for row, what in made.unusable.items() if row not in dropped}
+        for task, made in labels.items()
+    }
     return (
         LabelledTexts(
             rows=usable,
             texts=[texts[row] for row in usable],
             labels={task: _take_rows(made, usable) for task, made in labels.items()},
         ),
-        dropped,
+        BadRows(dropped, unlabelled),
     )
+
+
+def _clear_missing(frame: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
+    """The columns that labels may come from, with ``None`` for each word for a missing label."""
+    import pandas as pd
+
+    words = {normalize_value(word).strip() for word in settings.missing}
+    if not words:
+        return frame
+    cleared = frame.copy(deep=False)
+    for name in frame.columns:
+        if name == settings.text_column:
+            continue
+        cells = [
+            None
+            if isinstance(cell, str | int | float) and normalize_value(cell).strip() in words
+            else cell
+            for cell in frame[name].tolist()
+        ]
+        cleared[name] = pd.Series(cells, index=frame.index, dtype=object)
+    return cleared
+
+
+def _refuse_empty_labels(labels: Mapping[str, Labels]) -> None:
+    """Refuse a label of classes or tags that no row has, as there is nothing to learn.
+
+    :raises DataError: naming the first such task.
+    """
+    for task, made in labels.items():
+        if made.kind != "number" and not made.classes:
+            what = "tag" if made.kind == "tags" else "class"
+            raise DataError(
+                f"no row has a {what} for {task}" + _list_rows(made.unusable),
+                hint=f"correct prepare.labels.{task}, or take it out",
+            )
 
 
 def _read_texts(frame: pd.DataFrame, column: str) -> tuple[list[str], dict[int, str]]:
@@ -177,19 +239,35 @@ def find_fault(value: Any) -> str | None:
 
 
 def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> DataError:
-    known = "; ".join(
-        f"{name} knows {', '.join(task.classes[:10])}"
-        for name, task in labels.items()
-        if task.unusable
-    )
+    """The error that names the first rows that cannot be used, and what is known of their labels.
+
+    :param reasons: row → why.
+    """
+    lines = [
+        f"\n  {task} knows {_list_classes(made.classes)}"
+        for task, made in labels.items()
+        if made.unusable and made.classes
+    ]
+    lines += [f"\n  {task}: {note}" for task, made in labels.items() for note in made.notes]
+    lacking = [task for task, made in labels.items() if NO_VALUE in made.unusable.values()]
+    hint = "correct them, or set prepare.on_bad_rows to drop"
+    if lacking:
+        hint += f"; if rows may lack {lacking[0]}, set prepare.labels.{lacking[0]}.optional to true"
     return DataError(
-        f"{count(len(reasons), 'row')} cannot be used: {_list_rows(reasons)}"
-        + (f"\n  {known}" if known else ""),
-        hint="correct them, or set prepare.on_bad_rows to drop",
+        f"{count(len(reasons), 'row')} cannot be used: {_list_rows(reasons)}{''.join(lines)}",
+        hint=hint,
     )
+
+
+def _list_classes(classes: Sequence[str]) -> str:
+    """The first names of classes, and how many more there are."""
+    more = len(classes) - _NAMED_CLASSES
+    listed = ", ".join(map(show_name, classes[:_NAMED_CLASSES]))
+    return listed + (f" and {more:,} more" if more > 0 else "")
 
 
 def _list_rows(reasons: Mapping[int, str]) -> str:
+    """The first rows that cannot be used, a line each, and how many more there are."""
     first = sorted(reasons)[:_NAMED_ROWS]
     lines = [f"\n  row {row} (the first is 0): {reasons[row]}" for row in first]
     more = len(reasons) - len(first)
@@ -249,7 +327,7 @@ def _make_labels_table(
 def _show_summary(
     dataset: str,
     total: int,
-    dropped: Counter[str],
+    bad: BadRows,
     corpus: LabelledTexts,
     keys: Sequence[bytes],
     split: npt.NDArray[np.int8],
@@ -259,8 +337,7 @@ def _show_summary(
         f"{dataset}: {count(total, 'row')}, {len(corpus.texts):,} used, {distinct:,} distinct "
         f"texts, {len(keys) - distinct:,} duplicates"
     )
-    for why, number in dropped.items():
-        warn(f"{count(number, 'row')} dropped: {why}")
+    _warn_of_bad_rows(bad)
     in_training = {key for key, part in zip(keys, split, strict=True) if part == 0}
     leaks = np.array([key in in_training for key in keys]) & (split > 0)
     rows: list[tuple[object, ...]] = [
@@ -271,8 +348,29 @@ def _show_summary(
         rows += [(what, *_count_parts(chosen, split)) for what, chosen in _list_counts(name, task)]
     show_table(("", *PARTS), rows)
     for name, task in corpus.labels.items():
-        for class_name in _list_untrained(task, split):
+        for note in task.notes:
+            warn(f"{name}: {note}")
+        untrained = _list_untrained(task, split)
+        for class_name in untrained[:_UNTRAINED_CLASSES]:
             warn(f"{name}: no training row is {class_name!r}")
+        if len(untrained) > _UNTRAINED_CLASSES:
+            more = len(untrained) - _UNTRAINED_CLASSES
+            warn(f"{name}: nor is any of {more:,} other classes")
+
+
+def _warn_of_bad_rows(bad: BadRows) -> None:
+    """Say how many rows were dropped, and how many lack a label, for each reason."""
+    by_reason: dict[str, dict[int, str]] = {}
+    for row, why in bad.dropped.items():
+        by_reason.setdefault(why.partition(":")[0], {})[row] = why
+    for why, rows in by_reason.items():
+        warn(f"{count(len(rows), 'row')} dropped: {why}{_list_rows(rows)}")
+    for task, rows_of_task in bad.unlabelled.items():
+        if rows_of_task:
+            warn(
+                f"{count(len(rows_of_task), 'row')} without a usable label for {task}, which "
+                f"serve the other tasks:{_list_rows(rows_of_task)}"
+            )
 
 
 def _list_untrained(task: Labels, split: npt.NDArray[np.int8]) -> list[str]:
@@ -289,17 +387,35 @@ def _list_counts(name: str, task: Labels) -> Iterator[tuple[str, npt.NDArray[np.
 
     :returns: pairs of the name of a count and which rows it is of, [B].
     """
+    present = task.present
     if task.kind == "number":
-        absent = np.isnan(task.values)
-        yield f"{name} given", ~absent
+        yield f"{name} given", present
     else:
-        held = task.values if task.kind == "tags" else task.values[:, None]
-        absent = held[:, 0] < 0
-        for index, class_name in list(enumerate(task.classes))[:_COUNTED_CLASSES]:
-            of_class = held[:, index] == 1 if task.kind == "tags" else task.values == index
-            yield f"{name} = {class_name}", of_class
-    if absent.any():
-        yield f"{name} not given", absent
+        for index, class_name in enumerate(task.classes[:_COUNTED_CLASSES]):
+            of_class = task.values[:, index] == 1 if task.kind == "tags" else task.values == index
+            yield f"{name} = {show_name(class_name)}", of_class
+        yield from _list_other_counts(name, task)
+    if not present.all():
+        yield f"{name} not given", ~present
+
+
+def _list_other_counts(name: str, task: Labels) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """What the summary counts beside single classes: rows of all further ones, rows without a tag.
+
+    :returns: pairs as of ``_list_counts``.
+    """
+    more = len(task.classes) - _COUNTED_CLASSES
+    if task.kind == "class":
+        if more > 0:
+            noun = "class" if more == 1 else "classes"
+            yield f"{name} = {more:,} more {noun}", task.values >= _COUNTED_CLASSES
+        return
+    if more > 0:
+        of_others = (task.values[:, _COUNTED_CLASSES:] == 1).any(axis=1)
+        yield f"{name} = {count(more, 'more tag')}", of_others
+    without = (task.values == 0).all(axis=1)
+    if without.any():
+        yield f"{name} = no tag", without
 
 
 def _count_parts(chosen: npt.NDArray[np.bool_], split: npt.NDArray[np.int8]) -> list[int]:

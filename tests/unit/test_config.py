@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -251,8 +252,48 @@ runtimes: {}
             "prepare.labels.s: negative_at_most must be < positive_at_least, got 0.5 and 0.05",
         ),
         (
-            "prepare: {labels: {s: {column: a, classes: [x, 1.5]}}}",
-            "prepare.labels.s.classes.1: must be text or a whole number or true or false, got 1.5",
+            "prepare: {labels: {s: {column: a, classes: [x, null]}}}",
+            "prepare.labels.s.classes.1: must be text or a whole number or a number or true or "
+            "false, got null",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, classes: [x, .nan]}}}",
+            "prepare.labels.s.classes.1: must be text or a whole number or a finite number or true "
+            "or false, got nan",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, classes: [1.0, 1]}}}",
+            "prepare.labels.s.classes: must name each class once",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, mapping: {NA: null, x: y}}}}",
+            "prepare.labels.s.mapping.NA: null is no class; if the value means that a label is "
+            "missing, name it in prepare.missing",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, mapping: {1: x, '1.0': y}}}}",
+            "prepare.labels.s.mapping.1.0: is the same value as 1",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, empty: none}}}",
+            "prepare.labels.s.empty: is for tags, not for class",
+        ),
+        (
+            "prepare: {labels: {s: {column: a, kind: tags, empty: skip}}}",
+            "prepare.labels.s.empty: must be one of none, missing, got 'skip'",
+        ),
+        ("prepare: {missing: NA}", "prepare.missing: must be a list, got 'NA'"),
+        (
+            "prepare: {labels: {Topics: {column: a}, topics: {column: b}}}",
+            "prepare.labels.topics: differs from Topics in nothing but case",
+        ),
+        (
+            "prepare: {labels: {mood: {labeler: vader}, Mood_Compound: {column: b}}}",
+            "prepare.labels.Mood_Compound: is the name of another column of labels.parquet",
+        ),
+        (
+            f"prepare: {{labels: {{{'x' * 201}: {{column: a}}}}}}",
+            f"prepare.labels.{'x' * 201}: must have at most 200 characters, got ",
         ),
         (
             "prepare: {labels: {s: {column: a, classes: [1, '1']}}}",
@@ -380,13 +421,42 @@ def test_shares_may_miss_one_by_rounding_only() -> None:
         (1.0, "1"),
         (-0.0, "0"),
         (1.5, "1.5"),
-        ("1.0", "1.0"),
+        ("1.0", "1"),
+        ("-3.00", "-3"),
+        ("-0.0", "0"),
+        ("1.50", "1.50"),
+        ("1.0.0", "1.0.0"),
+        ("01", "01"),
+        (Decimal("2.00"), "2"),
         ("Ham ", "Ham "),
         (1e300, str(int(1e300))),
     ],
 )
 def test_a_label_value_is_the_same_text_from_every_format(value: object, text: str) -> None:
     assert normalize_value(value) == text
+
+
+@pytest.mark.parametrize("name", ["row", "split", "key", "text", "Text", "layer_06", "LAYER_1"])
+def test_a_label_is_not_called_like_another_column_of_an_output(name: str) -> None:
+    (line,) = complain(f"prepare: {{labels: {{{name}: {{column: a}}}}}}")
+    assert f": prepare.labels.{name}: is the name of another column of labels.parquet or " in line
+    assert line.endswith("; choose another")
+    fine = f"prepare: {{labels: {{{name}s: {{column: a}}, layer_x: {{column: b}}}}}}"
+    assert f"{name}s" in parse_settings(fine, "a").prepare.labels
+
+
+def test_floats_name_classes_and_lead_to_them() -> None:
+    settings = parse_settings(
+        "prepare: {labels: {s: {column: a, classes: [0.0, 1.0, 1.5], mapping: {2.0: 1.0}}}}\n"
+        "heads: {tasks: {s: {class_weights: {0.0: 1, 1: 2, 1.5: 3}}}}\n",
+        "a",
+    )
+    assert settings.prepare.labels["s"].get_classes() == ("0", "1", "1.5")
+
+
+def test_words_for_missing_may_be_numbers_and_the_word_null() -> None:
+    settings = parse_settings("prepare: {missing: [NA, None, null, n/a, -1, 9.5]}", "a")
+    assert settings.prepare.missing == ("NA", "None", "null", "n/a", -1, 9.5)
 
 
 @pytest.mark.parametrize("stage", ["fetch", "prepare", "embed", "train-heads", "report"])

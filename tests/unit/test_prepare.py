@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import train_test_split
 
-from pipeline.config import SplitSettings, load_settings
+from pipeline.config import SplitSettings, load_settings, parse_settings
+from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.tables import PARTS, read_labelled_rows
-from pipeline.errors import DataError, StageError, WriteError
+from pipeline.errors import DataError, SettingsError, StageError, WriteError
 from pipeline.files import hash_file
 from pipeline.prepare import run as prepare
 from pipeline.prepare.labelers.base import Labels
@@ -258,8 +260,13 @@ def test_bad_rows_stop_the_run_and_the_first_are_named(project: Path) -> None:
         "  row 64 (the first is 0): blank text",
         "  and 1 more",
         "  spam knows ham, spam",
+        "  spam: near twins: 'ham' 43, 'Ham' 1; if they mean the same, correct the column, or lead "
+        "them to one class by `mapping`",
     ]
-    assert "prepare.on_bad_rows to drop" in (caught.value.hint or "")
+    assert caught.value.hint == (
+        "correct them, or set prepare.on_bad_rows to drop; if rows may lack spam, set "
+        "prepare.labels.spam.optional to true"
+    )
     assert read_outputs() == before
 
 
@@ -283,6 +290,235 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_numbers(
     labels = pq.read_table(Project().labels)
     assert labels["row"].to_pylist() == kept
     assert labels["spam"].to_pylist() == [int(mixed[n][0] == "spam") for n in kept]
+
+
+def set_up_two_labels(project: Path, rows: Sequence[Sequence[object]], **changes: object) -> None:
+    """A project with the labels ``spam`` and ``level``, of a table with a header."""
+    set_up(project, ROWS)
+    file = project / "data.csv"
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([["label", "level", "message"], *rows])
+    assets = json.loads(Project().assets.read_text())
+    assets["dataset"]["files"] = {"data.csv": hash_file(file)}
+    Project().assets.write_text(json.dumps(assets))
+    labels = {
+        "spam": {"column": "label", "classes": ["ham", "spam"]},
+        "level": {"column": "level", "kind": "number"},
+    }
+    edit_params({"prepare.labels": labels, "heads.tasks": {"spam": {}}, **changes})
+
+
+TWO = [[label, n, text] for n, (label, text) in enumerate(ROWS)]
+
+
+def test_a_row_that_is_bad_for_one_task_serves_the_others(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [
+        ["eggs", 1, "no spam"],  # 60
+        ["ham", "many", "no level"],  # 61
+        ["eggs", "many", "neither"],  # 62: dropped
+        ["ham", 1, " "],  # 63: dropped
+        *[["", n, f"message {n}"] for n in range(6)],  # 64 to 69
+    ]
+    set_up_two_labels(project, [*TWO, *bad], **{"prepare.on_bad_rows": "drop"})
+    assert run()["dropped"] == 2
+    labels = pq.read_table(Project().labels)
+    assert labels["row"].to_pylist() == [*range(62), *range(64, 70)]
+    spam = [int(label == "spam") for label, _ in ROWS]
+    assert labels["spam"].to_pylist() == [*spam, None, 0, *[None] * 6]
+    assert labels["level"].to_pylist() == [*range(60), 1, None, *range(6)]
+    printed = capsys.readouterr().out
+    for lines in (
+        "1 row dropped: blank text\n  row 63 (the first is 0): blank text\n",
+        "1 row dropped: unknown label for spam\n"
+        "  row 62 (the first is 0): unknown label for spam: 'eggs'\n",
+        "7 rows without a usable label for spam, which serve the other tasks:\n"
+        "  row 60 (the first is 0): 'eggs'\n"
+        "  row 64 (the first is 0): no value\n",
+        "  row 67 (the first is 0): no value\n  and 2 more\n",
+        "1 row without a usable label for level, which serve the other tasks:\n"
+        "  row 61 (the first is 0): not a number: 'many'\n",
+    ):
+        assert lines in printed
+
+
+def test_a_row_that_may_lack_all_its_labels_is_kept(project: Path) -> None:
+    set_up_two_labels(project, [*TWO, ["", "", "nothing known"], ["eggs", "", "bad"]])
+    edit_params(
+        {
+            "prepare.on_bad_rows": "drop",
+            "prepare.labels.spam.optional": True,
+            "prepare.labels.level.optional": True,
+        }
+    )
+    assert run()["dropped"] == 1
+    assert pq.read_table(Project().labels)["row"].to_pylist() == [*range(61)]
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.jsonl", "data.parquet"])
+def test_words_for_missing(project: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    words = ["NA", "n/a", "null", "None", " NA ", ""]
+    rows = [*TWO, *[["spam", -1, word] for word in words]]  # texts are never missing by a word
+    rows = [[words[n % 6] if n % 4 == 0 else row[0], *row[1:]] for n, row in enumerate(rows)]
+    rows = [row for row in rows if row[2]]
+    set_up_two_labels(project, rows)
+    if name != "data.csv":
+        frame = pd.DataFrame(rows, columns=["label", "level", "message"])
+        frame.to_json(name, orient="records", lines=True) if name == "data.jsonl" else (
+            frame.to_parquet(name)
+        )
+        assets = json.loads(Project().assets.read_text())
+        assets["dataset"] |= {"id": name, "path": name, "files": {name: hash_file(project / name)}}
+        Project().assets.write_text(json.dumps(assets))
+    edit_params(
+        {
+            "fetch.dataset": name,
+            "prepare.missing": ["NA", "n/a", "null", "None", -1],
+            "prepare.labels.spam.optional": True,
+            "prepare.labels.level.optional": True,
+        }
+    )
+    run()
+    labels = pq.read_table(Project().labels)
+    known = {"ham": 0, "spam": 1}
+    assert labels["spam"].to_pylist() == [known.get(row[0]) for row in rows]
+    assert labels["level"].to_pylist() == [None if row[1] == -1 else row[1] for row in rows]
+    texts = pq.read_table(Project().texts)["text"].to_pylist()
+    assert texts == [row[2] for row in rows]
+    assert {"NA", "n/a", "null", "None", " NA "} <= set(texts)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_empty_cells_of_optional_tags_are_counted_as_not_given(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["a;b" if n % 3 else "", text] for n, (_, text) in enumerate(ROWS)]
+    label = {"column": "label", "kind": "tags", "separator": ";", "optional": True}
+    set_up(project, rows, **{"prepare.labels": {"topics": label}, "heads.tasks": None})
+    run()
+    assert pq.read_table(Project().labels)["topics"].null_count == 20
+    parts = Counter(pq.read_table(Project().labels)["split"].to_pylist()[::3])
+    printed = capsys.readouterr().out
+    assert read_line(printed, "topics not given") == [str(parts[part]) for part in PARTS]
+    assert "no tag" not in printed
+    edit_params({"prepare.labels.topics.empty": "none"})
+    run()
+    assert pq.read_table(Project().labels)["topics"].to_pylist()[:2] == [[False] * 2, [True] * 2]
+    printed = capsys.readouterr().out
+    assert read_line(printed, "topics = no tag") == [str(parts[part]) for part in PARTS]
+    assert "not given" not in printed
+
+
+def read_line(printed: str, start: str) -> list[str]:
+    """The counts of a line of the summary."""
+    (line,) = (line for line in printed.splitlines() if line.strip().startswith(start + "  "))
+    return line.split()[-3:]
+
+
+def test_the_table_says_how_many_classes_it_leaves_out(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [[f"c{n % 40:02}", f"message {n}"] for n in range(400)]
+    set_up(project, rows, **{"prepare.labels": {"t": {"column": "label"}}, "heads.tasks": None})
+    run()
+    printed = capsys.readouterr().out
+    split = pq.read_table(Project().labels)["split"].to_pylist()
+    rest = Counter(part for n, part in enumerate(split) if n % 40 >= 30)
+    assert read_line(printed, "t = 10 more classes") == [str(rest[part]) for part in PARTS]
+    assert "t = c29" in printed
+    assert "t = c30" not in printed
+    tags = [[f"c{n % 40:02},c35", f"message {n}"] for n in range(400)]
+    set_up(project, tags, **{"prepare.labels": {"t": {"column": "label", "kind": "tags"}}})
+    edit_params({"heads.tasks": None})
+    run()
+    assert read_line(capsys.readouterr().out, "t = 10 more tags") == ["280", "60", "60"]
+
+
+def test_stray_blanks_show_in_the_table_and_twins_are_warned_of(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["bad " if n % 10 == 1 else "bad" if n % 2 else "good", t] for n, (_, t) in
+            enumerate(ROWS)]  # fmt: skip
+    set_up(project, rows, **{"prepare.labels": {"mood": {"column": "label"}}, "heads.tasks": None})
+    run()
+    printed = capsys.readouterr().out
+    assert "mood = 'bad '  " in printed
+    assert "mood = bad  " in printed
+    assert "warning: mood: near twins: 'bad ' 6, 'bad' 24; if they mean the same" in printed
+
+
+def test_untrained_classes_are_named_up_to_five(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = {"column": "label", "classes": ["ham", "spam", *"abcdefgh"]}
+    set_up(project, ROWS, **{"prepare.labels": {"spam": label}})
+    run()
+    printed = capsys.readouterr().out
+    assert printed.count("spam: no training row is ") == 5
+    assert "spam: nor is any of 3 other classes" in printed
+
+
+@pytest.mark.parametrize("kind", ["class", "tags"])
+def test_a_label_that_no_row_has(project: Path, kind: str) -> None:
+    rows = [["", text] for _, text in ROWS]
+    label = {"column": "label", "kind": kind, "optional": True}
+    set_up(project, rows, **{"prepare.labels": {"t": label}, "heads.tasks": None})
+    what = "tag" if kind == "tags" else "class"
+    with pytest.raises(DataError, match=rf"data.csv: no row has a {what} for t$") as caught:
+        run()
+    assert "prepare.labels.t" in (caught.value.hint or "")
+
+
+ORDINAL = {"heads.tasks": {"level": {"type": "ordinal"}}}
+
+
+def test_an_ordinal_task_has_its_numbers_in_the_order_of_their_size(project: Path) -> None:
+    rows = [[n % 10 + 1, text] for n, (_, text) in enumerate(ROWS)]
+    set_up(project, rows, **{"prepare.labels": {"level": {"column": "label"}}, **ORDINAL})
+    run()
+    assert read_labelled_rows(Project()).tasks["level"].classes == tuple(map(str, range(1, 11)))
+    assert pq.read_table(Project().labels)["level"].to_pylist() == [n % 10 for n in range(60)]
+
+
+def test_an_ordinal_task_asks_for_the_order_of_names(project: Path) -> None:
+    names = ["low", "very high", "middle", "1: odd"]
+    rows = [[names[n % 4], text] for n, (_, text) in enumerate(ROWS)]
+    set_up(project, rows, **{"prepare.labels": {"level": {"column": "label"}}, **ORDINAL})
+    with pytest.raises(SettingsError) as caught:
+        run()
+    assert caught.value.message == (
+        "prepare.labels.level.classes: must give the order of the classes, as "
+        "heads.tasks.level.type is ordinal and they are not all numbers; the column holds "
+        '"1: odd", low, middle, very high'
+    )
+    assert 'classes: ["1: odd", low, middle, very high]' in (caught.value.hint or "")
+    assert not Project().labels.exists()
+    ordered = ["low", "middle", "very high", "1: odd"]
+    edit_params({"prepare.labels.level.classes": ordered})
+    run()
+    assert read_labelled_rows(Project()).tasks["level"].classes == tuple(ordered)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (("1", "10", "2"), "heads.tasks.t.type: ordinal, but the classes of cache/labels.parquet"),
+        (("high", "low"), "prepare.labels.t.classes: must give the order of the classes"),
+    ],
+)
+def test_labels_of_before_are_refused_where_their_order_means_nothing(
+    found: tuple[str, ...], message: str
+) -> None:
+    """``train-heads`` checks, too: the type of a task is no setting of ``prepare``."""
+    text = "prepare: {labels: {t: {column: a}}}\nheads: {tasks: {t: {type: ordinal}}}\n"
+    with pytest.raises(SettingsError) as caught:
+        check_class_order(parse_settings(text, "a"), {"t": found})
+    assert caught.value.message.startswith(message)
+    check_class_order(parse_settings(text, "a"), {"t": ("1", "2", "10")})
+    check_class_order(parse_settings(text.replace("ordinal", "multiclass"), "a"), {"t": found})
+    named = text.replace("column: a", f"column: a, classes: {list(found)}")
+    check_class_order(parse_settings(named, "a"), {"t": found})
 
 
 def test_nothing_left_after_dropping(project: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNKNOWN = -1  # the class index of a row without a label
+NO_VALUE = "no value"  # what stands instead of a label where a cell holds nothing
 _SHOWN_CHARACTERS = 60  # of a value in a message
 
 
@@ -31,6 +32,7 @@ class Labels:
     :param scores: raw scores to keep beside the label: column → float64, [B].
     :param unusable: row → what stands there instead of a label, for rows that cannot be used.
     :param kind: what a value is.
+    :param notes: what looks wrong about them, a sentence each, to warn of.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +40,13 @@ class Labels:
     scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     unusable: Mapping[int, str] = field(default_factory=dict)
     kind: LabelKind = "class"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a label: [B]."""
+        given = np.isfinite(self.values) if self.kind == "number" else np.greater(self.values, -1)
+        return np.asarray(np.reshape(given, (len(self.values), -1)).all(axis=1), np.bool_)
 
 
 class Labeler(Protocol):
@@ -48,7 +57,8 @@ class Labeler(Protocol):
     ) -> Labels:
         """Label every row.
 
-        :param frame: the source's columns, B rows.
+        :param frame: the source's columns, B rows. Outside the column of texts, a cell that holds
+            one of the words of ``prepare.missing`` is ``None``.
         :param texts: the texts, [B]; rows without a usable one hold an empty string.
         :param assets: key of each asset that the settings want → its file on this machine.
         :returns: B labels, with the scores that the settings announce.
@@ -72,3 +82,20 @@ def make_labeler(task: str, settings: LabelSettings) -> Labeler:
 def shorten(text: str) -> str:
     """A text for a message, with an ellipsis for what is beyond 60 characters."""
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: a null, an empty or blank text, or NaN."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def is_unicode(value: Any) -> bool:
+    """Whether a value could be stored as text: JSON can hold half a surrogate pair."""
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return False
+    return True

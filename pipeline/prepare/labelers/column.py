@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import itertools
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.config import ColumnLabel, LabelKind, normalize_value
+from pipeline.corpus.classes import sort_classes
 from pipeline.errors import DataError
-from pipeline.prepare.labelers.base import UNKNOWN, Labels, shorten
+from pipeline.prepare.labelers.base import (
+    NO_VALUE,
+    UNKNOWN,
+    Labels,
+    is_missing,
+    is_unicode,
+    shorten,
+)
+from pipeline.prepare.labelers.class_checks import (
+    note_many_classes,
+    note_missing_words,
+    note_oddities,
+)
+from pipeline.prepare.labelers.list_text import parse_list, read_listed_cells, resembles_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,76 +62,148 @@ def label_by_column(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
 
     :param settings: the label's settings.
     :param values: what the column holds, [B].
+    :raises DataError: if its values are not of a form that has labels of this kind.
     """
-    labels = _READERS[settings.kind](settings, values)
-    if not settings.optional:
-        return labels
-    unusable = {row: what for row, what in labels.unusable.items() if not _is_missing(values[row])}
-    return replace(labels, unusable=unusable)
+    return _READERS[settings.kind](settings, values)
 
 
 def _read_classes(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     """Class indices, through the label's mapping if it has one."""
     mapping = {normalize_value(k): normalize_value(v) for k, v in (settings.mapping or {}).items()}
-    named = [normalize_value(v) if _is_usable(v) else None for v in values]
-    named = [mapping.get(v, v) if v is not None else None for v in named]
-    classes = settings.get_classes() or tuple(sorted({v for v in named if v is not None}))
+    # Values of different types may be equal, such as 1 and True.
+    cells = [(type(v), v if _is_name(v) else None) for v in values]
+    rows_of_cell = Counter(cells)
+    written = {cell: normalize_value(cell[1]) for cell in rows_of_cell if not is_missing(cell[1])}
+    name_of_cell = {cell: mapping.get(name, name) for cell, name in written.items()}
+    counts: Counter[str] = Counter()
+    forms: dict[str, dict[str, int]] = {}
+    for cell, name in name_of_cell.items():
+        counts[name] += rows_of_cell[cell]
+        forms.setdefault(written[cell], {})[repr(cell[1])] = rows_of_cell[cell]
+    given = settings.get_classes()
+    if given is None:
+        _refuse_lists(settings.column, forms)
+    classes = given or sort_classes(counts)
     index = {name: number for number, name in enumerate(classes)}
-    indices = np.array(
-        [index.get(v, UNKNOWN) if v is not None else UNKNOWN for v in named], np.int32
+    index_of_cell = {cell: index.get(name, UNKNOWN) for cell, name in name_of_cell.items()}
+    indices = np.array([index_of_cell.get(cell, UNKNOWN) for cell in cells], np.int32)
+    notes = note_oddities(counts, given, forms)
+    return Labels(
+        classes=classes,
+        values=indices,
+        unusable={
+            row: _describe_value(values[row])
+            for row in np.flatnonzero(indices == UNKNOWN).tolist()
+            if not (settings.optional and is_missing(values[row]))
+        },
+        notes=notes if given or mapping else (*notes, *note_many_classes(counts)),
     )
-    unusable = {
-        row: "no value" if _is_missing(values[row]) else shorten(repr(values[row]))
-        for row in np.flatnonzero(indices == UNKNOWN).tolist()
-    }
-    return Labels(classes=classes, values=indices, unusable=unusable)
+
+
+def _refuse_lists(column: str, names: Collection[str]) -> None:
+    """Refuse a column of classes all of whose values are lists or objects written as text.
+
+    :raises DataError: naming the column and one of them.
+    """
+    if names and all(parse_list(name) is not None or resembles_list(name) for name in names):
+        raise DataError(
+            f"column {column!r}: holds lists or objects as text, such as "
+            f"{shorten(repr(next(iter(names))))}; a class is one value",
+            hint="set `kind: tags` if each is a list of tags",
+        )
 
 
 def _read_tags(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     """Which of the tags each row has: from a list, or from text with a separator.
 
-    An empty list or text is a row that has none of them; a null is a row without a label.
+    An empty list is a row that has none of them, and a null is a row without a label; which of the
+    two an empty text is, the settings tell.
     """
-    named: list[list[str] | None] = []
+    empty = settings.empty or ("missing" if settings.optional else "none")
+    cells = read_listed_cells(settings.column, values, settings.separator)
+    tags_of_row: list[Sequence[str] | None] = [None] * len(cells)
+    tags_of_text: dict[str, Sequence[str]] = {}
     unusable: dict[int, str] = {}
-    for row, value in enumerate(values):
-        if isinstance(value, str):
-            parts: list[Any] = [part.strip() for part in value.split(settings.separator)]
-        elif _is_missing(value):
-            unusable[row] = "no value"
-            named.append(None)
+    for row, cell in enumerate(cells):
+        if is_missing(cell) and (empty == "missing" or not isinstance(cell, str)):
+            if not settings.optional:
+                unusable[row] = _describe_value(cell)
             continue
-        else:
-            parts = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-        named.append([normalize_value(part) for part in parts if not _is_missing(part)])
-    tags = {tag for row in named for tag in row or ()}
-    classes = settings.get_classes() or tuple(sorted(tags))
-    index = {name: number for number, name in enumerate(classes)}
-    held = np.zeros((len(values), len(classes)), np.int8)
-    for row, parts_of_row in enumerate(named):
-        unknown = [tag for tag in parts_of_row or () if tag not in index]
+        if isinstance(cell, str) and cell in tags_of_text:
+            tags_of_row[row] = tags_of_text[cell]
+            continue
+        parts = _list_parts(cell, settings.separator)
+        faults = [part for part in parts if not _is_name(part)]
+        if faults:
+            unusable[row] = _describe_value(faults[0])
+            continue
+        tags_of_row[row] = tags = tuple(dict.fromkeys(map(normalize_value, parts)))
+        if isinstance(cell, str):
+            tags_of_text[cell] = tags
+    counts = Counter(itertools.chain.from_iterable(tags or () for tags in tags_of_row))
+    given = settings.get_classes()
+    classes = given or sort_classes(counts)
+    held = _mark_tags(tags_of_row, classes)
+    for row in np.flatnonzero((held == UNKNOWN).any(axis=1)).tolist():
+        unknown = [tag for tag in tags_of_row[row] or () if tag not in classes]
         if unknown:
             unusable[row] = shorten(repr(unknown[0]))
-        if parts_of_row is None or unknown:
-            held[row] = UNKNOWN
-        else:
-            held[row, [index[tag] for tag in parts_of_row]] = 1
-    return Labels(classes=classes, values=held, unusable=unusable, kind="tags")
+    notes = note_oddities(counts, given, remedy="correct the column")
+    return Labels(classes=classes, values=held, unusable=unusable, kind="tags", notes=notes)
+
+
+def _mark_tags(
+    tags_of_row: Sequence[Sequence[str] | None], classes: Sequence[str]
+) -> npt.NDArray[np.int8]:
+    """Which tags each row has, as ``Labels`` holds them: [B, C].
+
+    A row without a label, and one with a tag that is none of the classes, is ``UNKNOWN``.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    held = np.zeros((len(tags_of_row), len(classes)), np.int8)
+    rows = np.repeat(np.arange(len(tags_of_row)), [len(tags or ()) for tags in tags_of_row])
+    columns = np.array(
+        [index.get(tag, UNKNOWN) for tags in tags_of_row for tag in tags or ()], np.int64
+    )
+    held[rows[columns >= 0], columns[columns >= 0]] = 1
+    held[rows[columns < 0]] = UNKNOWN
+    held[[row for row, tags in enumerate(tags_of_row) if tags is None]] = UNKNOWN
+    return held
+
+
+def _list_parts(cell: Any, separator: str) -> list[Any]:
+    """What a cell of tags holds, without what is blank or null."""
+    if isinstance(cell, str):
+        parts: list[Any] = [part.strip() for part in cell.split(separator)]
+    else:
+        parts = list(cell) if isinstance(cell, list | tuple | np.ndarray) else [cell]
+    return [part for part in parts if not is_missing(part)]
 
 
 def _read_numbers(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     numbers = np.full(len(values), np.nan)
     unusable: dict[int, str] = {}
     for row, value in enumerate(values):
+        if is_missing(value):
+            if not settings.optional:
+                unusable[row] = _describe_value(value)
+            continue
         try:
-            numbers[row] = float("nan" if _is_missing(value) else value)
-        except (TypeError, ValueError):
+            numbers[row] = float(value)
+        except (TypeError, ValueError, OverflowError):
             unusable[row] = f"not a number: {shorten(repr(value))}"
             continue
         if not np.isfinite(numbers[row]):
             numbers[row] = np.nan
-            unusable[row] = "no value" if _is_missing(value) else f"not finite: {value!r}"
-    return Labels(classes=(), values=numbers, unusable=unusable, kind="number")
+            unusable[row] = f"not finite: {shorten(repr(value))}"
+    words = Counter(value for value in map(values.__getitem__, unusable) if isinstance(value, str))
+    return Labels(
+        classes=(),
+        values=numbers,
+        unusable=unusable,
+        kind="number",
+        notes=note_missing_words(words),
+    )
 
 
 _READERS: Mapping[LabelKind, Callable[[ColumnLabel, Sequence[Any]], Labels]] = {
@@ -123,17 +211,18 @@ _READERS: Mapping[LabelKind, Callable[[ColumnLabel, Sequence[Any]], Labels]] = {
     "tags": _read_tags,
     "number": _read_numbers,
 }
+_SEVERAL = {list: "a list", tuple: "a list", np.ndarray: "a list", dict: "an object"}
+_SEVERAL |= {set: "a set", bytes: "bytes"}
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and value != value)
+def _is_name(value: Any) -> bool:
+    """Whether a value that is not missing can name a class or tag, which files store as text."""
+    return not isinstance(value, tuple(_SEVERAL)) and is_unicode(value)
 
 
-def _is_usable(value: Any) -> bool:
-    """JSON can hold half a surrogate pair, which no class name may be: no file can store it."""
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return False
-    return not _is_missing(value)
+def _describe_value(value: Any) -> str:
+    """What stands in the place of a label, for a message."""
+    if is_missing(value):
+        return f"blank: {shorten(repr(value))}" if isinstance(value, str) and value else NO_VALUE
+    what = _SEVERAL.get(type(value))
+    return f"{what}, not one value: {shorten(repr(value))}" if what else shorten(repr(value))
