@@ -6,6 +6,7 @@ models are the ``default`` preset; ``pipeline/presets`` holds it, and the others
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -99,8 +100,8 @@ class FetchSettings(Section):
 
     dataset: Name = Field(
         default="sms-spam-collection",
-        description="The corpus: `sms-spam-collection`, or a path or URL of a CSV, TSV, JSON Lines "
-        "or Parquet file. A relative path starts at the project's folder; `hf://datasets/OWNER/"
+        description="The corpus: `sms-spam-collection`, or a path or URL of a CSV, TSV, JSON or "
+        "Parquet file. A relative path starts at the project's folder; `hf://datasets/OWNER/"
         "NAME/FILE` names a file on the Hugging Face hub.",
     )
     dataset_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", strict=True)] | None = Field(
@@ -131,6 +132,19 @@ class WantedAsset(NamedTuple):
 
     name: str
     key: str
+
+
+class WantedColumn(NamedTuple):
+    """A column of the source that the stage ``prepare`` needs.
+
+    :param name: its name.
+    :param key: the setting that gives the name, for messages.
+    :param kind: what its values are to be: texts, or labels of a kind.
+    """
+
+    name: str
+    key: str
+    kind: LabelKind | Literal["text"]
 
 
 class LabelSettings(Section):
@@ -164,6 +178,14 @@ class LabelSettings(Section):
     def get_scores(self, task: str) -> tuple[str, ...]:
         """The columns of raw scores that stand beside the label of a task in ``labels.parquet``."""
         return ()
+
+    def get_columns(self, task: str) -> tuple[WantedColumn, ...] | None:
+        """The columns of the source that the labels of a task need; no others are read for them.
+
+        :param task: the task, whose settings are ``prepare.labels.TASK``.
+        :returns: the columns, beside that of the texts; ``None`` if it may be any.
+        """
+        return None
 
     def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
         """What ``fetch`` has to get for the labels of a task.
@@ -280,6 +302,9 @@ class ColumnLabel(LabelSettings):
     def finds_classes(self) -> bool:
         return self.classes is None
 
+    def get_columns(self, task: str) -> tuple[WantedColumn, ...]:
+        return (WantedColumn(self.column, f"prepare.labels.{task}.column", self.kind),)
+
 
 class VaderLabel(LabelSettings):
     """A sentiment label (negative 0, neutral 1, positive 2) that NLTK's VADER gives to the text."""
@@ -317,6 +342,9 @@ class VaderLabel(LabelSettings):
     def get_scores(self, task: str) -> tuple[str, ...]:
         """The column of the compound scores."""
         return (f"{task}_compound",)
+
+    def get_columns(self, task: str) -> tuple[WantedColumn, ...]:
+        return ()
 
     def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
         """The lexicon, which ``fetch.lexicon`` names."""
@@ -401,10 +429,37 @@ def _default_labels() -> dict[str, LabelSettings]:
 class PrepareSettings(Section):
     """How rows of the source become texts, labels and parts."""
 
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = Field(
+    format: Literal["auto", "csv", "tsv", "json", "jsonl", "parquet"] = Field(
         default="auto",
         description="The format of the dataset's file; `auto` goes by what is known of a dataset "
-        "that has a name of its own, and by the ending of the file's name otherwise.",
+        "that has a name of its own, and by the ending of the file's name otherwise. Files that "
+        "gzip, bzip2 or xz compressed are unpacked, whatever they are called. `json` and `jsonl` "
+        "both read an array of objects, and one object a line.",
+    )
+    encoding: Name = Field(
+        default="auto",
+        description="The encoding of a CSV, TSV or JSON file, by the name that Python has for it, "
+        "such as `cp1252`. `auto` is UTF-8, or UTF-16 or UTF-32 if the file begins with their byte "
+        "order mark.",
+    )
+    delimiter: Literal["auto", "comma", "tab", "semicolon", "pipe"] = Field(
+        default="auto",
+        description="What stands between two cells of a CSV or TSV file. `auto` is a comma, or a "
+        "tab in TSV, unless the first line has but one cell by it and several by another.",
+    )
+    quoting: Literal["auto", "double", "none"] = Field(
+        default="auto",
+        description="What double quotes mean in a CSV or TSV file: `double`, that they enclose a "
+        "cell that begins with one, as pandas reads them, or `none`, that they are parts of the "
+        "texts. `auto` is `double`, but `none` for a TSV file whose every line is a row without "
+        "quoting, while with it cells would break or rows be joined; a file that could be either "
+        "is refused.",
+    )
+    escape: Literal["none", "backslash"] = Field(
+        default="none",
+        description="What a backslash means in a CSV or TSV file: `none`, that it is a part of the "
+        "text, or `backslash`, that a quote or backslash after it is one, and without quoting also "
+        "a delimiter or line break.",
     )
     header: Annotated[tuple[Name, ...], Field(min_length=1)] | None = Field(
         default=None,
@@ -445,6 +500,16 @@ class PrepareSettings(Section):
         if isinstance(missing, list):
             return ["null" if word is None else word for word in missing]
         return missing
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str) -> str:
+        try:
+            if encoding != "auto":
+                io.TextIOWrapper(io.BytesIO(), encoding)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"must be auto or an encoding of Python's: {error}") from error
+        return encoding
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -504,6 +569,19 @@ class PrepareSettings(Section):
                     ("split", "stratify_by"), f"{name} holds {kind}, it must be a class"
                 )
         return self
+
+    def list_columns(self) -> tuple[tuple[WantedColumn, ...], bool]:
+        """The columns of the source that texts and labels need, and whether all are read.
+
+        :returns: the columns, and whether a labeler may want others beside them.
+        """
+        wanted = [WantedColumn(self.text_column, "prepare.text_column", "text")]
+        may_be_any = False
+        for task, label in self.labels.items():
+            columns = label.get_columns(task)
+            may_be_any = may_be_any or columns is None
+            wanted += columns or ()
+        return tuple(wanted), may_be_any
 
 
 class EmbedSettings(Section):

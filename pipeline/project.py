@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
+from pipeline.errors import SettingsError
+
 SETTINGS_FILE = "params.yaml"
 _FLOW_FILE = "dvc.yaml"
+_CACHE_VARIABLE = "PIPELINE_CACHE_DIR"
 
 
 class Project:
@@ -84,9 +88,31 @@ def expand_home(name: str) -> Path:
 def user_cache() -> Path:
     """The folder of this user that holds datasets, lexicons and backbones, for all projects.
 
-    The environment variable ``PIPELINE_CACHE_DIR`` moves it.
+    The environment variable ``PIPELINE_CACHE_DIR`` moves it; ``~`` is the home folder there, as
+    files that set variables hand it on as it is.
+
+    :raises SettingsError: if the variable names the home folder of nobody, or if this user has no
+        home folder and the variable is not set.
     """
     from platformdirs import user_cache_path
 
-    moved = os.environ.get("PIPELINE_CACHE_DIR")
-    return Path(moved) if moved else user_cache_path("embedding-pipeline", appauthor=False)
+    moved = os.environ.get(_CACHE_VARIABLE)
+    if not moved:
+        with contextlib.suppress(RuntimeError):
+            folder = user_cache_path("embedding-pipeline", appauthor=False)
+            if folder.is_absolute():
+                return folder
+        # Where nothing tells the home folder, platformdirs raises, or by its version leaves the ~.
+        raise SettingsError(
+            f"{_CACHE_VARIABLE}: is not set, and this user has no home folder to keep files in",
+            hint=f"set {_CACHE_VARIABLE} to a folder for datasets and backbones",
+            source="environment",
+        )
+    folder = expand_home(moved)
+    if str(folder).startswith("~"):
+        raise SettingsError(
+            f"{_CACHE_VARIABLE}: {moved}: no home folder of that name is known",
+            hint="give the whole path of a folder",
+            source="environment",
+        )
+    return folder.absolute()

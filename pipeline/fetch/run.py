@@ -75,8 +75,10 @@ def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) ->
 
 def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
     name, pin = settings.dataset, settings.dataset_sha256
-    reading: Mapping[str, Any] = {"format": "auto", "header": None}
+    reading: Mapping[str, Any] = {"format": "auto", "header": None, "quoting": "auto"}
     if name in catalog.DATASETS:
+        # What was fetched before its quoting was recorded gets it here.
+        reading = catalog.DATASETS[name][0].reading
         asset = fetcher.fetch(name, "dataset", catalog.DATASETS[name], pin=pin)
     elif name.startswith("hf://"):
         asset = fetcher.fetch(name, "dataset", (_parse_hub_url(name),), pin=pin)
@@ -225,14 +227,16 @@ def _take_local_file(project: Project, name: str, key: str, known: Collection[st
         if path.is_file():
             files = {path.name: hash_file(path)}
             return Asset(id=name, source="local file", files=files, path=name)
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        what = "no such file"
+        if path.exists():
+            what = "is a folder, not a file" if path.is_dir() else "is a device, not a file"
     except OSError as error:
         raise SettingsError(
             f"{key}: cannot read {name}: {describe_error(error)}",
             hint="make sure that it is a file that you may read",
         ) from error
     neighbours: list[str] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # `.` and `/` have no name to put another for
         neighbours = [str(Path(name).with_name(entry.name)) for entry in path.parent.iterdir()]
     kinds = ["a path", *(["a URL"] if key == "fetch.dataset" else [])]
     names = f", or one of: {', '.join(known)}" if known else ""

@@ -16,7 +16,9 @@ from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import PrepareSettings, Settings, normalize_value
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.classes import check_class_order
+from pipeline.corpus.columns import ColumnChoice
 from pipeline.corpus.keys import hash_keys, hash_texts
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
 from pipeline.corpus.tables import PARTS, TEXTS_HASH, encode_labels
 from pipeline.errors import DataError, StageError
@@ -76,10 +78,9 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     dataset, own = assets["dataset"], settings.prepare
     source = _check_asset(project, "dataset", dataset)
     files = _find_label_assets(project, settings, assets)
+    wanted, may_be_any = own.list_columns()
     frame = read_source(
-        source,
-        own.format if own.format != "auto" else dataset.extra.get("format", "auto"),
-        own.header or dataset.extra.get("header"),
+        source, _choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
     )
     try:
         corpus, bad = select_rows(frame, own, files)
@@ -102,6 +103,24 @@ def _check_asset(project: Project, key: str, asset: Asset) -> Path:
     folder = asset.locate(project)
     check_files(asset, key, folder)
     return folder / next(iter(asset.files), "")
+
+
+def _choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
+    """How the dataset's file is to be read: as the settings say, else as is known of the dataset.
+
+    What ``fetch`` wrote before it told the quoting was read with quotes enclosing cells.
+    """
+    known: Mapping[str, Any] = {
+        "format": "auto", "header": None, "quoting": "double", **dataset.extra
+    }  # fmt: skip
+    return Reading(
+        format=settings.format if settings.format != "auto" else known["format"],
+        header=settings.header or known["header"],
+        delimiter=settings.delimiter,
+        quoting=settings.quoting if settings.quoting != "auto" else known["quoting"],
+        escape=settings.escape,
+        encoding=settings.encoding,
+    )
 
 
 def _find_label_assets(
@@ -207,11 +226,6 @@ def _refuse_empty_labels(labels: Mapping[str, Labels]) -> None:
 
 def _read_texts(frame: pd.DataFrame, column: str) -> tuple[list[str], dict[int, str]]:
     """The texts, [B], empty where there is no usable one, and why there is none: row → reason."""
-    if column not in frame.columns:
-        raise DataError(
-            f"no column {column!r}; the source has {', '.join(map(repr, frame.columns))}",
-            hint="set prepare.text_column to the one that holds the texts",
-        )
     values = frame[column].tolist()
     reasons = {row: why for row, value in enumerate(values) if (why := find_fault(value))}
     return ["" if row in reasons else value for row, value in enumerate(values)], reasons

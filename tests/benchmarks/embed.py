@@ -34,6 +34,7 @@ import torch
 import transformers
 
 from pipeline.assets import read_assets
+from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Architecture
@@ -99,9 +100,8 @@ def read_messages() -> list[str]:
     """The distinct messages of the SMS Spam Collection."""
     dataset = read_assets(Project().assets)["dataset"]
     (file,) = dataset.files
-    frame = read_source(
-        dataset.locate(Project()) / file, dataset.extra["format"], dataset.extra.get("header")
-    )
+    reading = Reading(**{name: dataset.extra[name] for name in ("format", "header", "quoting")})
+    frame = read_source(dataset.locate(Project()) / file, reading)
     return list(dict.fromkeys(frame["message"]))
 
 

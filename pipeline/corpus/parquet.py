@@ -1,0 +1,178 @@
+"""Parquet files: only the columns that are wanted are read; types and nulls stay."""
+
+from __future__ import annotations
+
+import decimal
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.console import warn
+from pipeline.corpus.columns import ColumnChoice
+from pipeline.corpus.opening import name_compression
+from pipeline.corpus.reading import Columns, Reading
+from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_DECIMAL_DIGITS = 76  # of Arrow's widest decimal
+_NOUNS = {"tags": "list of tags"}  # for a kind, where it is not the kind's own name
+_AGAIN = "write the column again as text, numbers or truth values"
+
+
+def read_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
+    """Read the chosen columns of a Parquet file.
+
+    :param path: the file.
+    :param reading: not needed, as the file tells all.
+    :param choice: the columns to take. One that is not wanted and cannot be read is left out.
+    :returns: name → values, as Python objects; ``None`` where there is a null.
+    :raises DataError: if it is no Parquet file, is damaged, or a wanted column cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            picked = choice.pick(path, names, "the schema")
+            chosen = None if choice.all_others else [names[n] for n in picked.values()]
+            table = file.read(columns=chosen)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from error
+        raise _describe_damage(path, error) from error
+    choice.mention_renamed(path, names)
+    columns: Columns = {}
+    for name, position in picked.items():
+        column = table.column(table.column_names.index(names[position]))
+        try:
+            columns[name] = _list_values(path, name, column, choice.get_kind(name))
+        except DataError as error:
+            if choice.get_kind(name) is not None:
+                raise
+            warn(f"{error.message}; it is left out")
+    return columns
+
+
+def _describe_damage(path: Path, error: Exception) -> DataError:
+    compression = name_compression(path)
+    if compression is not None:
+        return DataError(
+            f"{path}: a Parquet file must not be compressed as a whole, this one is with "
+            f"{compression}",
+            hint="unpack it, and give that file",
+        )
+    return DataError(
+        f"{path}: not a Parquet file, or damaged ({str(error).splitlines()[0]})",
+        hint="write it again, or correct prepare.format",
+    )
+
+
+def _list_values(path: Path, name: str, column: pa.ChunkedArray, kind: str | None) -> list[Any]:
+    """The values of a column as Python objects.
+
+    :param kind: what the column is to hold; ``None`` if it is not wanted.
+    :raises DataError: naming the first row whose value has no such object, or the type of the
+        column if it cannot be a label.
+    """
+    import pyarrow as pa
+
+    value_type = column.type
+    if pa.types.is_dictionary(value_type):
+        value_type = value_type.value_type
+    if kind is not None:
+        _refuse_nested(path, name, value_type, kind)
+    convert = _choose_conversion(value_type)
+    try:
+        values = column.to_pylist()
+        return values if convert is None else [v if v is None else convert(v) for v in values]
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise _describe_bad_value(path, name, column, convert, error) from error
+
+
+def _choose_conversion(value_type: pa.DataType) -> Callable[[Any], Any] | None:
+    """What is done to each value of a type, beside what Arrow does; ``None`` if nothing is."""
+    import pyarrow as pa
+
+    types = pa.types
+    if (
+        types.is_binary(value_type)
+        or types.is_large_binary(value_type)
+        or types.is_fixed_size_binary(value_type)
+        or types.is_binary_view(value_type)
+    ):
+        return _decode_text  # old Spark, Hive and Impala do not mark strings as such
+    if types.is_decimal(value_type):
+        return _shorten_decimal
+    return None
+
+
+def _decode_text(value: bytes) -> str:
+    return value.decode("utf-8")
+
+
+def _shorten_decimal(value: decimal.Decimal) -> int | decimal.Decimal:
+    """A decimal without zeros at its end: ``1.00`` is the label 1, as it is in other formats."""
+    if value == value.to_integral_value():
+        return int(value)
+    with decimal.localcontext() as context:
+        context.prec = _DECIMAL_DIGITS
+        return value.normalize()
+
+
+def _refuse_nested(path: Path, name: str, value_type: pa.DataType, kind: str) -> None:
+    """Refuse a column of which a value is no single value, unless it is a list of tags."""
+    import pyarrow as pa
+
+    types = pa.types
+    is_list = (
+        types.is_list(value_type)
+        or types.is_large_list(value_type)
+        or types.is_fixed_size_list(value_type)
+    )
+    if not types.is_nested(value_type) or (is_list and kind == "tags"):
+        return
+    more = ", or set the label's kind to tags" if is_list and kind == "class" else ""
+    raise DataError(
+        f"{path}: column {name!r}: holds {value_type}, which is no {_NOUNS.get(kind, kind)}",
+        hint=f"write a column that holds one value a row{more}",
+    )
+
+
+def _describe_bad_value(
+    path: Path,
+    name: str,
+    column: pa.ChunkedArray,
+    convert: Callable[[Any], Any] | None,
+    error: Exception,
+) -> DataError:
+    """The error that names the first row whose value has no Python object."""
+    import pyarrow as pa
+
+    for row, scalar in enumerate(column):
+        try:
+            value = scalar.as_py()
+            if convert is not None and value is not None:
+                convert(value)
+        except UnicodeDecodeError:
+            return DataError(
+                f"{path}: column {name!r}: row {row} (the first is 0): holds text that is not "
+                "UTF-8",
+                hint="write the file again with its texts in UTF-8",
+            )
+        except (pa.ArrowException, ValueError, OverflowError) as found:
+            error = found
+            break
+    reason = str(error).splitlines()[0]
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        reason = "its time zone is not known, or a time is out of range"
+    return DataError(
+        f"{path}: column {name!r}: holds {column.type}, which cannot be read here ({reason})",
+        hint=_AGAIN,
+    )
