@@ -8,9 +8,9 @@ afterwards they are gone, and whoever imports the real ones gets them. Where tha
 another version of Lightning, or where the real ones are loaded already, Lightning is imported as
 usual.
 
-Measured with Lightning 2.6.6 and torch 2.13.0 on two busy cores, torch loaded already, seven times
-in turns: importing Lightning and making an optimizer takes 0.5 s (0.4 to 0.8) with the modules that
-stand in, 6.2 s (4.1 to 8.9) without.
+Measured with Lightning 2.6.6 and torch 2.13.0 on two cores, torch loaded already, seven times in
+turns: importing Lightning and making an optimizer takes 0.18 s (0.17 to 0.20) with the modules that
+stand in, 2.60 s (2.56 to 2.70) without.
 """
 
 from __future__ import annotations
