@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.console import count, say, warn
 from pipeline.corpus.columns import ColumnChoice
@@ -17,6 +18,7 @@ from pipeline.corpus.quoting import (
     Evidence,
     Join,
     QuoteObserver,
+    Quoting,
     choose_quoting,
     find_joined_rows,
     list_lines,
@@ -45,137 +47,288 @@ def read_delimited(path: Path, reading: Reading, choice: ColumnChoice) -> Column
     :returns: name → cells.
     :raises DataError: if it is not well-formed, or if it cannot be told what its quotes mean.
     """
-    dialect = Dialect(
-        delimiter=_choose_delimiter(path, reading),
-        quoting="none" if reading.quoting == "none" else "double",
-        escape=reading.escape,
-    )
-    table = _read_table(path, reading, dialect, choice)
-    suspects = _find_suspects(path, reading, dialect, table)
-    quoting = reading.quoting
-    if quoting == "auto":
-        chosen = choose_quoting(table.evidence, suspects, dialect)
+    file = _DelimitedFile(path, reading, choice)
+    quoting: Quoting = "none" if reading.quoting == "none" else "double"
+    table = file.read(Dialect(file.choose_delimiter(), quoting, reading.escape))
+    suspects = file.find_suspects(table)
+    if reading.quoting == "auto":
+        chosen = choose_quoting(table.evidence, suspects, table.dialect)
         if chosen == "none":
-            _mention_plain_reading(path, table, suspects)
-            table = _read_table(path, reading, replace(dialect, quoting="none"), choice)
+            file.mention_plain_reading(table, suspects)
+            table, suspects = file.read(replace(table.dialect, quoting="none")), []
         elif chosen is None:
-            _refuse_faults(path, reading, dialect, table, choice)
-            raise _describe_doubt(path, reading, dialect, table, choice, suspects)
-    _refuse_faults(path, reading, dialect, table, choice)
-    _mention_joins(path, table, suspects)
-    if quoting == "auto":
-        _mention_oddities(path, reading, dialect, table, choice)
+            file.refuse_faults(table)
+            raise file.describe_doubt(table, suspects)
+    file.refuse_faults(table)
+    file.mention_joins(table, suspects)
+    if reading.quoting == "auto":
+        file.mention_oddities(table)
     choice.mention_renamed(path, table.names)
     return table.columns
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Table:
     """What one pass over a file gives.
 
-    :ivar columns: name → cells.
-    :ivar names: the names of all of the file's columns.
-    :ivar names_from: what gives these names.
-    :ivar evidence: what was seen of quotes.
+    :param dialect: the dialect that it was read in.
+    :param columns: name → cells; rows with too many or too few cells are left out.
+    :param names: the names of all of the file's columns.
+    :param names_from: what gives these names.
+    :param evidence: what was seen of quotes.
     """
 
+    dialect: Dialect
     columns: Columns
     names: Sequence[str]
     names_from: str
     evidence: Evidence
 
 
-def _read_table(path: Path, reading: Reading, dialect: Dialect, choice: ColumnChoice) -> _Table:
-    """Read a file in one dialect. Rows of a wrong width are left out and stand in the evidence.
+class _Row(NamedTuple):
+    """A row of a file: the number of its first line, its cells, its lines with their ends."""
 
-    :raises DataError: if there is no header, or if a wanted column is not there.
-    """
-    rows = _parse(path, reading, dialect)
-    first = next((row for row in rows if row[1]), None)
-    if first is None:
-        raise DataError(f"{path}: the file is empty", hint=_EMPTY)
-    names_from = "prepare.header" if reading.header else "the header"
-    names = reading.header or first[1]
-    width = len(names)
-    picked = choice.pick(path, names, names_from)
-    columns: Columns = {name: [] for name in picked}
-    kept = [(columns[name].append, position) for name, position in picked.items()]
-    evidence = Evidence()
-    observer = QuoteObserver(dialect, width, evidence)
-    line_feed = carriage_return = 0  # lines of the first rows that end so
-    for line, record, lines in itertools.chain((first,), rows):
-        if not record:
-            if lines[0] == "\r":
-                carriage_return = carriage_return or line
-            continue
-        is_header = not reading.header and line == first[0]
-        if dialect.quoting == "double" and (len(lines) > 1 or '"' in lines[0]):
-            observer.observe(line, lines)
-        elif not is_header:
-            evidence.has_unquoted_rows = True
-        if lines[-1][-1] == "\n":
-            line_feed = line_feed or line
-        elif lines[-1][-1] == "\r":
-            carriage_return = carriage_return or line
-        if len(record) != width:
-            evidence.wrong_width = evidence.wrong_width or (line, len(record))
-            evidence.plain = evidence.plain and '"' in lines[0]
-        elif not is_header:
-            for keep, position in kept:
-                keep(record[position])
-    table = _Table(columns, names, names_from, evidence)
-    if line_feed and carriage_return:
-        _refuse_faults(path, reading, dialect, table, choice)
-        raise DataError(
-            f"{path}: line {carriage_return:,}: ends in a carriage return alone, and line "
-            f"{line_feed:,} in a line feed: the first may be the end of a row or a part of a text",
-            hint="write the file again with one kind of line end, and with texts that hold "
-            "another in double quotes",
+    line: int
+    cells: list[str]
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class _DelimitedFile:
+    """A CSV or TSV file, which may be read several times until its dialect is known."""
+
+    path: Path
+    reading: Reading
+    choice: ColumnChoice
+
+    def choose_delimiter(self) -> str:
+        """The delimiter: as the settings say, else by the format and the first line.
+
+        Another than the format's is taken only if the first line is one cell by the format's and
+        several by just one other.
+        """
+        if self.reading.delimiter != "auto":
+            return _DELIMITERS[self.reading.delimiter]
+        usual = "\t" if self.reading.format == "tsv" else ","
+        with open_text(self.path, self.reading.encoding) as file:
+            lines = iterate_lines(file, self.path)
+            first = next((line for line in lines if line.strip("\r\n")), "")
+        cells = {sign: next(csv.reader([first], delimiter=sign), []) for sign in _DELIMITER_NAMES}
+        expected = len(self.reading.header) if self.reading.header else None
+        others = [
+            sign
+            for sign, found in cells.items()
+            if sign != usual and len(found) > 1 and expected in (None, len(found))
+        ]
+        if len(cells[usual]) > 1 or expected == len(cells[usual]) or len(others) != 1:
+            return usual
+        say(
+            f"{self.path}: read with the delimiter {_DELIMITER_NAMES[others[0]]}, which makes "
+            f"{len(cells[others[0]])} columns of the first line, and {_DELIMITER_NAMES[usual]} "
+            "one; prepare.delimiter decides it"
         )
-    return table
+        return others[0]
 
+    def read(self, dialect: Dialect) -> _Table:
+        """Read the file in one dialect.
 
-def _parse(
-    path: Path, reading: Reading, dialect: Dialect
-) -> Iterator[tuple[int, list[str], list[str]]]:
-    """The rows of a file: the number of the first line, the cells, the lines with their ends."""
-    csv.field_size_limit(LONGEST_LINE_CHARACTERS)
-    taken: list[str] = []
-
-    def feed(lines: Iterable[str]) -> Iterator[str]:
-        for text in lines:
-            taken.append(text)
-            yield text
-
-    with open_text(path, reading.encoding) as file:
-        lines: Iterable[str] = feed(iterate_lines(file, path))
-        if dialect.escape == "backslash":
-            lines = map(_make_escaper(dialect), lines)
-        rows = csv.reader(
-            lines,
-            delimiter=dialect.delimiter,
-            quoting=csv.QUOTE_NONE if dialect.quoting == "none" else csv.QUOTE_MINIMAL,
-            escapechar="\\" if dialect.escape == "backslash" else None,
-        )
-        line = 1
-        try:
-            for record in rows:
-                yield line, record, taken
-                line += len(taken)
-                taken = []
-        except csv.Error as error:
+        :param dialect: the dialect.
+        :returns: its columns, and what was seen of quotes.
+        :raises DataError: if there is no header, or if a wanted column is not there.
+        """
+        rows = self._parse(dialect)
+        first = next((row for row in rows if row.cells), None)
+        if first is None:
+            raise DataError(f"{self.path}: the file is empty", hint=_EMPTY)
+        names_from = "prepare.header" if self.reading.header else "the header"
+        names = self.reading.header or first.cells
+        picked = self.choice.pick(self.path, names, names_from)
+        columns: Columns = {name: [] for name in picked}
+        kept = [(columns[name].append, position) for name, position in picked.items()]
+        evidence = Evidence()
+        observer = QuoteObserver(dialect, len(names), evidence)
+        header_line = 0 if self.reading.header else first.line
+        for line, cells, lines in itertools.chain((first,), rows):
+            observer.observe(line, cells, lines, is_header=line == header_line)
+            if len(cells) == len(names) and line != header_line:
+                for keep, position in kept:
+                    keep(cells[position])
+        table = _Table(dialect, columns, names, names_from, evidence)
+        if evidence.line_feed and evidence.carriage_return:
+            self.refuse_faults(table)
             raise DataError(
-                f"{path}: line {line:,}: not well-formed: {error}",
-                hint=f"{_DOUBLE_IT}, or set prepare.quoting to none if no cell stands in quotes",
-            ) from error
+                f"{self.path}: line {evidence.carriage_return:,}: ends in a carriage return alone, "
+                f"and line {evidence.line_feed:,} in a line feed: the first may be the end of a "
+                "row or a part of a text",
+                hint="write the file again with one kind of line end, and with texts that hold "
+                "another in double quotes",
+            )
+        return table
+
+    def _parse(self, dialect: Dialect) -> Iterator[_Row]:
+        """The rows of the file, empty lines among them as rows without cells."""
+        csv.field_size_limit(LONGEST_LINE_CHARACTERS)
+        taken: list[str] = []
+
+        def feed(lines: Iterable[str]) -> Iterator[str]:
+            for text in lines:
+                taken.append(text)
+                yield text
+
+        with open_text(self.path, self.reading.encoding) as file:
+            lines: Iterable[str] = feed(iterate_lines(file, self.path))
+            if dialect.escape == "backslash":
+                lines = map(_make_escaper(dialect), lines)
+            rows = csv.reader(
+                lines,
+                delimiter=dialect.delimiter,
+                quoting=csv.QUOTE_NONE if dialect.quoting == "none" else csv.QUOTE_MINIMAL,
+                escapechar="\\" if dialect.escape == "backslash" else None,
+            )
+            line = 1
+            try:
+                for cells in rows:
+                    yield _Row(line, cells, taken)
+                    line += len(taken)
+                    taken = []
+            except csv.Error as error:
+                raise DataError(
+                    f"{self.path}: line {line:,}: not well-formed: {error}",
+                    hint=f"{_DOUBLE_IT}, or set prepare.quoting to none if none stands in quotes",
+                ) from error
+
+    def find_suspects(self, table: _Table) -> list[Join]:
+        """The rows of several lines that look like several rows, by the other rows of the file."""
+        if not table.evidence.joins:
+            return []
+        rows = (row.cells for row in self._parse(table.dialect) if len(row.lines) == 1)
+        if not self.reading.header:
+            next(rows, None)
+        width = len(table.names)
+        samples = itertools.islice((row for row in rows if len(row) == width), _SAMPLED_ROWS)
+        return find_joined_rows(table.evidence.joins, list(samples), table.dialect)
+
+    def refuse_faults(self, table: _Table) -> None:
+        """Refuse a file in which a row has too many or too few cells, or a cell does not end.
+
+        :param table: what a pass over the file gave.
+        :raises DataError: naming the first such line.
+        """
+        found = table.evidence
+        if found.wrong_width is None and not found.unclosed:
+            return
+        remedies = self._list_remedies(table)
+        line, cells = found.wrong_width or (found.unclosed, 0)
+        if found.unclosed and found.unclosed <= line:
+            line = found.unclosed
+            raise DataError(
+                f"{self.path}: line {line:,}: a double quote opens a cell that never ends",
+                hint=", or ".join([_DOUBLE_IT, *remedies]),
+            )
+        remedies.insert(0, _QUOTING if table.dialect.quoting == "double" else _PLAIN)
+        raise DataError(
+            f"{self.path}: line {line:,}: has {count(cells, 'cell')}, {table.names_from} has "
+            f"{len(table.names)}",
+            hint=", or ".join(remedies),
+        )
+
+    def describe_doubt(self, table: _Table, suspects: Sequence[Join]) -> DataError:
+        """The error for a file of which it cannot be told what its quotes mean."""
+        line = table.evidence.broken
+        what = (
+            f"line {line:,}: text follows the double quote that closes a cell"
+            if line
+            else f"lines {list_lines(suspects)}: a double quote joins what look like rows of their "
+            "own"
+        )
+        hint = ", or ".join([*self._list_remedies(table), _DOUBLE_IT])
+        return DataError(f"{self.path}: {what}", hint=hint)
+
+    def _list_remedies(self, table: _Table) -> list[str]:
+        """The settings with which the file can be read, and what each of them means."""
+        found, remedies = table.evidence, []
+        if table.dialect.quoting == "none":
+            return []
+        if self._unescapes(table):
+            remedies.append('set prepare.escape to backslash if \\" is a quote of the text')
+        if found.plain and table.dialect.escape == "none":
+            remedies.append("set prepare.quoting to none if quotes are parts of the texts")
+        if self.reading.quoting == "auto" and found.wrong_width is None and not found.unclosed:
+            remedies.append(
+                "set prepare.quoting to double if they enclose cells, as pandas reads them"
+            )
+        return remedies
+
+    def _unescapes(self, table: _Table) -> bool:
+        """Whether the file, read without escapes, is well-formed if a backslash escapes a quote."""
+        if table.dialect.escape != "none" or not table.evidence.escaped:
+            return False
+        try:
+            escaped = self.read(replace(table.dialect, escape="backslash"))
+        except DataError:
+            return False
+        return escaped.evidence.is_whole and not escaped.evidence.bare
+
+    def mention_plain_reading(self, table: _Table, suspects: Sequence[Join]) -> None:
+        """Say that quotes are read as parts of the texts, and why."""
+        found = table.evidence
+        if suspects:
+            loss = f"would join lines {list_lines(suspects)}"
+        elif found.unclosed:
+            loss = f"would never end the cell that opens in line {found.unclosed:,}"
+        elif found.broken:
+            loss = f"would end a cell of line {found.broken:,} before its end"
+        else:
+            line, cells = found.wrong_width or (0, 0)
+            loss = f"would give line {line:,} {count(cells, 'cell')}"
+        say(
+            f"{self.path}: quotes are read as parts of the texts, as every line then has "
+            f"{count(len(table.names), 'cell')}; taken for ends of cells they {loss}; "
+            "prepare.quoting decides it"
+        )
+
+    def mention_joins(self, table: _Table, suspects: Sequence[Join]) -> None:
+        """Warn of lines that were joined to the one before, though they may be rows."""
+        found = table.evidence
+        if suspects:
+            joined = sum(len(join.lines) - 1 for join in suspects)
+            plain = "; with prepare.quoting: none each line is a row" if found.plain else ""
+            warn(
+                f"{self.path}: {count(joined, 'line')} joined to the one before, though it looks "
+                "like a row of its own, as a double quote opens and closes later: lines "
+                f"{list_lines(suspects)}{plain}"
+            )
+        elif found.bare and found.several:
+            warn(
+                f"{self.path}: rows of several lines, as a double quote opens and closes later: "
+                f"lines {list_lines(found.several)}; quotes also stand within texts, first in line "
+                f"{found.bare:,}, so look whether these are rows of their own"
+            )
+
+    def mention_oddities(self, table: _Table) -> None:
+        """Name what was read in one of two ways that both make sense and differ in the texts."""
+        found = table.evidence
+        if self._unescapes(table):
+            warn(
+                f"{self.path}: line {found.escaped:,}: a backslash before a double quote is read "
+                "as a part of the text; set prepare.escape to backslash if it is not"
+            )
+        loose = found.list_loose()
+        if table.dialect.delimiter == "\t" and found.plain and loose:
+            number = sum(times for _, times in loose)
+            warn(
+                f"{self.path}: {count(number, 'cell')} in double quotes, the first in line "
+                f"{min(line for line, _ in loose):,}: read without them; set prepare.quoting to "
+                "none if they are parts of the texts"
+            )
 
 
 def _make_escaper(dialect: Dialect) -> Callable[[str], str]:
     """A function that doubles the backslashes of a line that stand for themselves.
 
-    The standard library's reader drops a backslash whatever follows it, and so would spoil a path
-    such as ``C:\\new``. It escapes a quote, itself and, where there are no quotes to enclose a
-    cell, the delimiter and the end of a line.
+    The standard library's reader drops a backslash whatever follows it, and so would spoil the path
+    of a file. What a backslash escapes is a quote, another backslash and, where no quotes enclose
+    cells, the delimiter and the end of a line.
     """
     escaped = {'"', "\\"}
     if dialect.quoting == "none":
@@ -186,167 +339,3 @@ def _make_escaper(dialect: Dialect) -> Callable[[str], str]:
 
     pattern = re.compile(r"\\(.?)", re.DOTALL)
     return lambda line: pattern.sub(double, line) if "\\" in line else line
-
-
-def _choose_delimiter(path: Path, reading: Reading) -> str:
-    """The delimiter of a file: as the settings say, else by its format and its first line.
-
-    Another than the format's is taken only if the header is one column by the format's and several
-    by just one other.
-    """
-    usual = "\t" if reading.format == "tsv" else ","
-    if reading.delimiter != "auto":
-        return _DELIMITERS[reading.delimiter]
-    with open_text(path, reading.encoding) as file:
-        first = next((line for line in iterate_lines(file, path) if line.strip("\r\n")), "")
-    widths = {sign: len(next(csv.reader([first], delimiter=sign), [])) for sign in _DELIMITER_NAMES}
-    expected = len(reading.header) if reading.header else None
-    others = [
-        sign
-        for sign, width in widths.items()
-        if sign != usual and width > 1 and expected in (None, width)
-    ]
-    if widths[usual] > 1 or expected == widths[usual] or len(others) != 1:
-        return usual
-    name = _DELIMITER_NAMES[others[0]]
-    say(
-        f"{path}: read with the delimiter {name}, which makes {widths[others[0]]} columns of the "
-        f"first line, and {_DELIMITER_NAMES[usual]} one; prepare.delimiter decides it"
-    )
-    return others[0]
-
-
-def _find_suspects(path: Path, reading: Reading, dialect: Dialect, table: _Table) -> list[Join]:
-    """The rows of several lines that look like several rows, by the other rows of the file."""
-    if not table.evidence.joins:
-        return []
-    rows = (record for _, record, lines in _parse(path, reading, dialect) if len(lines) == 1)
-    if not reading.header:
-        next(rows, None)
-    sample = itertools.islice((row for row in rows if len(row) == len(table.names)), _SAMPLED_ROWS)
-    return find_joined_rows(table.evidence.joins, list(sample), dialect)
-
-
-def _refuse_faults(
-    path: Path, reading: Reading, dialect: Dialect, table: _Table, choice: ColumnChoice
-) -> None:
-    """Refuse a file in which a row has too many or too few cells, or a cell does not end.
-
-    :raises DataError: naming the first such line.
-    """
-    found = table.evidence
-    if found.wrong_width is None and not found.unclosed:
-        return
-    remedies = _list_remedies(path, reading, dialect, table, choice)
-    line, cells = found.wrong_width or (found.unclosed, 0)
-    if found.unclosed and found.unclosed <= line:
-        raise DataError(
-            f"{path}: line {found.unclosed:,}: a double quote opens a cell that never ends",
-            hint=", or ".join([_DOUBLE_IT, *remedies]),
-        )
-    raise DataError(
-        f"{path}: line {line:,}: has {count(cells, 'cell')}, {table.names_from} has "
-        f"{len(table.names)}",
-        hint=", or ".join([_QUOTING if dialect.quoting == "double" else _PLAIN, *remedies]),
-    )
-
-
-def _describe_doubt(
-    path: Path,
-    reading: Reading,
-    dialect: Dialect,
-    table: _Table,
-    choice: ColumnChoice,
-    suspects: Sequence[Join],
-) -> DataError:
-    """The error for a file of which it cannot be told what its quotes mean."""
-    found = table.evidence
-    remedies = _list_remedies(path, reading, dialect, table, choice)
-    if found.broken:
-        what = f"line {found.broken:,}: text follows the double quote that closes a cell"
-    else:
-        what = (
-            f"lines {list_lines(suspects)}: a double quote joins what look like rows of their own"
-        )
-    return DataError(f"{path}: {what}", hint=", or ".join([*remedies, _DOUBLE_IT]))
-
-
-def _list_remedies(
-    path: Path, reading: Reading, dialect: Dialect, table: _Table, choice: ColumnChoice
-) -> list[str]:
-    """The settings with which a file can be read, and what each of them means."""
-    found, remedies = table.evidence, []
-    if dialect.quoting == "none":
-        return []
-    if _unescapes(path, reading, dialect, table, choice):
-        remedies.append('set prepare.escape to backslash if \\" is a quote of the text')
-    if found.plain and dialect.escape == "none":
-        remedies.append("set prepare.quoting to none if quotes are parts of the texts")
-    if reading.quoting == "auto" and found.wrong_width is None and not found.unclosed:
-        remedies.append("set prepare.quoting to double if they enclose cells, as pandas reads them")
-    return remedies
-
-
-def _unescapes(
-    path: Path, reading: Reading, dialect: Dialect, table: _Table, choice: ColumnChoice
-) -> bool:
-    """Whether a file that is read without escapes is well-formed if a backslash escapes a quote."""
-    if dialect.escape != "none" or not table.evidence.escaped:
-        return False
-    try:
-        escaped = _read_table(path, reading, replace(dialect, escape="backslash"), choice)
-    except DataError:
-        return False
-    return escaped.evidence.is_whole and not escaped.evidence.bare
-
-
-def _mention_plain_reading(path: Path, table: _Table, suspects: Sequence[Join]) -> None:
-    found = table.evidence
-    if suspects:
-        loss = f"would join lines {list_lines(suspects)}"
-    elif found.unclosed:
-        loss = f"would never end the cell that opens in line {found.unclosed:,}"
-    elif found.broken:
-        loss = f"would end a cell of line {found.broken:,} before its end"
-    else:
-        loss = f"would give line {found.wrong_width[0] if found.wrong_width else 0:,} other cells"
-    say(
-        f"{path}: quotes are read as parts of the texts, as every line then has "
-        f"{count(len(table.names), 'cell')}; taken for ends of cells they {loss}; "
-        "prepare.quoting decides it"
-    )
-
-
-def _mention_joins(path: Path, table: _Table, suspects: Sequence[Join]) -> None:
-    if suspects and table.evidence.joins:
-        joined = sum(len(join.lines) - 1 for join in suspects)
-        plain = "; with prepare.quoting: none each line is a row" if table.evidence.plain else ""
-        warn(
-            f"{path}: {count(joined, 'line')} joined to the one before, though it looks like a row "
-            f"of its own, as a double quote opens and closes later: lines {list_lines(suspects)}"
-            f"{plain}"
-        )
-
-
-def _mention_oddities(
-    path: Path, reading: Reading, dialect: Dialect, table: _Table, choice: ColumnChoice
-) -> None:
-    """Name what was read in one of two ways that both make sense and differ in the texts."""
-    found = table.evidence
-    if _unescapes(path, reading, dialect, table, choice):
-        warn(
-            f"{path}: line {found.escaped:,}: a backslash before a double quote is read as a part "
-            "of the text; set prepare.escape to backslash if it is not"
-        )
-    loose = [
-        where
-        for column, where in found.loose.items()
-        if found.has_unquoted_rows or column in found.unquoted_columns
-    ]
-    if dialect.delimiter == "\t" and found.plain and loose:
-        number = sum(times for _, times in loose)
-        warn(
-            f"{path}: {count(number, 'cell')} in double quotes, the first in line "
-            f"{min(line for line, _ in loose):,}: read without them; set prepare.quoting to none "
-            "if they are parts of the texts"
-        )

@@ -15,8 +15,11 @@ Quoting = Literal["double", "none"]
 Escape = Literal["none", "backslash"]
 _KEPT_JOINS = 100  # of which the lines are kept for a closer look
 _LISTED_LINES = 5  # in a message
-# In a longer joined cell some lines may hold a delimiter too many and the others still be rows.
+# In a longer joined row some lines may hold a delimiter too many and the others still be rows.
 _ROWLIKE_SHARE = 0.8
+# A column with more distinct values, by their share and by their number, holds texts or the like.
+_TELLING_SHARE = 0.5
+_TELLING_VALUES = 100
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Join:
     lines: tuple[str, ...]
 
     def name_lines(self) -> str:
+        """The numbers of its first and last line, for a message."""
         return f"{self.line:,}–{self.line + len(self.lines) - 1:,}"
 
 
@@ -67,6 +71,9 @@ class Evidence:
     :ivar has_unquoted_words: whether a row with quotes has cells without that are no numbers.
     :ivar plain: whether each line has one cell for each column if quotes mean nothing.
     :ivar joins: rows of several lines, most of which have as many delimiters as a row.
+    :ivar several: other rows of several lines.
+    :ivar line_feed: the first row that ends in a line feed, or in a carriage return and one.
+    :ivar carriage_return: the first row that ends in a carriage return alone.
     :ivar loose: by column, where quotes enclose a cell that does not need them, and how many do.
     :ivar unquoted_columns: columns that have cells without quotes in rows with quotes.
     """
@@ -82,6 +89,9 @@ class Evidence:
     has_unquoted_words: bool = False
     plain: bool = True
     joins: list[Join] = field(default_factory=list)
+    several: list[Join] = field(default_factory=list)
+    line_feed: int = 0
+    carriage_return: int = 0
     loose: dict[int, tuple[int, int]] = field(default_factory=dict)
     unquoted_columns: set[int] = field(default_factory=set)
 
@@ -95,9 +105,17 @@ class Evidence:
         """Whether every row has its cells, and every quote closes where a cell ends."""
         return not (self.wrong_width or self.unclosed or self.broken)
 
+    def list_loose(self) -> list[tuple[int, int]]:
+        """By column, the first of the cells in quotes among others without, and their number."""
+        return [
+            where
+            for column, where in self.loose.items()
+            if self.has_unquoted_rows or column in self.unquoted_columns
+        ]
+
 
 class QuoteObserver:
-    """Collects evidence from rows that hold quotes.
+    """Collects evidence from the rows of a file.
 
     :param dialect: how the rows were cut into cells.
     :param width: the number of columns.
@@ -106,6 +124,7 @@ class QuoteObserver:
 
     def __init__(self, dialect: Dialect, width: int, evidence: Evidence) -> None:
         self._width = width
+        self._takes_quotes = dialect.quoting == "double"
         self._delimiter = dialect.delimiter
         self._evidence = evidence
         self._backslash = dialect.escape == "backslash"
@@ -123,12 +142,36 @@ class QuoteObserver:
         if dialect.delimiter != "\t" and not self._backslash:
             self._simple = re.compile(rf'"[^"\\]*"(?:{mark}"[^"\\]*")*[\r\n]*')
 
-    def observe(self, line: int, lines: Sequence[str]) -> None:
-        """Take in one row that holds a quote somewhere.
+    def observe(
+        self, line: int, cells: Sequence[str], lines: Sequence[str], *, is_header: bool
+    ) -> None:
+        """Take in one row.
 
         :param line: the number of its first line.
+        :param cells: what it was cut into; none of an empty line.
         :param lines: its lines, with their ends.
+        :param is_header: whether it holds the names of the columns.
         """
+        found = self._evidence
+        end = lines[-1][-1]
+        if end == "\n" and cells:
+            found.line_feed = found.line_feed or line
+        elif end == "\r" and (cells or lines[0] == "\r"):
+            found.carriage_return = found.carriage_return or line
+        if not cells:
+            return
+        has_quotes = self._takes_quotes and (len(lines) > 1 or '"' in lines[0])
+        if has_quotes:
+            self._observe_quotes(line, lines)
+        elif not is_header:
+            found.has_unquoted_rows = True
+        if len(cells) != self._width:
+            found.wrong_width = found.wrong_width or (line, len(cells))
+        # The names of columns would keep the quotes around them.
+        found.plain = found.plain and (not is_header if has_quotes else len(cells) == self._width)
+
+    def _observe_quotes(self, line: int, lines: Sequence[str]) -> None:
+        """Take in one row that holds a quote somewhere."""
         found = self._evidence
         raw = lines[0] if len(lines) == 1 else "".join(lines)
         if self._simple is not None and self._simple.fullmatch(raw) and len(lines) == 1:
@@ -179,10 +222,13 @@ class QuoteObserver:
         rowlike = sum(text.count(self._delimiter) == delimiters for text in filled)
         if rowlike < len(filled):
             found.plain = False
-        if len(filled) > 1 and len(found.joins) < _KEPT_JOINS:
+        if len(lines) > 1:
             share = 1.0 if len(filled) < 5 else _ROWLIKE_SHARE
-            if rowlike >= share * len(filled):
-                found.joins.append(Join(line, tuple(lines)))
+            if self._delimiter == "\t":  # which hardly ever stands in a text
+                share = 0.0
+            kept = found.joins if rowlike > 1 and rowlike >= share * len(filled) else found.several
+            if len(kept) < _KEPT_JOINS:
+                kept.append(Join(line, tuple(lines)))
 
     def _is_escaped(self, bare: str) -> bool:
         """Whether all quotes of a cell that does not begin with one follow a backslash."""
@@ -190,6 +236,7 @@ class QuoteObserver:
 
 
 def is_number(text: str) -> bool:
+    """Whether a cell holds a number."""
     try:
         float(text)
     except ValueError:
@@ -207,9 +254,12 @@ def find_joined_rows(
 
     :param joins: rows of several lines.
     :param samples: rows of one line, to compare with.
+    :param dialect: how the file was cut into cells.
     """
     columns = list(zip(*samples, strict=True)) if samples else []
-    known = {n: set(values) for n, values in enumerate(columns) if len(set(values)) < len(values)}
+    distinct = {n: set(values) for n, values in enumerate(columns)}
+    most = min(_TELLING_SHARE * len(samples), _TELLING_VALUES)
+    known = {n: values for n, values in distinct.items() if len(values) <= most}
     numeric = {n for n, values in enumerate(columns) if all(map(is_number, values))}
 
     def fits(cells: Sequence[str], text_column: int) -> bool:
@@ -227,7 +277,8 @@ def find_joined_rows(
         opening = next((n for n, cell in enumerate(rows[0]) if cell.startswith('"')), 0)
         telling = (known.keys() | numeric) - {opening}
         if telling:
-            suspicious = all(fits(cells, opening) for cells in rows)
+            fitting = sum(fits(cells, opening) for cells in rows)
+            suspicious = fitting >= (1.0 if len(rows) < 5 else _ROWLIKE_SHARE) * len(rows)
         else:  # a tab hardly ever stands in a text
             suspicious = dialect.delimiter == "\t" and width > 1
         if suspicious:
@@ -240,6 +291,7 @@ def choose_quoting(found: Evidence, suspects: Sequence[Join], dialect: Dialect) 
 
     :param found: what was seen while quotes were taken for ends of cells.
     :param suspects: joined lines that look like rows of their own.
+    :param dialect: how the file was cut into cells.
     :returns: ``double`` if quotes enclose cells, ``none`` if they belong to the texts, ``None`` if
         it cannot be told.
     """

@@ -155,7 +155,7 @@ BAD_SOURCES: dict[str, tuple[Edit, str, list[str], str]] = {
         swap_data(b"label,message\nham,a\nham,caf\xe9\n"),
         "prepare",
         ["data.csv: line 3: byte 0xe9 at column 8 is not UTF-8"],
-        "iconv",
+        "cp1252",
     ),
     "too few rows": (
         swap_data(b"label,message\nham,a\nspam,b\n"),

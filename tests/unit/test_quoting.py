@@ -99,6 +99,44 @@ def test_a_join_that_could_be_either_is_refused_and_each_setting_reads_it(tmp_pa
         assert read(tmp_path, buffer.getvalue(), quoting=quoting) == expected
 
 
+def test_rows_that_are_joined_with_a_broken_one_among_them(tmp_path: Path) -> None:
+    """No reading is whole but that which joins three lines, so none is taken without a word."""
+    broken = 'ham\t"one\nspam\ttwo\tthree\nham\tfour"\n'
+    error = refuse(tmp_path, join_lines(PLAIN) + broken)
+    assert "lines 14–16: a double quote joins what look like rows" in error.message
+    assert "prepare.quoting to none" not in (error.hint or "")
+    found = read(tmp_path, join_lines(PLAIN) + broken, quoting="double")
+    assert found == [*PLAIN, ["ham", "one\nspam\ttwo\tthree\nham\tfour"]]
+
+
+def test_labels_tell_rows_from_lines_of_a_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both cells hold one comma a line; only in the first would both lines have a known label."""
+    path = tmp_path / "a.csv"
+    rows = [[str(n), "ham" if n % 2 else "spam", f"text {n}"] for n in range(12)]
+    lines = ["id,label,text", *map(",".join, rows)]
+    path.write_text("\n".join([*lines, '12,ham,"one', '13,spam,two"']) + "\n")
+    with pytest.raises(DataError, match="lines 14–15: a double quote joins what look like rows"):
+        read_source(path)
+    path.write_text("\n".join([*lines, '5,ham,"one', 'well, yes, two"']) + "\n")
+    assert read_source(path)["text"].tolist()[-1] == "one\nwell, yes, two"
+    assert capsys.readouterr().out == ""
+
+
+def test_rows_of_several_lines_beside_bare_quotes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever writes quotes within texts as they are may not mean them to open a cell either."""
+    content = 'label,text\nham,5" wide\nspam,"one\ntwo, three, four"\nham,x\n'
+    assert [row[1] for row in read(tmp_path, content, "a.csv")] == [
+        '5" wide', "one\ntwo, three, four", "x",
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    assert "rows of several lines, as a double quote opens and closes later: lines 3–4" in said
+    assert "first in line 2" in said
+
+
 def test_where_quotes_enclose_cells_a_join_is_named_and_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
