@@ -213,6 +213,8 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
         decision=calibration.decision,
         weights=(candidate.head, *head.seeds.values()),
         seeds=(head.configuration.seed, *head.seeds),
+        center=task.labels.center,
+        spread=task.labels.spread,
         about={
             "loss_weight": task.loss_weight,
             "class_weights": _name_weights(head),

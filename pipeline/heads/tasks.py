@@ -97,7 +97,7 @@ def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
         threshold=settings.threshold,
         settings=settings,
     )
-    target.check_labels(name, task.classes, task.labels)
+    target.check_labels(name, task.classes, task.labels, labels.values[labels.present])
     resolve_loss(task, {})  # refuses class weights that do not fit
     return task
 
