@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ClassWeights, TaskSettings
+from pipeline.config import PLAIN_VALUES, ClassWeights, TaskSettings
 from pipeline.console import warn
 from pipeline.corpus.tables import TaskLabels
 from pipeline.errors import DataError, SettingsError
@@ -83,9 +83,11 @@ class TargetType(ABC):
     """One type of task, as something to learn.
 
     :cvar name: its name in ``TASK_TYPES``.
+    :cvar ignored: the settings of a task that mean nothing for this type.
     """
 
     name: ClassVar[str]
+    ignored: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def kind(self) -> TaskType:
@@ -177,7 +179,10 @@ class TargetType(ABC):
         weights = self.compute_class_weights(
             settings.class_weights, task, classes, labels, settings.effective_number_beta
         )
-        return LossOptions(formula, weights, settings.label_smoothing, settings.logit_adjustment)
+        factor: Any = settings.logit_adjustment
+        if factor == "auto":
+            factor = PLAIN_VALUES["logit_adjustment"]
+        return LossOptions(formula, weights, settings.label_smoothing, factor)
 
     @abstractmethod
     def encode(self, values: npt.NDArray[Any], labels: LabelSummary) -> npt.NDArray[Any]:
@@ -328,6 +333,7 @@ class MulticlassTarget(_ClassTarget):
     """
 
     name = "multiclass"
+    ignored = frozenset({"threshold"})
 
     def suits(self, labels: TaskLabels) -> bool:
         return labels.kind == self.kind.label_kind and len(labels.classes) != 2
@@ -366,6 +372,7 @@ class OrdinalTarget(_ClassTarget):
     """
 
     name = "ordinal"
+    ignored = frozenset({"label_smoothing", "logit_adjustment", "threshold"})
 
     def suits(self, labels: TaskLabels) -> bool:
         return False  # that the order of classes means something, only the settings can say
@@ -479,6 +486,7 @@ class RegressionTarget(TargetType):
     """A number. The head learns it in deviations of the training labels from their mean."""
 
     name = "regression"
+    ignored = frozenset({"class_weights", "label_smoothing", "logit_adjustment", "threshold"})
 
     def suits(self, labels: TaskLabels) -> bool:
         return labels.kind == self.kind.label_kind

@@ -345,7 +345,7 @@ def _choose(
     _check_losses(task, scores[0], candidates[best], configurations[best])
     return TrainedHead(
         task=task,
-        configuration=configurations[best],
+        configuration=task.adapt(configurations[best]),
         candidate=candidates[best],
         calibration=calibrate_head(task, held_out[best], labels, fit=settings.calibrate),
         scores=tuple(scores),

@@ -55,6 +55,7 @@ def make_data(rows: int = 600) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 BASE = {
     "folds": None, "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 64, "max_epochs": 10,
+    "search": (),
 }  # fmt: skip
 
 
@@ -547,6 +548,62 @@ def test_settings_that_do_not_concern_a_head_make_no_other_of_it() -> None:
     kernels = {"head": ("linear", "kernel"), "optimizer": ("lbfgs",)}
     both = configure(search=({**kernels, "bandwidth": (0.5, 1.0), "hidden_size": (4, 8)},))
     assert [c.describe().get("bandwidth") for c in both] == [None, 0.5, 1.0]
+
+
+def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> None:
+    """The spam task gives its logit adjustment; its head is the one that it has alone."""
+    settings = HeadsSettings(
+        tasks={"spam": TaskSettings(logit_adjustment=1.0), "mood": TaskSettings()}
+    )
+    _, labels = make_data()
+    rows = LabelledRows(
+        pa.array([bytes(16)] * 600, pa.binary(16)),
+        np.array(["train"] * 400 + ["validation"] * 200),
+        {
+            "spam": TaskLabels(("ham", "spam"), labels["spam"]),
+            "mood": TaskLabels(("a", "b", "c"), labels["mood"]),
+        },
+    )
+    tasks = make_tasks(settings.tasks, rows, settings.kept)
+    found = fit(tasks, optimizer="lbfgs", search="auto", max_epochs=200).heads
+    assert len(found[0].scores) == 6  # linear and kernel heads, three strengths of decay each
+    assert len(found[1].scores) == 12
+    chosen = found[0].configuration
+    assert chosen.describe()["logit_adjustment"] == 1.0
+    (alone,) = fit(
+        tasks[:1], optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,
+        max_epochs=200,
+    ).heads  # fmt: skip
+    np.testing.assert_allclose(
+        found[0].candidate.head.weight, alone.candidate.head.weight, atol=1e-4
+    )
+    plain = make_tasks({"spam": TaskSettings()}, rows)
+    (other,) = fit(
+        plain, optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,
+        max_epochs=200,
+    ).heads  # fmt: skip
+    assert np.abs(other.candidate.head.weight - alone.candidate.head.weight).max() > 1e-2
+
+
+def test_a_setting_that_means_nothing_for_the_type_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = LabelledRows(
+        pa.array([bytes(16)] * 6, pa.binary(16)),
+        np.array(["train"] * 4 + ["validation"] * 2),
+        {
+            "price": TaskLabels((), np.arange(6.0), "number"),
+            "mood": TaskLabels(("a", "b", "c"), np.arange(6) % 3),
+        },
+    )
+    make_tasks({"price": TaskSettings(), "mood": TaskSettings(class_weights="balanced")}, rows)
+    assert capsys.readouterr().out == ""
+    given = {"price": TaskSettings(logit_adjustment=1), "mood": TaskSettings(threshold="f1")}
+    make_tasks(given, rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: heads.tasks.price.logit_adjustment: 1.0 does nothing for a regression task",
+        "warning: heads.tasks.mood.threshold: 'f1' does nothing for a multiclass task",
+    ]
 
 
 def test_the_search_table_tells_the_kind_of_loss_and_the_loss() -> None:
