@@ -720,10 +720,11 @@ class TaskSettings(Section):
         description="The share of each target that is spread evenly over all classes, from 0 to "
         "below 1.",
     )
-    logit_adjustment: NotNegative = Field(
-        default=0.0,
+    logit_adjustment: NotNegative | Literal["auto"] = Field(
+        default="auto",
         description="The factor, 0 or more, of the logarithm of the classes' shares that is added "
-        "to the logits in training. It favours rare classes; 1 optimizes the balanced error.",
+        "to the logits in training. It favours rare classes; 1 optimizes the balanced error. "
+        "`auto` is what the default search tries, and 0 elsewhere.",
     )
     threshold: Threshold = Field(
         default=0.5,
@@ -744,7 +745,8 @@ def _offer_values(name: str, kind: Any) -> tuple[Any, Any]:
 class SearchSettings(Section):
     """A grid of configurations: every combination of the values that its lists give.
 
-    A key that is left out keeps what ``heads``, or the task, says.
+    A key that is left out keeps what ``heads``, or the task, says; one that is listed takes
+    precedence over it, and ``train-heads`` names the settings that thereby do nothing.
     """
 
     layers: Annotated[tuple[Layers, ...], Field(min_length=1)] | None = Field(
@@ -793,12 +795,14 @@ class SearchSettings(Section):
     )
 
 
-# Enough for most corpora, and done in seconds; tests/benchmarks/heads.py measures it.
-DEFAULT_SEARCH = (
-    SearchSettings(weight_decay=(0.01, 0.03, 0.1), logit_adjustment=(0, 0.5)),
+# What `auto` tries in the default search: a grid for each form of head. It is enough for most
+# corpora, and done in seconds; tests/benchmarks/heads.py measures it.
+DEFAULT_SEARCH: tuple[SearchSettings, ...] = (
+    SearchSettings(head=("linear",), weight_decay=(0.01, 0.03, 0.1), logit_adjustment=(0, 0.5)),
     SearchSettings(head=("kernel",), weight_decay=(0.003, 0.01, 0.03), logit_adjustment=(0, 0.5)),
 )
-_VARIED = {"head", "optimizer", "weight_decay", "logit_adjustment"}
+# What `auto` is outside the default search.
+PLAIN_VALUES: Mapping[str, Any] = {"head": "linear", "weight_decay": 3e-2, "logit_adjustment": 0.0}
 
 
 class HeadsSettings(Section):
@@ -819,12 +823,13 @@ class HeadsSettings(Section):
         description="How several layers become features: `join` puts their vectors side by side, "
         "`mix` adds them up with weights that each head learns.",
     )
-    head: Head = Field(
-        default="linear",
+    head: Head | Literal["auto"] = Field(
+        default="auto",
         description="The form of a head. `linear` is a linear function of the features. `kernel` "
         "is a linear function of a row's similarity, by a Gaussian kernel, to up to 4,096 training "
         "rows; it is for up to 20,000 training rows, and is always trained by `lbfgs` on joined "
-        "layers. `hidden` has one hidden layer.",
+        "layers. `hidden` has one hidden layer. `auto` is linear and kernel heads in the default "
+        "search, and linear ones elsewhere.",
     )
     bandwidth: Bandwidth = Field(
         default=1.0,
@@ -853,11 +858,12 @@ class HeadsSettings(Section):
     learning_rate: Positive = Field(
         default=1e-3, description="The step size of `adamw` and `sgd`; `lbfgs` does not look at it."
     )
-    weight_decay: NotNegative = Field(
-        default=3e-2,
+    weight_decay: NotNegative | Literal["auto"] = Field(
+        default="auto",
         description="The strength of the penalty on large weights, 0 or more. For `lbfgs` it is "
         "the factor of half the squared weights in the mean loss, scikit-learn's 1 / (C n); for "
-        "`adamw` and `sgd` it is torch's parameter of this name.",
+        "`adamw` and `sgd` it is torch's parameter of this name. `auto` is what the default "
+        "search tries, and 0.03 elsewhere.",
     )
     batch_size: Count = Field(
         default=256,
@@ -894,22 +900,41 @@ class HeadsSettings(Section):
         default=0,
         description="The seed of start weights, of the order of batches and of the folds.",
     )
-    search: tuple[SearchSettings, ...] | None = Field(
-        default=None,
+    search: tuple[SearchSettings, ...] | Literal["auto"] = Field(
+        default="auto",
         description="Grids of configurations; each task takes the configuration with the best "
-        "held-out score. Null is the default search, unless `head`, `optimizer`, `weight_decay` or "
-        "a task's `logit_adjustment`, which that search varies, is given. An empty list is the one "
-        "configuration that the other settings make.",
+        "held-out score. `auto`, the default search, tries several values of whatever is `auto` "
+        "among `head`, `weight_decay` and each task's `logit_adjustment`, for heads that `lbfgs` "
+        "trains; a value that is given holds throughout. An empty list is the one configuration "
+        "that the other settings make.",
     )
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _take_null_as_auto(cls, search: Any) -> Any:
+        return "auto" if search is None else search  # as earlier versions wrote the default search
 
     @property
     def grids(self) -> tuple[SearchSettings, ...]:
-        """What ``search`` comes to."""
-        if self.search is not None:
+        """The grids that ``search`` comes to; none for a single configuration."""
+        if self.search != "auto":
             return self.search
-        of_tasks = (task.model_fields_set for task in (self.tasks or {}).values())
-        given = self.model_fields_set.union(*of_tasks)
-        return () if given & _VARIED else DEFAULT_SEARCH
+        grids = DEFAULT_SEARCH
+        if self.head != "auto":
+            grids = tuple(grid for grid in grids if grid.head == (self.head,))
+        is_full_batch = (self.optimizer, self.combine, self.dropout) == ("lbfgs", "join", 0.0)
+        if not is_full_batch and self.head != "kernel":  # kernel heads go by none of the three
+            return ()
+        fixed = {} if self.weight_decay == "auto" else {"weight_decay": None}
+        tasks = (self.tasks or {"any": TaskSettings()}).values()
+        if all(task.logit_adjustment != "auto" for task in tasks):
+            fixed["logit_adjustment"] = None
+        return tuple(grid.model_copy(update=fixed) for grid in grids)
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The settings of tasks that the search leaves alone where a task gives them."""
+        return frozenset({"logit_adjustment"} if self.search == "auto" else ())
 
 
 class ReportSettings(Section):

@@ -178,6 +178,8 @@ def _show(value: object) -> str:
 def describe_choice(value: object, options: Iterable[str]) -> str:
     """What is wrong with a value that is none of the words that a setting may have."""
     options = list(options)
+    if len(options) == 1:
+        return f"must be {options[0]}, got {_show(value)}"
     near = difflib.get_close_matches(str(value), options, n=1)
     hint = f" (did you mean `{near[0]}`?)" if near else ""
     return f"must be one of {', '.join(options)}{hint}, got {_show(value)}"

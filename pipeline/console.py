@@ -77,8 +77,19 @@ def _format_cell(cell: object) -> str:
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
     if isinstance(cell, float):
-        return f"{cell:.4f}"
+        return format_number(cell, 4)
     return str(cell)
+
+
+def format_number(number: float, decimals: int) -> str:
+    """A number with some decimals; with as many digits as that if it is too large or too small.
+
+    :param number: the number.
+    :param decimals: how many, 1 or more.
+    """
+    if number and not 0.5 * 10**-decimals <= abs(number) < 1e9:
+        return f"{number:.{decimals}g}"
+    return f"{number:.{decimals}f}"
 
 
 @contextlib.contextmanager

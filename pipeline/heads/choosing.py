@@ -59,25 +59,27 @@ def choose_configuration(
 ) -> list[Score]:
     """Scores of all configurations, the best first; equal ones by their loss.
 
-    Configurations that differ in the seed alone are one, and the first seed stands for it.
+    Configurations that differ in the seed alone are one, and the first seed stands for it. So are
+    those that differ only in what this task leaves alone.
 
     :param task: the task, with the metric to choose by.
     :param held_out: the logits of each configuration, [B, O]; of a regression, numbers.
     :param labels: the labels of the same rows, [B] or [B, C]; -1 or NaN where a row has none.
     :param configurations: what each was trained with.
     """
-    by_seed: dict[Configuration, list[int]] = {}
-    for number, configuration in enumerate(configurations):
-        by_seed.setdefault(replace(configuration, seed=0), []).append(number)
+    by_seed: dict[Configuration, dict[int, int]] = {}
+    for number, configuration in enumerate(map(task.adapt, configurations)):
+        of_seeds = by_seed.setdefault(replace(configuration, seed=0), {})
+        of_seeds.setdefault(configuration.seed, number)
     present = find_present(labels)
     scores = []
-    for numbers in by_seed.values():
+    for numbers in (tuple(of_seeds.values()) for of_seeds in by_seed.values()):
         logits = [held_out[number][present] for number in numbers]
         values = [score(task, task.metric, of_seed, labels[present]) for of_seed in logits]
         losses = [measure_loss(task, of_seed, labels[present]) for of_seed in logits]
         scores.append(
             Score(
-                numbers=tuple(numbers),
+                numbers=numbers,
                 value=float(np.mean(values)),
                 deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 loss=float(np.mean(losses)),

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pipeline.config import Head, HeadsSettings, Optimizer, SearchSettings, TaskSettings
+from pipeline.config import (
+    PLAIN_VALUES,
+    Head,
+    HeadsSettings,
+    Optimizer,
+    SearchSettings,
+    Section,
+    TaskSettings,
+)
 from pipeline.console import say
 from pipeline.errors import SettingsError
 from pipeline.layers import resolve_layers
@@ -17,6 +25,14 @@ _KERNEL = {"optimizer": "lbfgs", "combine": "join", "dropout": 0.0}
 # Kernel heads compare every row with up to 4,096 training rows. Above this many training rows fewer
 # than a fifth of them can be centres, while the memory for the comparisons grows with all of them.
 _MAX_KERNEL_ROWS = 20_000
+# Settings of training batch by batch.
+_BATCHED = {"learning_rate", "batch_size", "patience", "keep"}
+# Setting that does not concern every head → what a head is that it concerns.
+_SERVED = {
+    "hidden_size": "has a hidden layer",
+    "bandwidth": "is a kernel head",
+    **dict.fromkeys(_BATCHED, "is trained by adamw or sgd"),
+}
 
 
 class FrozenDict(dict[Any, Any]):
@@ -84,7 +100,8 @@ def list_configurations(settings: HeadsSettings, available: tuple[int, ...]) -> 
     :raises SettingsError: if a layer is not cached, or ``lbfgs`` is asked for what it cannot train.
     """
     grids = settings.grids or (SearchSettings(),)
-    keys = [f"heads.search.{n}" if settings.search else "heads" for n in range(len(grids))]
+    is_own = settings.search != "auto" and settings.search
+    keys = [f"heads.search.{n}" if is_own else "heads" for n in range(len(grids))]
     configurations = (
         _configure(settings, values, available, key)
         for key, grid in zip(keys, grids, strict=True)
@@ -102,7 +119,8 @@ def _configure(
     settings: HeadsSettings, values: dict[str, Any], available: tuple[int, ...], key: str
 ) -> Configuration:
     def pick(name: str) -> Any:
-        return values.get(name, getattr(settings, name))
+        value = values.get(name, getattr(settings, name))
+        return PLAIN_VALUES[name] if value == "auto" else value
 
     if pick("head") == "kernel":
         values = values | _KERNEL
@@ -148,6 +166,63 @@ def _list_idle(head: str, optimizer: str) -> set[str]:
     idle = {"hidden_size", "bandwidth"}
     idle -= {{"hidden": "hidden_size", "kernel": "bandwidth"}.get(head, "")}
     return idle | {"learning_rate", "seeds"} if optimizer == "lbfgs" else idle
+
+
+def list_idle_settings(
+    settings: HeadsSettings, configurations: Sequence[Configuration]
+) -> list[str]:
+    """What to say of each setting that was given and changes nothing, or not everywhere.
+
+    :param settings: the settings of the heads. Those that have their default are not told of.
+    :param configurations: all configurations that they come to.
+    :returns: one sentence a setting.
+    """
+    return [*_list_overridden(settings), *_list_unused(settings, configurations)]
+
+
+def _list_overridden(settings: HeadsSettings) -> list[str]:
+    """Settings in whose place the grids of the same file list values of their own."""
+    grids = settings.search if settings.search != "auto" else ()
+    said = []
+    for key in SearchSettings.model_fields:
+        own = [n for n, grid in enumerate(grids) if getattr(grid, key) is not None]
+        for name, value in _find_given(settings, key) if own else ():
+            where = ", ".join(f"heads.search.{n}" for n in own)
+            effect = "does nothing" if len(own) == len(grids) else "holds in the other grids only"
+            lists = "lists values of its own" if len(own) == 1 else "list values of their own"
+            said.append(f"{name}: {value!r} {effect}, since {where} {lists}")
+    return said
+
+
+def _find_given(settings: HeadsSettings, key: str) -> Iterator[tuple[str, Any]]:
+    """The dotted names and values of a setting of that key where it is not its default."""
+    sections: dict[str, Section] = {"heads": settings}
+    if key in TaskSettings.model_fields:
+        sections = {f"heads.tasks.{name}": task for name, task in (settings.tasks or {}).items()}
+    for name, section in sections.items():
+        about = type(section).model_fields.get(key)
+        if about is not None and (value := getattr(section, key)) != about.default:
+            yield f"{name}.{key}", value
+
+
+def _list_unused(settings: HeadsSettings, configurations: Sequence[Configuration]) -> list[str]:
+    """Settings that concern none of the configurations."""
+    idle = set.intersection(*(_list_idle(c.head, c.optimizer) for c in configurations))
+    if all(c.optimizer == "lbfgs" for c in configurations):
+        idle |= _BATCHED
+    said = [
+        f"{name}: {value!r} does nothing, since no head {_SERVED[key]}"
+        for key in sorted(idle & set(_SERVED))
+        for name, value in _find_given(settings, key)
+    ]
+    if all(c.head == "kernel" for c in configurations):
+        said += [
+            f"{name}: {value!r} does nothing, since kernel heads are trained by lbfgs on joined "
+            "layers, without dropout"
+            for key in _KERNEL
+            for name, value in _find_given(settings, key)
+        ]
+    return said
 
 
 def group_by_shape(

@@ -12,13 +12,18 @@ import pyarrow as pa
 
 from pipeline.assets import Asset, read_assets
 from pipeline.config import HeadsSettings, Settings
-from pipeline.console import count, say, show_progress, show_table
+from pipeline.console import count, say, show_progress, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.tables import LabelledRows, read_labelled_rows
 from pipeline.device import choose_devices
 from pipeline.errors import DataError, StageError
 from pipeline.heads.choosing import list_scores
-from pipeline.heads.configurations import Configuration, leave_out_kernels, list_configurations
+from pipeline.heads.configurations import (
+    Configuration,
+    leave_out_kernels,
+    list_configurations,
+    list_idle_settings,
+)
 from pipeline.heads.loggers import log_curves, make_logger
 from pipeline.heads.tasks import Task, check_search, make_tasks, resolve_loss
 from pipeline.heads.threads import choose_threads, shorten_spinning
@@ -48,12 +53,14 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     shorten_spinning()
     rows = read_labelled_rows(project)
     check_class_order(settings, {name: labels.classes for name, labels in rows.tasks.items()})
-    tasks = make_tasks(settings.heads.tasks, rows)
+    tasks = make_tasks(settings.heads.tasks, rows, settings.heads.kept)
     check_search(tasks, settings.heads)
     manifest = read_manifest(project.embeddings)
     backbone = read_assets(project.assets)["backbone"]
     _check_backbone(project, backbone, manifest)
     configurations = list_configurations(settings.heads, manifest.layers)
+    for idle in list_idle_settings(settings.heads, configurations):
+        warn(idle)
     _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
     configurations = leave_out_kernels(configurations, len(parts[0]))
@@ -213,6 +220,8 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
         decision=calibration.decision,
         weights=(candidate.head, *head.seeds.values()),
         seeds=(head.configuration.seed, *head.seeds),
+        center=task.labels.center,
+        spread=task.labels.spread,
         about={
             "loss_weight": task.loss_weight,
             "class_weights": _name_weights(head),
@@ -227,7 +236,7 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
             "configuration": head.configuration.describe(),
             "layer_mix": candidate.layer_mix,
         },
-        search=tuple(list_scores(head.scores, configurations)),
+        search=tuple(_list_scores(head, configurations)),
         history=History(
             tuple(range(1, len(losses) + 1)),
             tuple(train for train, _ in losses),
@@ -244,7 +253,7 @@ def _name_weights(head: TrainedHead) -> dict[str, float] | None:
 def _show_summary(project: Project, fit: Fit, configurations: Sequence[Configuration]) -> None:
     if len(configurations) > 1:
         for head in fit.heads:
-            _show_scores(head, list_scores(head.scores, configurations)[:_SHOWN_SCORES])
+            _show_scores(head, _list_scores(head, configurations)[:_SHOWN_SCORES])
     show_table(
         ("head", "type", "metric", "held out", "epoch kept", "validation loss"),
         [
@@ -264,6 +273,12 @@ def _show_summary(project: Project, fit: Fit, configurations: Sequence[Configura
         f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
         f"{fit.fit_seconds:.2f} s → {project.heads}"
     )
+
+
+def _list_scores(
+    head: TrainedHead, configurations: Sequence[Configuration]
+) -> list[Mapping[str, Any]]:
+    return list_scores(head.scores, [head.task.adapt(c) for c in configurations])
 
 
 def _show_scores(head: TrainedHead, rows: Sequence[Mapping[str, Any]]) -> None:

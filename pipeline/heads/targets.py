@@ -97,7 +97,7 @@ def make_targets(
     masks[:train_rows] = 1
     if folds is not None:
         masks[torch.arange(train_rows), torch.from_numpy(folds)] = 0
-    encoded = {task.name: task.target.encode(labels[task.name]) for task in tasks}
+    encoded = {task.name: task.target.encode(labels[task.name], task.labels) for task in tasks}
     return Targets(
         {name: torch.from_numpy(values).to(device) for name, values in encoded.items()},
         masks.to(device),
@@ -162,7 +162,7 @@ class StackedLoss:
         options = self._options
         if options.logit_shift is not None and training:
             logits = logits + options.logit_shift
-        losses, weights = self.task.target.compute_losses(logits, labels, options, self.task.labels)
+        losses, weights = self.task.target.compute_losses(logits, labels, options)
         if mask is not None:
             weights = weights * mask
         # A batch may hold only rows of weight 0.

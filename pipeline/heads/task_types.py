@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ClassWeights, TaskSettings
+from pipeline.config import PLAIN_VALUES, ClassWeights, TaskSettings
 from pipeline.console import warn
 from pipeline.corpus.tables import TaskLabels
 from pipeline.errors import DataError, SettingsError
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 _SHOWN_CLASSES = 5
+# The largest number that a regression learns: the squares of larger ones, summed over many rows,
+# leave float64, in which figures are computed.
+_LARGEST_NUMBER = 1e150
+# The largest number of deviations that a label may be off: the squares of larger ones, summed over
+# many rows, leave float32, in which losses are computed.
+_FURTHEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class LabelSummary:
     :param rows: training rows that have a label.
     :param center: the mean of a regression's training labels; 0 of other types.
     :param spread: their standard deviation; 1 of other types. The head of a regression learns
-        (y - center) / spread.
+        (y - center) / spread, and both numbers are saved beside it: float32, in which heads learn,
+        cannot tell numbers apart that are close to each other and far from 0.
     """
 
     counts: tuple[int, ...] = ()
@@ -47,9 +54,15 @@ class LabelSummary:
     center: float = 0.0
     spread: float = 1.0
 
-    def restore(self, outputs: Floats) -> Floats:
-        """Outputs of a regression in the unit of its labels; other logits as they are."""
-        return outputs * np.float32(self.spread) + np.float32(self.center)
+    def restore(self, outputs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Outputs of a regression in the unit of its labels, float64; other logits as they are.
+
+        :param outputs: what heads put out, or labels as they are encoded: any shape.
+        """
+        if (self.center, self.spread) == (0.0, 1.0):
+            return outputs
+        restored: npt.NDArray[np.float64] = outputs.astype(np.float64) * self.spread + self.center
+        return restored
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,11 @@ class TargetType(ABC):
     """One type of task, as something to learn.
 
     :cvar name: its name in ``TASK_TYPES``.
+    :cvar ignored: the settings of a task that mean nothing for this type.
     """
 
     name: ClassVar[str]
+    ignored: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def kind(self) -> TaskType:
@@ -107,13 +122,22 @@ class TargetType(ABC):
         """
 
     @abstractmethod
-    def check_labels(self, task: str, classes: tuple[str, ...], labels: LabelSummary) -> None:
+    def check_labels(
+        self,
+        task: str,
+        classes: tuple[str, ...],
+        labels: LabelSummary,
+        values: npt.NDArray[Any],
+    ) -> None:
         """Refuse what no head can learn, and warn of classes that none can.
 
         :param task: the task's name, for messages.
         :param classes: the C class names in the order of their index.
         :param labels: the training rows' labels in numbers.
-        :raises DataError: if the training rows do not differ.
+        :param values: the labels of all rows that have one, those of the other parts too: [n] or
+            [n, C].
+        :raises DataError: if the training rows do not differ, or a number is so large that no
+            figure could be computed of it.
         """
 
     @abstractmethod
@@ -155,13 +179,17 @@ class TargetType(ABC):
         weights = self.compute_class_weights(
             settings.class_weights, task, classes, labels, settings.effective_number_beta
         )
-        return LossOptions(formula, weights, settings.label_smoothing, settings.logit_adjustment)
+        factor: Any = settings.logit_adjustment
+        if factor == "auto":
+            factor = PLAIN_VALUES["logit_adjustment"]
+        return LossOptions(formula, weights, settings.label_smoothing, factor)
 
     @abstractmethod
-    def encode(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def encode(self, values: npt.NDArray[Any], labels: LabelSummary) -> npt.NDArray[Any]:
         """Labels as ``compute_losses`` takes them.
 
         :param values: labels as ``TaskLabels`` holds them, [B] or [B, C].
+        :param labels: the training rows' labels in numbers.
         """
 
     @abstractmethod
@@ -180,14 +208,13 @@ class TargetType(ABC):
 
     @abstractmethod
     def compute_losses(
-        self, logits: Tensor, labels: Tensor, options: StackedOptions, summary: LabelSummary
+        self, logits: Tensor, labels: Tensor, options: StackedOptions
     ) -> tuple[Tensor, Tensor]:
         """The loss and the weight of each row under each of M models.
 
         :param logits: [B, M, O].
         :param labels: what ``encode`` makes of them, as a tensor.
         :param options: the options of the losses of M models.
-        :param summary: the training rows' labels in numbers.
         :returns: both [B, M]; a row without a label weighs 0.
         """
 
@@ -202,7 +229,13 @@ class _ClassTarget(TargetType):
     def summarize(self, values: npt.NDArray[Any], C: int) -> LabelSummary:
         return LabelSummary(tuple(np.bincount(values, minlength=C).tolist()), len(values))
 
-    def check_labels(self, task: str, classes: tuple[str, ...], labels: LabelSummary) -> None:
+    def check_labels(
+        self,
+        task: str,
+        classes: tuple[str, ...],
+        labels: LabelSummary,
+        values: npt.NDArray[Any],
+    ) -> None:
         counts = np.array(labels.counts)
         if np.count_nonzero(counts) < 2:
             raise DataError(
@@ -222,12 +255,12 @@ class _ClassTarget(TargetType):
     ) -> Weights | None:
         return compute_class_weights(setting, classes, np.array(labels.counts), task, beta=beta)
 
-    def encode(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def encode(self, values: npt.NDArray[Any], labels: LabelSummary) -> npt.NDArray[Any]:
         """The class index, -1 for none: int64, [B]."""
         return values.astype(np.int64)
 
     def compute_losses(
-        self, logits: Tensor, labels: Tensor, options: StackedOptions, summary: LabelSummary
+        self, logits: Tensor, labels: Tensor, options: StackedOptions
     ) -> tuple[Tensor, Tensor]:
         present = labels >= 0
         index = labels.clamp_min(0)
@@ -300,6 +333,7 @@ class MulticlassTarget(_ClassTarget):
     """
 
     name = "multiclass"
+    ignored = frozenset({"threshold"})
 
     def suits(self, labels: TaskLabels) -> bool:
         return labels.kind == self.kind.label_kind and len(labels.classes) != 2
@@ -338,6 +372,7 @@ class OrdinalTarget(_ClassTarget):
     """
 
     name = "ordinal"
+    ignored = frozenset({"label_smoothing", "logit_adjustment", "threshold"})
 
     def suits(self, labels: TaskLabels) -> bool:
         return False  # that the order of classes means something, only the settings can say
@@ -385,7 +420,13 @@ class MultilabelTarget(TargetType):
     def summarize(self, values: npt.NDArray[Any], C: int) -> LabelSummary:
         return LabelSummary(tuple((values == 1).sum(axis=0).tolist()), len(values))
 
-    def check_labels(self, task: str, classes: tuple[str, ...], labels: LabelSummary) -> None:
+    def check_labels(
+        self,
+        task: str,
+        classes: tuple[str, ...],
+        labels: LabelSummary,
+        values: npt.NDArray[Any],
+    ) -> None:
         _warn_of_absent_classes(task, classes, np.array(labels.counts))
 
     def compute_class_weights(
@@ -399,7 +440,7 @@ class MultilabelTarget(TargetType):
         counts = np.array(labels.counts)
         return compute_tag_weights(setting, classes, counts, labels.rows, task, beta=beta)
 
-    def encode(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def encode(self, values: npt.NDArray[Any], labels: LabelSummary) -> npt.NDArray[Any]:
         """0 or 1 for each tag, NaN for none: float32, [B, C]."""
         return np.where(values < 0, np.nan, values).astype(np.float32)
 
@@ -416,7 +457,7 @@ class MultilabelTarget(TargetType):
         return logs
 
     def compute_losses(
-        self, logits: Tensor, labels: Tensor, options: StackedOptions, summary: LabelSummary
+        self, logits: Tensor, labels: Tensor, options: StackedOptions
     ) -> tuple[Tensor, Tensor]:
         present = ~labels.isnan()
         target = labels.nan_to_num().to(logits.dtype)[:, None]
@@ -445,19 +486,58 @@ class RegressionTarget(TargetType):
     """A number. The head learns it in deviations of the training labels from their mean."""
 
     name = "regression"
+    ignored = frozenset({"class_weights", "label_smoothing", "logit_adjustment", "threshold"})
 
     def suits(self, labels: TaskLabels) -> bool:
         return labels.kind == self.kind.label_kind
 
     def summarize(self, values: npt.NDArray[Any], C: int) -> LabelSummary:
-        return LabelSummary((), len(values), float(values.mean()), float(values.std()))
+        numbers, first = values.astype(np.float64), float(values[0])
+        if (numbers == first).all():
+            return LabelSummary((), len(values), first, 0.0)
+        # Means and squares are of distances, and these in parts of the largest: sums of numbers
+        # far from 0 lose digits, and squares of tiny distances are 0.
+        with np.errstate(over="ignore", invalid="ignore"):  # `check_labels` refuses such numbers
+            center = first + float((numbers - first).mean())
+            distances = numbers - center
+            largest = float(np.abs(distances).max())
+            spread = largest * float(np.sqrt(np.square(distances / largest).mean()))
+        return LabelSummary((), len(values), center, spread)
 
-    def check_labels(self, task: str, classes: tuple[str, ...], labels: LabelSummary) -> None:
-        if labels.spread <= 1e-12 * max(1.0, abs(labels.center)):
+    def check_labels(
+        self,
+        task: str,
+        classes: tuple[str, ...],
+        labels: LabelSummary,
+        values: npt.NDArray[Any],
+    ) -> None:
+        if labels.spread == 0:
             raise DataError(
                 f"task {task}: all {labels.rows:,} training rows are {labels.center:g}; a head "
                 "needs numbers that differ",
                 hint="give other rows, or take the task out of heads.tasks",
+            )
+        largest = float(values[np.abs(values).argmax()])
+        if abs(largest) > _LARGEST_NUMBER:
+            raise DataError(
+                f"task {task}: a label is {largest:g}; squared errors of numbers beyond "
+                f"{_LARGEST_NUMBER:g} are not finite",
+                hint="give the label in a larger unit, or drop the row",
+            )
+        if labels.spread < 1 / _LARGEST_NUMBER:
+            raise DataError(
+                f"task {task}: labels differ by {labels.spread:g}; squared errors of numbers below "
+                f"{1 / _LARGEST_NUMBER:g} are 0",
+                hint="give the label in a smaller unit",
+            )
+        distances = np.abs(values - labels.center)
+        furthest = float(values[distances.argmax()])
+        if distances.max() > _FURTHEST * labels.spread:
+            raise DataError(
+                f"task {task}: a label is {furthest:g}, which is more than {_FURTHEST:g} "
+                f"deviations from those of the training rows (mean {labels.center:g}, deviation "
+                f"{labels.spread:g})",
+                hint="correct the row, or drop it",
             )
 
     def compute_class_weights(
@@ -480,19 +560,18 @@ class RegressionTarget(TargetType):
     ) -> LossOptions:
         return LossOptions(formula)
 
-    def encode(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The number, NaN for none: float32, [B]."""
-        return values.astype(np.float32)
+    def encode(self, values: npt.NDArray[Any], labels: LabelSummary) -> npt.NDArray[Any]:
+        """The number in deviations from the mean, NaN for none: float32, [B]."""
+        return ((values - labels.center) / labels.spread).astype(np.float32)
 
     def start(self, labels: LabelSummary) -> Start:
         return Start(np.zeros(1, np.float32), 1.0)
 
     def compute_losses(
-        self, logits: Tensor, labels: Tensor, options: StackedOptions, summary: LabelSummary
+        self, logits: Tensor, labels: Tensor, options: StackedOptions
     ) -> tuple[Tensor, Tensor]:
         values, present = logits[..., 0], ~labels.isnan()
-        target = (labels.nan_to_num() - summary.center) / summary.spread
-        error = values - target.to(values.dtype)[:, None]
+        error = values - labels.nan_to_num().to(values.dtype)[:, None]
         losses = cast(NumberLoss, options.formula).compute(error)
         return losses, present.to(values.dtype)[:, None].expand(-1, values.shape[1])
 

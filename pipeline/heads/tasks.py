@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from pipeline.config import HeadsSettings, Metric, TaskSettings, Threshold
 from pipeline.config_errors import suggest
+from pipeline.console import warn
 from pipeline.corpus.tables import LabelledRows, TaskLabels
 from pipeline.errors import DataError, SettingsError
+from pipeline.heads.configurations import Configuration, FrozenDict
 from pipeline.heads.losses import LossOptions
 from pipeline.heads.task_types import TARGET_TYPES, LabelSummary, TargetType
 from pipeline.losses import list_losses, make_loss
@@ -28,6 +30,7 @@ class Task:
     :param metric: what its configurations are chosen by.
     :param threshold: the setting of a type with thresholds.
     :param settings: its settings, which a configuration changes in part.
+    :param kept: those of them that no configuration changes: name → value.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Task:
     metric: Metric = "loss"
     threshold: Threshold = 0.5
     settings: TaskSettings = field(default=TaskSettings(), compare=False)
+    kept: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def target(self) -> TargetType:
@@ -54,20 +58,37 @@ class Task:
         """R, the number of rows of its head's weight: O, or 1 that all logits share."""
         return TASK_TYPES[self.type].count_weight_rows(len(self.classes))
 
+    def adapt(self, configuration: Configuration) -> Configuration:
+        """A configuration as it is for this task, whose own settings it may have to leave alone.
 
-def make_tasks(settings: Mapping[str, TaskSettings] | None, rows: LabelledRows) -> list[Task]:
+        :param configuration: a configuration for all tasks.
+        """
+        if not self.kept:
+            return configuration
+        changes = FrozenDict({**configuration.loss_changes, **self.kept})
+        return replace(configuration, loss_changes=changes)
+
+
+def make_tasks(
+    settings: Mapping[str, TaskSettings] | None,
+    rows: LabelledRows,
+    kept: Collection[str] = (),
+) -> list[Task]:
     """The tasks that the settings ask for, checked against the labels.
 
     :param settings: the settings of each task by its name; ``None`` makes a task of every label.
     :param rows: the corpus; class weights and checks look at its training rows only.
+    :param kept: the settings that no configuration changes where a task gives them.
     :raises SettingsError: if a task has no label, or its type or weights do not fit its classes.
     :raises DataError: if its training rows have no label, fewer than two classes, or one number.
     """
     chosen = settings if settings is not None else {name: TaskSettings() for name in rows.tasks}
-    return [_make_task(name, task, rows) for name, task in chosen.items()]
+    return [_make_task(name, task, rows, kept) for name, task in chosen.items()]
 
 
-def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
+def _make_task(
+    name: str, settings: TaskSettings, rows: LabelledRows, kept: Collection[str]
+) -> Task:
     if name not in rows.tasks:
         raise SettingsError(
             f"heads.tasks.{name}: no such label in cache/labels.parquet{suggest(name, rows.tasks)}",
@@ -96,9 +117,14 @@ def _make_task(name: str, settings: TaskSettings, rows: LabelledRows) -> Task:
         metric=cast(Metric, metric),
         threshold=settings.threshold,
         settings=settings,
+        kept={key: value for key in kept if (value := getattr(settings, key)) != "auto"},
     )
-    target.check_labels(name, task.classes, task.labels)
+    target.check_labels(name, task.classes, task.labels, labels.values[labels.present])
     resolve_loss(task, {})  # refuses class weights that do not fit
+    for key in sorted(target.ignored):
+        value = getattr(settings, key)
+        if value != TaskSettings.model_fields[key].default:
+            warn(f"heads.tasks.{name}.{key}: {value!r} does nothing for a {target.name} task")
     return task
 
 
@@ -133,7 +159,7 @@ def resolve_loss(task: Task, changes: Mapping[str, Any]) -> LossOptions:
         a loss that does not serve the task's type leaves the task's own.
     """
     settings = task.settings.model_copy(
-        update={key: value for key, value in changes.items() if value is not None}
+        update={key: value for key, value in {**changes, **task.kept}.items() if value is not None}
     )
     served = list_losses(task.type)
     name = next(loss for loss in (settings.loss, task.settings.loss, served[0]) if loss in served)

@@ -257,13 +257,10 @@ class _Stack(ABC):
             full: Floats = self.targets.split_fits(stacked)[:, -1].contiguous().cpu().numpy()
             return full
 
-        labels, spread = task.labels, np.float32(task.labels.spread)
-        first_weight, first_bias = map(take, head.first_layer())
+        folded = map(self.made.fold, *map(take, head.first_layer()))
         if not head.is_hidden:
-            folded = map(self.made.fold, first_weight * spread, labels.restore(first_bias))
             return [HeadWeights(*one, centers=self.made.centers) for one in folded]
-        folded = map(self.made.fold, first_weight, first_bias)
-        last = zip(take(head.weight) * spread, labels.restore(take(head.bias)), strict=True)
+        last = zip(take(head.weight), take(head.bias), strict=True)
         return [HeadWeights(*outer, *inner) for outer, inner in zip(last, folded, strict=True)]
 
 
@@ -340,23 +337,36 @@ def _choose(
     settings: HeadsSettings,
 ) -> TrainedHead:
     """The best head of a task, by the rows that configurations are judged by."""
-    labels = targets.labels[task.name][targets.first_judged :].cpu().numpy()
+    encoded = targets.labels[task.name][targets.first_judged :].cpu().numpy()
+    labels = task.labels.restore(encoded)
     held_out = [task.labels.restore(candidate.held_out) for candidate in candidates]
     scores = choose_configuration(task, held_out, labels, configurations)
-    if not np.isfinite(scores[0].loss):
-        curve = candidates[0].curve
-        bad = np.flatnonzero(~np.isfinite(curve).all(axis=1))
-        epoch = int(bad[0]) + 1 if len(bad) else len(curve)
-        raise DataError(
-            f"task {task.name}: the loss is not a number in epoch {epoch}",
-            hint="lower heads.learning_rate",
-        )
     best, *others = scores[0].numbers
+    _check_losses(task, scores[0], candidates[best], configurations[best])
     return TrainedHead(
         task=task,
-        configuration=configurations[best],
+        configuration=task.adapt(configurations[best]),
         candidate=candidates[best],
         calibration=calibrate_head(task, held_out[best], labels, fit=settings.calibrate),
         scores=tuple(scores),
         seeds={configurations[number].seed: candidates[number].head for number in others},
+    )
+
+
+def _check_losses(
+    task: Task, score: Score, candidate: Candidate, configuration: Configuration
+) -> None:
+    """Refuse the best head of a task if one of its losses is not a number.
+
+    :raises DataError: naming the task and the epoch.
+    """
+    if np.isfinite([score.loss, candidate.validation_loss]).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(candidate.curve).all(axis=1))
+    epoch = int(bad[0]) + 1 if len(bad) else len(candidate.curve)
+    raise DataError(
+        f"task {task.name}: the loss is not a number in epoch {epoch}",
+        hint=f"look at the labels of {task.name}, or try another loss in heads.tasks.{task.name}"
+        if configuration.optimizer == "lbfgs"
+        else "lower heads.learning_rate",
     )

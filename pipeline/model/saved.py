@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.errors import StageError
 from pipeline.files import format_json, hash_file, read_json, reading, write_together
-from pipeline.model.decision import Decision
+from pipeline.model.decision import Decision, Logits
 from pipeline.model.tasks import TASK_TYPES, TaskType
 from pipeline.model.weights import (
     FORMAT,
@@ -37,7 +37,9 @@ _CURVES = "curves.csv"
 _STAGE = "train-heads"
 _RETRAIN = f"run `pipeline {_STAGE}` again"
 # Entries of a head in heads.json that have fields of their own in SavedHead.
-_FIELDS = {"type", "classes", "threshold", "kernel", "temperature", "layers", "seeds"}
+_FIELDS = {
+    "type", "classes", "threshold", "kernel", "temperature", "layers", "seeds", "center", "spread",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class SavedHead:
     :param weights: its own, and behind them those of the same head from the other seeds; those of
         a kernel head all compare rows with the same centers.
     :param seeds: the seeds of ``weights``.
+    :param center: what is added to the outputs of a regression, once they are multiplied by
+        ``spread``: the mean of the labels that it was trained on; 0 of other types.
+    :param spread: the standard deviation of these labels; 1 of other types. Both are float64, since
+        float32 cannot tell numbers apart that are close to each other and far from 0.
     :param about: what else ``heads.json`` tells of it, for people: its loss, its configuration, how
         it did on held-out rows.
     :param search: the configurations that it was chosen from, best first.
@@ -79,6 +85,8 @@ class SavedHead:
     decision: Decision
     weights: tuple[HeadWeights, ...]
     seeds: tuple[int, ...] = (0,)
+    center: float = 0.0
+    spread: float = 1.0
     about: Mapping[str, Any] = field(default_factory=dict)
     search: tuple[Mapping[str, Any], ...] = ()
     history: History = History()
@@ -88,6 +96,17 @@ class SavedHead:
         """The probability above which the positive class is answered; ``None`` without one."""
         thresholds = self.decision.thresholds
         return thresholds[0] if thresholds and self.type.positive_class is not None else None
+
+    def restore(self, logits: Floats) -> Logits:
+        """Logits of its weights as its outputs; those of a regression in the unit of its labels.
+
+        :param logits: float32, [B, O].
+        :returns: float32, [B, O]; float64 of a regression.
+        """
+        if not self.type.has_unit:
+            return logits
+        numbers: Logits = logits.astype(np.float64) * self.spread + self.center
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -196,14 +215,15 @@ class Heads:
             }
         )
 
-    def compute_logits(self, vectors: Floats) -> dict[str, list[Floats]]:
+    def compute_logits(self, vectors: Floats) -> dict[str, list[Logits]]:
         """Run all heads over the vectors of some texts.
 
         ``SavedHead.type`` turns logits into probabilities and answers.
 
         :param vectors: float32, [B, L, D]: the vectors of the L ``layers``, in their order.
-        :returns: task → logits, float32, [B, O] each: first those of its head, then those of the
-            same head from each other seed; of a regression, numbers in the unit of its labels.
+        :returns: task → logits, [B, O] each: first those of its head, then those of the same head
+            from each other seed. Logits are float32; of a regression they are numbers in the unit
+            of its labels, float64.
         :raises StageError: if the vectors are of another shape than the heads were trained on, or a
             logit is not finite.
         """
@@ -223,22 +243,22 @@ class Heads:
         head: SavedHead,
         vectors: Floats,
         likeness: dict[tuple[int, tuple[int, ...]], Floats],
-    ) -> list[Floats]:
+    ) -> list[Logits]:
         """Logits of one head, and of the same head from each other seed: [B, O] each.
 
         :param likeness: what rows were compared with already, by centers and layers; added to.
         """
         chosen = [self.layers.index(layer) for layer in head.layers]
         features = vectors[:, chosen].reshape(len(vectors), len(chosen) * self.width)
-        logits = []
+        logits: list[Logits] = []
         for weights in head.weights:
             if weights.centers is None:
-                logits.append(weights.compute_logits(features))
+                logits.append(head.restore(weights.compute_logits(features)))
             else:
                 shared = id(weights.centers), head.layers
                 if shared not in likeness:
                     likeness[shared] = weights.centers.compare(features)
-                logits.append(weights.weigh(likeness[shared]))
+                logits.append(head.restore(weights.weigh(likeness[shared])))
             if not np.isfinite(logits[-1]).all():
                 raise StageError(
                     f"{self.folder}: the head {head.name} gives values that are not finite",
@@ -313,6 +333,7 @@ class _HeadReader:
             decision=_read_decision(name, entry, kind, len(classes)),
             weights=self._read_weights(name, seeds, entry, kind, len(classes), layers),
             seeds=seeds,
+            **_read_unit(name, entry),
             about={key: value for key, value in entry.items() if key not in _FIELDS},
             search=tuple(dict(row) for row in search),
             history=self._histories.get(name, History()),
@@ -363,6 +384,19 @@ def _read_decision(name: str, entry: Mapping[str, Any], kind: TaskType, C: int) 
     return Decision(temperature, tuple(float(threshold) for threshold in given))
 
 
+def _read_unit(name: str, entry: Mapping[str, Any]) -> dict[str, float]:
+    """The centre and the spread of one head's labels, from its entry in ``heads.json``.
+
+    Heads that earlier versions saved have none: their weights hold both.
+
+    :raises ValueError: if the outputs would not be finite; ``TypeError`` likewise.
+    """
+    center, spread = float(entry.get("center", 0.0)), float(entry.get("spread", 1.0))
+    if not np.isfinite(center) or not 0 < spread < float("inf"):
+        raise ValueError(f"{name}: center {center}, spread {spread}")
+    return {"center": center, "spread": spread}
+
+
 def _name_seeds(name: str, seeds: Sequence[int]) -> list[str]:
     """The prefixes of the tensors of a head and of its like from the other seeds."""
     return [name, *(f"{name}.seed_{seed}" for seed in seeds[1:])]
@@ -381,6 +415,8 @@ def _describe_head(head: SavedHead, kernels: Mapping[str, Centers]) -> dict[str,
         if centers is head.weights[0].centers:
             entry["kernel"] = name
     entry |= {"temperature": head.decision.temperature, "layers": list(head.layers)}
+    if head.type.has_unit:
+        entry |= {"center": head.center, "spread": head.spread}
     return entry | dict(head.about) | {"seeds": list(head.seeds)}
 
 

@@ -44,6 +44,8 @@ class TaskType(ABC):
     :cvar has_thresholds: whether its answers depend on thresholds.
     :cvar has_temperature: whether its logits are those of probabilities, so that a temperature
         can calibrate them.
+    :cvar has_unit: whether its outputs are in the unit of its labels, so that these are centred and
+        scaled for training, and the outputs of a head restored.
     :cvar positive_class: the index of the class that a single threshold stands for; ``None`` for
         types without one.
     :cvar choosing_metrics: what configurations may be chosen by, the default first; ``loss``, the
@@ -58,6 +60,7 @@ class TaskType(ABC):
     fewest_classes: ClassVar[int] = 2
     has_thresholds: ClassVar[bool] = False
     has_temperature: ClassVar[bool] = True
+    has_unit: ClassVar[bool] = False
     positive_class: ClassVar[int | None] = None
     choosing_metrics: ClassVar[tuple[str, ...]]
     metrics: ClassVar[tuple[str, ...]]
@@ -297,6 +300,7 @@ class Regression(TaskType):
     label_kind = "number"
     fewest_classes = 0
     has_temperature = False
+    has_unit = True
     choosing_metrics = ("root_mean_squared_error", "mean_absolute_error", "r2", "loss")
     metrics = ("mean_absolute_error", "root_mean_squared_error", "r2")
     interval_metrics = metrics

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.assets import Asset
+from pipeline.console import format_number
 from pipeline.model.decision import Ints
 from pipeline.model.evaluation import PartScores
 from pipeline.model.metrics import METRICS
@@ -97,11 +98,11 @@ def render_page(content: PageContent) -> str:
 
 
 def format_score(value: float | None) -> str:
-    """A score with three decimals; a dash if it is undefined.
+    """A score with three decimals, a huge or tiny one with three digits; a dash for ``None``.
 
     :param value: the score.
     """
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else format_number(value, 3)
 
 
 def format_value(value: object) -> str:

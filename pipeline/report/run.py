@@ -13,9 +13,9 @@ from pipeline.assets import Asset, read_assets
 from pipeline.config import Settings
 from pipeline.console import say, show_progress, show_table, warn
 from pipeline.files import describe_write_error, format_json, write_together
+from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores, bootstrap_intervals, rank_classes, score_head
 from pipeline.model.saved import Heads, SavedHead
-from pipeline.model.weights import Floats
 from pipeline.project import Project
 from pipeline.report.inputs import (
     REPORTED_PARTS,
@@ -94,17 +94,18 @@ def show_report(project: Project) -> None:
     _show_summary(project, read_assets(project.assets)["backbone"], read_metrics(project))
 
 
-def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Floats]]:
+def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Logits]]:
     """Run all heads over the vectors of some texts, a bounded number of them at a time.
 
     :param folder: the folder of the embedding store.
     :param heads: the heads to run.
     :param keys: the keys of N texts: fixed-size binary of 16, [N].
-    :returns: task → logits, float32, [N, O], of its head and of the same head from each other seed.
+    :returns: task → logits, [N, O], of its head and of the same head from each other seed; of a
+        regression float64, in the unit of its labels.
     :raises StageError: if the vectors are of another shape than the heads were trained on, or a
         logit is not finite.
     """
-    pieces: dict[str, list[list[Floats]]] = {head.name: [] for head in heads.heads}
+    pieces: dict[str, list[list[Logits]]] = {head.name: [] for head in heads.heads}
     with show_progress("scoring", len(keys), "texts") as advance:
         for start in range(0, len(keys), _CHUNK_TEXTS):
             chunk = keys.slice(start, _CHUNK_TEXTS)
@@ -119,7 +120,7 @@ def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Fl
 
 
 def score_parts(
-    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Floats]]
+    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
 ) -> dict[str, dict[str, PartScores]]:
     """Score every head on every part; with intervals on the test rows.
 
@@ -135,7 +136,7 @@ def score_parts(
 
 
 def _score_part(
-    head: SavedHead, part: str, rows: ScoredRows, logits: Sequence[Floats]
+    head: SavedHead, part: str, rows: ScoredRows, logits: Sequence[Logits]
 ) -> PartScores:
     """Score one head on one part, with its mean and deviation over the seeds if there are any."""
     chosen = rows.take_rows(part, head.name)
@@ -157,7 +158,7 @@ def _score_part(
 
 
 def trace_curves(
-    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Floats]]
+    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
 ) -> dict[str, TaskCurves]:
     """ROC and precision-recall curves on the test part, of every class that a head ranks rows by.
 

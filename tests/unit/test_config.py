@@ -22,7 +22,7 @@ from pipeline.config import (
     parse_settings,
 )
 from pipeline.errors import ReadError, SettingsError
-from pipeline.heads.configurations import list_configurations
+from pipeline.heads.configurations import list_configurations, list_idle_settings
 from pipeline.presets import list_presets, read_preset
 from tests.conftest import ROOT, Cli
 
@@ -40,40 +40,134 @@ def test_params_yaml_is_the_default_preset() -> None:
 
 @pytest.mark.parametrize("name", list_presets())
 def test_presets_leave_nothing_to_guess(name: str) -> None:
-    """Every setting that has a value stands in the file, so that a reader sees what can be set."""
+    """Every setting stands in the file, so that a reader sees what can be set, and `-S` of DVC,
+    which knows only keys that are there, can set it."""
     settings = parse_settings(read_preset(name), name)
-    optional = {"dataset_sha256", "lexicon", "format", "header"}
     unwritten = {
         field
         for section in type(settings).model_fields
         for field in type(getattr(settings, section)).model_fields
         if field not in getattr(settings, section).model_fields_set
     }
-    assert unwritten <= optional
+    assert unwritten == set()
 
 
-def test_the_default_search_gives_way_to_what_it_would_vary() -> None:
-    def count(heads: dict[str, object]) -> int:
-        return len(list_configurations(HeadsSettings(**heads), (0, 1)))
+def list_tried(**heads: object) -> list[tuple[object, ...]]:
+    """Head, optimizer, decay and logit adjustment of each configuration, in their order."""
+    settings = HeadsSettings.model_validate(heads)
+    return [
+        (c.head, c.optimizer, c.weight_decay, c.loss_changes.get("logit_adjustment"))
+        for c in list_configurations(settings, (0, 1))
+    ]
 
-    assert count({}) == count({"layers": "last"}) == count({"tasks": {"a": {}}}) == 12
-    for given in (
-        {"weight_decay": 0.1},
-        {"optimizer": "adamw"},
-        {"head": "kernel"},
-        {"tasks": {"a": {"logit_adjustment": 1.0}}},
-        {"search": ()},
-    ):
-        assert count(given) == 1, given
-    assert count({"weight_decay": 0.1, "search": ({"weight_decay": (0.1, 0.2)},)}) == 2
+
+DECAYS = {"linear": (0.01, 0.03, 0.1), "kernel": (0.003, 0.01, 0.03)}
+DEFAULT = [(h, "lbfgs", d, a) for h, decays in DECAYS.items() for d in decays for a in (0, 0.5)]
+
+
+def test_the_default_search_tries_what_is_auto() -> None:
+    assert list_tried() == DEFAULT
+    assert list_tried(search=None) == list_tried(search="auto") == DEFAULT
+    assert list_tried(layers="last", tasks={"a": {}}) == DEFAULT
+    text = read_preset("default")
+    shipped = parse_settings(text, "params.yaml").heads
+    assert list_tried(**shipped.model_dump()) == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"weight_decay": 5}, [(h, "lbfgs", 5, a) for h in DECAYS for a in (0, 0.5)]),
+        ({"head": "kernel"}, [one for one in DEFAULT if one[0] == "kernel"]),
+        ({"head": "linear"}, [one for one in DEFAULT if one[0] == "linear"]),
+        (
+            {"tasks": {"a": {"logit_adjustment": 1.0}}},
+            [(h, "lbfgs", d, None) for h, decays in DECAYS.items() for d in decays],
+        ),
+        # One of two tasks gives it: the other is still searched.
+        ({"tasks": {"a": {"logit_adjustment": 1.0}, "b": {}}}, DEFAULT),
+        # The default search is of heads that L-BFGS trains; kernel heads always are.
+        ({"optimizer": "adamw"}, [("linear", "adamw", 0.03, None)]),
+        ({"optimizer": "sgd", "head": "hidden"}, [("hidden", "sgd", 0.03, None)]),
+        ({"optimizer": "adamw", "combine": "mix"}, [("linear", "adamw", 0.03, None)]),
+        ({"optimizer": "adamw", "head": "kernel"}, [o for o in DEFAULT if o[0] == "kernel"]),
+        ({"search": ()}, [("linear", "lbfgs", 0.03, None)]),
+        ({"search": (), "weight_decay": 5, "head": "kernel"}, [("kernel", "lbfgs", 5, None)]),
+        # A grid's own list takes precedence; where it has none, what is given holds.
+        (
+            {"weight_decay": 5, "search": ({"weight_decay": (0.1, 0.2)}, {"head": ("kernel",)})},
+            [("linear", "lbfgs", 0.1, None), ("linear", "lbfgs", 0.2, None),
+             ("kernel", "lbfgs", 5, None)],
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_given_takes_effect(
+    given: dict[str, object], expected: list[tuple[object, ...]]
+) -> None:
+    assert list_tried(**given) == expected
+
+
+def test_a_decay_in_the_place_of_the_shipped_one_takes_effect() -> None:
+    text = read_preset("default")
+    assert text.count("weight_decay: auto") == 1
+    changed = parse_settings(text.replace("weight_decay: auto", "weight_decay: 5"), "a").heads
+    found = list_configurations(changed, (0, 1))
+    assert {(c.head, c.weight_decay) for c in found} == {("linear", 5), ("kernel", 5)}
+    assert list_idle_settings(changed, found) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, []),
+        ({"head": "auto", "weight_decay": "auto", "bandwidth": 1.0, "hidden_size": 64}, []),
+        ({"weight_decay": 5, "search": ({"head": ("linear", "kernel")},)}, []),
+        (
+            {"weight_decay": 5, "search": ({"weight_decay": (0.1, 0.2)},)},
+            ["heads.weight_decay: 5.0 does nothing, since heads.search.0 lists values of its own"],
+        ),
+        (
+            {"head": "linear", "search": ({}, {"head": ("kernel",)})},
+            ["heads.head: 'linear' holds in the other grids only, since heads.search.1 lists "
+             "values of its own"],
+        ),
+        (
+            {
+                "tasks": {"a": {"class_weights": "balanced"}, "b": {}},
+                "search": ({"class_weights": ("none",)}, {"class_weights": ("pos_weight",)}),
+            },
+            ["heads.tasks.a.class_weights: 'balanced' does nothing, since heads.search.0, "
+             "heads.search.1 list values of their own"],
+        ),
+        ({"hidden_size": 128},
+         ["heads.hidden_size: 128 does nothing, since no head has a hidden layer"]),
+        ({"learning_rate": 0.1, "search": ()},
+         ["heads.learning_rate: 0.1 does nothing, since no head is trained by adamw or sgd"]),
+        ({"learning_rate": 0.1, "optimizer": "adamw"}, []),
+        ({"bandwidth": 0.7, "head": "linear"},
+         ["heads.bandwidth: 0.7 does nothing, since no head is a kernel head"]),
+        ({"optimizer": "adamw", "head": "kernel"},
+         ["heads.optimizer: 'adamw' does nothing, since kernel heads are trained by lbfgs on "
+          "joined layers, without dropout"]),
+    ],
+)  # fmt: skip
+def test_a_setting_that_does_nothing_is_named(given: dict[str, object], said: list[str]) -> None:
+    settings = HeadsSettings.model_validate(given)
+    assert list_idle_settings(settings, list_configurations(settings, (0, 1))) == said
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_presets_set_nothing_in_vain(name: str) -> None:
+    settings = parse_settings(read_preset(name), name).heads
+    assert list_idle_settings(settings, list_configurations(settings, (0, 1))) == []
 
 
 def test_default_preset_is_what_an_empty_file_gives() -> None:
     written, empty = parse_settings(read_preset("default"), "a"), parse_settings("", "b")
     assert empty == Settings()
-    # The file spells out a task for each label, and the search.
-    left_out = {"heads": {"tasks", "search"}}
-    assert written.heads.search == empty.heads.grids
+    # The file spells out a task for each label.
+    left_out = {"heads": {"tasks"}}
+    assert written.heads.grids == empty.heads.grids
     assert written.model_dump(exclude=left_out) == empty.model_dump(exclude=left_out)
     tasks = written.heads.tasks
     assert tasks is not None
@@ -112,8 +206,8 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
     heads = settings.heads.model_dump()
     tasks = settings.heads.tasks
     assert tasks == {
-        "spam": TaskSettings(type="binary"),
-        "sentiment": TaskSettings(type="multiclass"),
+        "spam": TaskSettings(type="binary", logit_adjustment=0),
+        "sentiment": TaskSettings(type="multiclass", logit_adjustment=0),
     }
     del heads["tasks"]
     del heads["seed"]  # the notebook has none

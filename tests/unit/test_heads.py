@@ -12,7 +12,13 @@ from scipy.special import softmax
 from sklearn.datasets import make_classification
 from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score, log_loss, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    f1_score,
+    log_loss,
+    precision_recall_curve,
+    r2_score,
+    roc_auc_score,
+)
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
@@ -25,7 +31,7 @@ from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scor
 from pipeline.heads.class_weights import compute_class_weights, compute_tag_weights
 from pipeline.heads.configurations import Configuration, group_by_shape, list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
-from pipeline.heads.targets import draw_folds, make_targets
+from pipeline.heads.targets import StackedLoss, draw_folds, make_targets
 from pipeline.heads.task_types import LabelSummary
 from pipeline.heads.tasks import Task, make_tasks
 from pipeline.heads.training import Fit, TrainedHead, fit_heads
@@ -49,6 +55,7 @@ def make_data(rows: int = 600) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 BASE = {
     "folds": None, "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 64, "max_epochs": 10,
+    "search": (),
 }  # fmt: skip
 
 
@@ -190,14 +197,102 @@ def test_the_solver_reaches_scikit_learns_optimum(decay: float) -> None:
 def test_the_solver_reaches_ridge_regression() -> None:
     features, _ = make_data()
     numbers = features[:, 0] * 7 + np.random.default_rng(0).standard_normal(600) + 100
-    task = Task("price", "regression", labels=summarize(numbers[:400]), metric="r2")
+    labels = summarize(numbers[:400])
+    task = Task("price", "regression", labels=labels, metric="r2")
     (head,) = fit([task], data=(features, {"price": numbers}), optimizer="lbfgs",
                   weight_decay=0.1, max_epochs=100).heads  # fmt: skip
     scaled = StandardScaler().fit(features[:400].astype(np.float64)).transform(features)
     # The mean of squares plus λ / 2 of the squared weights is Ridge's with alpha = λ n / 2.
     reference = Ridge(alpha=0.1 * 400 / 2).fit(scaled[:400], numbers[:400])
-    ours = head.candidate.head.compute_logits(features[400:])[:, 0]
+    ours = labels.restore(head.candidate.head.compute_logits(features[400:])[:, 0])
     np.testing.assert_allclose(ours, reference.predict(scaled[400:]), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("center", "size"),
+    # Nanoseconds of 2023 that are seconds apart; numbers beyond float32; numbers that differ in the
+    # twelfth digit; numbers below the smallest of float32; numbers whose sum leaves float64.
+    [(1.7e18, 3e9), (1e40, 1e40), (1e6, 1e-6), (3e-60, 1e-60), (-1e149, 1e148)],
+)
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
+def test_numbers_far_from_zero_are_learned_as_well_as_others(
+    optimizer: str, center: float, size: float
+) -> None:
+    """A regression does not depend on the unit and the origin of its labels; scikit-learn's Ridge
+    in exact distances from the centre is the reference."""
+    features, _ = make_data()
+    plain = features[:, 0] + np.random.default_rng(0).standard_normal(600) / 4
+    numbers = center + size * plain
+    rows = LabelledRows(
+        pa.array([bytes(16)] * 600, pa.binary(16)),
+        np.array(["train"] * 400 + ["validation"] * 200),
+        {"price": TaskLabels((), numbers, "number")},
+    )
+    tasks = make_tasks({"price": TaskSettings(metric="r2")}, rows)
+    (head,) = fit(
+        tasks, data=(features, {"price": numbers}), optimizer=optimizer, weight_decay=1e-3,
+        learning_rate=0.02, max_epochs=100,
+    ).heads  # fmt: skip
+    scaled = StandardScaler().fit(features[:400].astype(np.float64)).transform(features)
+    reference = Ridge(alpha=1e-3 * 400 / 2).fit(scaled[:400], plain[:400])
+    expected = reference.score(scaled[400:], (numbers[400:] - center) / size)
+    assert expected > 0.9
+    assert head.scores[0].value == pytest.approx(expected, abs=0.01)
+    logits = head.candidate.head.compute_logits(features[400:])
+    restored = tasks[0].labels.restore(logits)[:, 0]
+    found = r2_score((numbers[400:] - center) / size, (restored - center) / size)
+    assert found == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [(500, 1e200)],
+            r"price: a label is 1e\+200; squared errors of numbers beyond 1e\+150",
+        ),
+        ([(500, 1e30)], r"task price: a label is 1e\+30, which is more than 1e\+15 deviations"),
+        ([(slice(None), 4.5)], r"task price: all 400 training rows are 4.5; a head needs numbers"),
+        ([(slice(0, None, 2), 9e-300), (slice(1, None, 2), 4e-300)], r"labels differ by 2.5e-300"),
+        ([(0, 1.7e308), (1, -1.7e308)], r"squared errors of numbers beyond 1e\+150 are not finite"),
+    ],
+)
+def test_numbers_of_which_no_figure_can_be_computed_are_refused(
+    changes: list[tuple[object, float]], message: str
+) -> None:
+    numbers = np.random.default_rng(0).standard_normal(600)
+    for chosen, value in changes:
+        numbers[chosen] = value  # type: ignore[call-overload]
+    rows = LabelledRows(
+        pa.array([bytes(16)] * 600, pa.binary(16)),
+        np.array(["train"] * 400 + ["test"] * 200),
+        {"price": TaskLabels((), numbers, "number")},
+    )
+    with pytest.raises(DataError, match=message):
+        make_tasks({"price": TaskSettings()}, rows)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
+def test_a_loss_that_is_not_a_number_stops_the_run(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the validation rows is as good as none, though the others are finite."""
+    average = StackedLoss.average
+
+    def spoil(
+        self: StackedLoss,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        training: bool = True,
+    ) -> torch.Tensor:
+        losses = average(self, logits, labels, mask, training=training)
+        return losses if training else losses * np.nan
+
+    monkeypatch.setattr(StackedLoss, "average", spoil)
+    with pytest.raises(DataError, match="task spam: the loss is not a number in epoch 1"):
+        fit((SPAM,), optimizer=optimizer)
 
 
 # --- kernel heads ------------------------------------------------------------------------------
@@ -453,6 +548,62 @@ def test_settings_that_do_not_concern_a_head_make_no_other_of_it() -> None:
     kernels = {"head": ("linear", "kernel"), "optimizer": ("lbfgs",)}
     both = configure(search=({**kernels, "bandwidth": (0.5, 1.0), "hidden_size": (4, 8)},))
     assert [c.describe().get("bandwidth") for c in both] == [None, 0.5, 1.0]
+
+
+def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> None:
+    """The spam task gives its logit adjustment; its head is the one that it has alone."""
+    settings = HeadsSettings(
+        tasks={"spam": TaskSettings(logit_adjustment=1.0), "mood": TaskSettings()}
+    )
+    _, labels = make_data()
+    rows = LabelledRows(
+        pa.array([bytes(16)] * 600, pa.binary(16)),
+        np.array(["train"] * 400 + ["validation"] * 200),
+        {
+            "spam": TaskLabels(("ham", "spam"), labels["spam"]),
+            "mood": TaskLabels(("a", "b", "c"), labels["mood"]),
+        },
+    )
+    tasks = make_tasks(settings.tasks, rows, settings.kept)
+    found = fit(tasks, optimizer="lbfgs", search="auto", max_epochs=200).heads
+    assert len(found[0].scores) == 6  # linear and kernel heads, three strengths of decay each
+    assert len(found[1].scores) == 12
+    chosen = found[0].configuration
+    assert chosen.describe()["logit_adjustment"] == 1.0
+    (alone,) = fit(
+        tasks[:1], optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,
+        max_epochs=200,
+    ).heads  # fmt: skip
+    np.testing.assert_allclose(
+        found[0].candidate.head.weight, alone.candidate.head.weight, atol=1e-4
+    )
+    plain = make_tasks({"spam": TaskSettings()}, rows)
+    (other,) = fit(
+        plain, optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,
+        max_epochs=200,
+    ).heads  # fmt: skip
+    assert np.abs(other.candidate.head.weight - alone.candidate.head.weight).max() > 1e-2
+
+
+def test_a_setting_that_means_nothing_for_the_type_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = LabelledRows(
+        pa.array([bytes(16)] * 6, pa.binary(16)),
+        np.array(["train"] * 4 + ["validation"] * 2),
+        {
+            "price": TaskLabels((), np.arange(6.0), "number"),
+            "mood": TaskLabels(("a", "b", "c"), np.arange(6) % 3),
+        },
+    )
+    make_tasks({"price": TaskSettings(), "mood": TaskSettings(class_weights="balanced")}, rows)
+    assert capsys.readouterr().out == ""
+    given = {"price": TaskSettings(logit_adjustment=1), "mood": TaskSettings(threshold="f1")}
+    make_tasks(given, rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: heads.tasks.price.logit_adjustment: 1.0 does nothing for a regression task",
+        "warning: heads.tasks.mood.threshold: 'f1' does nothing for a multiclass task",
+    ]
 
 
 def test_the_search_table_tells_the_kind_of_loss_and_the_loss() -> None:

@@ -85,6 +85,8 @@ def make_head(
         decision=Decision(1.5, THRESHOLDS.get(kind)),
         weights=tuple(make_weights(generator, kind, form, features, centers) for _ in seeds),
         seeds=seeds,
+        center=-3.5 if kind == "regression" else 0.0,
+        spread=0.25 if kind == "regression" else 1.0,
         about={"metric": "loss", "configuration": {"head": form, "learning_rate": 0.1}},
         search=({"score": 0.5, "head": form}, {"score": 0.4, "head": "linear"}),
         history=History((1, 2), (0.5, 0.25), (0.75, 0.5)),
@@ -119,7 +121,7 @@ def compute_by_hand(head: SavedHead, weights: HeadWeights, vectors: np.ndarray) 
             x = np.array([np.exp(-((z - p.astype(np.float64)) ** 2).sum()) for p in centers])
         outputs = [weights.weight[o % len(weights.weight)] @ x for o in range(len(weights.bias))]
         logits.append(np.array(outputs) + weights.bias)
-    return np.array(logits)
+    return np.array(logits) * head.spread + head.center
 
 
 def row_features(row: np.ndarray, head: SavedHead) -> np.ndarray:
@@ -153,7 +155,7 @@ def test_heads_of_every_kind_survive_a_round_trip(
     for logits, weights, exact in zip(
         found, head.weights, heads.compute_logits(vectors)["task"], strict=True
     ):
-        assert logits.dtype == np.float32
+        assert logits.dtype == (np.float64 if kind == "regression" else np.float32)
         assert logits.shape == (ROWS, SHAPES[kind][1])
         np.testing.assert_array_equal(logits, exact)
         np.testing.assert_allclose(
@@ -184,6 +186,41 @@ def test_heads_of_all_types_share_a_folder_and_their_centers(
             np.testing.assert_allclose(
                 logits, compute_by_hand(head, weights, vectors), rtol=1e-4, atol=1e-4
             )
+
+
+def test_numbers_far_from_zero_keep_their_digits(tmp_path: Path, vectors: np.ndarray) -> None:
+    """In float32 all of these would be one number: its neighbours there are 1.4e11 apart."""
+    head = replace(make_head("time", "regression"), center=1.7e18, spread=3e9)
+    make_heads(head).save(tmp_path)
+    (found,) = Heads.load(tmp_path).compute_logits(vectors)["time"]
+    expected = compute_by_hand(replace(head, center=0, spread=1), head.weights[0], vectors)
+    np.testing.assert_allclose((found - 1.7e18) / 3e9, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_regression_of_an_earlier_version_has_its_unit_in_its_weights(
+    tmp_path: Path, vectors: np.ndarray
+) -> None:
+    head = make_head("hours", "regression")
+    make_heads(head).save(tmp_path)
+    path = tmp_path / "heads.json"
+    record = json.loads(path.read_text("utf-8"))
+    for key in ("center", "spread"):
+        del record["tasks"]["hours"][key]
+    path.write_text(json.dumps(record), "utf-8")
+    (found,) = Heads.load(tmp_path).compute_logits(vectors)["hours"]
+    expected = compute_by_hand(replace(head, center=0, spread=1), head.weights[0], vectors)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("key", "value"), [("spread", 0), ("spread", -1), ("center", 1e999)])
+def test_a_unit_that_gives_no_numbers_is_refused(tmp_path: Path, key: str, value: float) -> None:
+    make_heads(make_head("hours", "regression")).save(tmp_path)
+    path = tmp_path / "heads.json"
+    record = json.loads(path.read_text("utf-8"))
+    record["tasks"]["hours"][key] = value
+    path.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(StageError, match=r"heads.json: .*hours: center"):
+        Heads.load(tmp_path)
 
 
 def test_no_rows_give_no_logits() -> None:
