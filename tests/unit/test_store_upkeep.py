@@ -460,7 +460,8 @@ def test_readers_while_another_run_commits(
                 vectors = read(folder, range(7, 40))
                 manifest = read_manifest(folder)
             except StoreError as error:  # a writer without a pause may win every time
-                assert "another run rewrites it faster than it can be read" in error.message
+                if "another run rewrites it faster than it can be read" not in error.message:
+                    raise
                 continue
             np.testing.assert_array_equal(vectors, expected)
             seen.add((manifest.fingerprint, manifest.rows))
