@@ -83,8 +83,9 @@ class Downloader:
             raise UnavailableError("not there") from error
         except Exception as error:  # of reading, or of a client that cannot be set up
             chain = _list_causes(error)
-            reason = explain_client_error(chain) or describe_error(error)
-            raise UnavailableError(f"cannot be read ({reason})") from error
+            reason = describe_error(error)
+            blame = explain_client_error(chain, reason)
+            raise UnavailableError(blame or f"cannot be read ({reason})") from error
         files = [file for pattern in source.patterns for file in snapshot.glob(pattern)]
         if not files:
             raise UnavailableError("not there")
@@ -243,7 +244,7 @@ def _describe_hub_error(source: HubSource, error: Exception) -> str:
     for link in chain:
         if isinstance(link, errors.HfHubHTTPError):
             return str(link).splitlines()[0]
-    if blame := explain_client_error(chain):
+    if blame := explain_client_error(chain, describe_error(chain[-1])):
         return blame
     clients = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
     for link in reversed(chain):  # the error that happened first is the clearest
@@ -363,13 +364,17 @@ def _download_wheel(requirement: str, folder: Path, scratch: Path) -> Path:
         raise UnavailableError(
             f"pip is missing in {sys.prefix}; add it with `{sys.executable} -m ensurepip`"
         )
-    if blame := explain_client_error([RuntimeError(said)]):
-        raise _IndexAwayError(f"pip {blame}")
-    if broken := re.search(r"Retry\(total=0,.*?connection broken by '(.*)'", said):
-        why = broken[1].rpartition("object at ")[2].partition(": ")[2] or broken[1]
-        raise _IndexAwayError(f"pip cannot reach it ({why.rstrip(chr(34) + chr(39) + ')')})")
     lines = [line for line in said.splitlines() if line.startswith("ERROR")]
     why = lines[-1].removeprefix("ERROR: ") if lines else said.strip()[-200:]
+    if why == "Exception:":  # whose last line is at the end of pip's traceback
+        why = said.strip().splitlines()[-1].partition(": ")[2]
+    if broken := re.search(r"Retry\(total=0,.*?connection broken by '(.*)'", said):
+        why = broken[1].rpartition("object at ")[2].partition(": ")[2] or broken[1]
+        why = why.rstrip("\"')")
+    if blame := explain_client_error([RuntimeError(said)], why):
+        raise _IndexAwayError(blame)
+    if broken:
+        raise _IndexAwayError(f"pip cannot reach it ({why})")
     raise UnavailableError(f"pip could not download {requirement} ({why or 'no reason given'})")
 
 

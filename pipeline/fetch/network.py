@@ -188,24 +188,30 @@ def _connect(url: str) -> None:
     socket.create_connection((parts.hostname, parts.port or 1080), _TIMEOUT_SECONDS).close()
 
 
-def explain_client_error(chain: list[BaseException]) -> str | None:
+def explain_client_error(chain: list[BaseException], reason: str) -> str | None:
     """Which variable of the environment is to blame for an error of an HTTP client, or ``None``.
 
     :param chain: the error and its causes.
+    :param reason: the error in a few words.
     """
     if any(_is_of_certificates(link) for link in chain) and (blame := find_bad_certificates()):
         return blame
-    said = " ".join(f"{type(link).__name__} {link}" for link in chain).lower()
-    proxy = find_bad_proxy()
-    if proxy is not None and ("proxy" in said or "socks" in said or "invalidurl" in said):
-        return proxy.explain(proxy.find_fault() or describe_error(chain[-1]))
-    return None
+    # The hub's client guesses at proxies in its own messages, so these say nothing.
+    own = [link for link in chain if not type(link).__module__.startswith("huggingface_hub")]
+    said = " ".join(f"{type(link).__name__} {link}" for link in own).lower()
+    bad = find_bad_proxy()
+    if bad is not None and any(word in said for word in ("proxy", "socks", "invalidurl")):
+        return bad.explain(bad.find_fault() or reason)
+    proxy = next(list_proxies("https", "http"), None)
+    return proxy.explain(reason) if proxy is not None and "proxyerror" in said else None
 
 
 def _is_of_certificates(error: BaseException) -> bool:
     """Whether an error may come from certificates: of TLS, or of a file that cannot be read."""
-    kinds = ssl.SSLError, FileNotFoundError, IsADirectoryError, PermissionError
-    if isinstance(error, kinds) or isinstance(getattr(error, "reason", None), ssl.SSLError):
+    # The hub's client has subclasses of FileNotFoundError for what the hub lacks.
+    if type(error) in {FileNotFoundError, IsADirectoryError, PermissionError}:
+        return True
+    if isinstance(error, ssl.SSLError) or isinstance(getattr(error, "reason", None), ssl.SSLError):
         return True
     return "certificate" in str(error).lower()
 
@@ -247,7 +253,9 @@ def open_url(url: str) -> http.client.HTTPResponse:
     :raises UnavailableError: if there is none, or another one.
     """
     proxy = find_proxy(url)
-    if proxy is not None and proxy.scheme not in _HTTP_PROXIES:
+    if proxy is not None and (fault := proxy.find_fault()):
+        raise UnavailableError(proxy.explain(fault))
+    if proxy is not None and proxy.scheme in _SOCKS_PROXIES:
         raise UnavailableError(proxy.explain("files of the web need an http:// proxy"))
     parts = urlsplit(url)
     safe = "/%:@!$&'()*+,;=~?[]"  # what is quoted already stays so
