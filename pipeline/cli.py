@@ -285,11 +285,21 @@ def main() -> None:
         _complain(error.message, error.hint)
         status = 1
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        from pipeline.console import make_printable
+
+        click.echo(make_printable(said.getvalue()), err=True, nl=False)
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted; nothing is half-written, run the command again to go on")
         status = _TERMINATED if terminated else _INTERRUPTED
+    except RecursionError:
+        _complain(
+            "a file or a setting is nested too deeply to be read",
+            "make sure that the files are those that the stages wrote; run `pipeline fetch` again",
+        )
+        status = 1
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         status = 1
@@ -297,14 +307,32 @@ def main() -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
         _complain(f"{error.filename}: {reason}" if error.filename else reason)
         status = 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        _complain(
+            "there is not enough memory" + (f": {reason}" if reason else ""),
+            "end other programs, or lower runtime.max_memory or runtime.token_budget",
+        )
+        status = 1
     # All is done and said; Ctrl-C while the interpreter winds up would only change the status.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status or 0)
 
 
-def _complain(message: str, hint: str | None = None) -> None:
-    from pipeline.console import shorten_paths
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; of torch's errors it is the name or the text that tells."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
-    click.echo(f"Error: {shorten_paths(message)}", err=True)
+
+def _complain(message: str, hint: str | None = None) -> None:
+    from pipeline.console import make_printable
+
+    click.echo(f"Error: {make_printable(message)}", err=True)
     if hint:
-        click.echo(f"  next: {shorten_paths(hint)}", err=True)
+        click.echo(f"  next: {make_printable(hint)}", err=True)

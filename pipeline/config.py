@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -36,9 +36,12 @@ from pipeline.config_errors import (
     suggest,
 )
 from pipeline.errors import SettingsError
-from pipeline.files import describe_read_error
+from pipeline.files import describe_read_error, read_bounded
 from pipeline.losses import LOSSES, describe_losses, list_options
 
+# A settings file with the names of ten thousand classes has a fifth of this.
+_SETTINGS_BYTES = 1_000_000
+_SETTINGS_VALUES = 100_000
 Positive = Annotated[float, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -1075,7 +1078,7 @@ def load_settings(path: Path) -> Settings:
     """
     name = str(path)
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _SETTINGS_BYTES)
     except FileNotFoundError as error:
         raise SettingsError(
             "no such file",
@@ -1085,6 +1088,10 @@ def load_settings(path: Path) -> Settings:
         ) from error
     except OSError as error:
         raise describe_read_error(error, path, hint="name another file with --params") from error
+    except ValueError as error:
+        raise SettingsError(
+            f"is no settings file: {error}", hint="name another file with --params", source=name
+        ) from error
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -1107,14 +1114,21 @@ def parse_settings(text: str, name: str) -> Settings:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    yaml = YAML(typ="safe", pure=True)
     try:
-        content = YAML(typ="safe", pure=True).load(text)
+        if "&" in text:  # otherwise there is no anchor, and nothing can stand for more than it is
+            _check_aliases(yaml.parse(text))
+        content = yaml.load(text)
     except YAMLError as error:
         line = _find_line(error, text)
         where = f"line {line} " if line else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise SettingsError(f"{where}is not valid YAML: {problem}", source=name) from error
-    except (ValueError, RecursionError) as error:  # an impossible date, an endless number
+    except RecursionError as error:
+        raise SettingsError("is nested too deeply", source=name) from error
+    # An impossible date, an endless number, a tag that does not suit its value: ruamel raises
+    # whatever its conversion of the value does.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise SettingsError(f"holds a value that YAML cannot read: {error}", source=name) from error
     if content is None:
         content = {}
@@ -1127,6 +1141,40 @@ def parse_settings(text: str, name: str) -> Settings:
     except ValidationError as error:
         lines = describe_errors(error, Settings, content)
         raise SettingsError("\n".join(lines), source=name) from None
+
+
+def _check_aliases(events: Iterable[Any]) -> None:
+    """Make sure that a document's aliases do not make it many times as large as it is written.
+
+    An alias (``*name``) stands for all that its anchor (``&name``) marks, which may hold aliases
+    itself, so that a few lines can stand for more values than any memory holds.
+
+    :param events: what ruamel's parser finds in the document, in its order.
+    :raises ValueError: if the document stands for more than ``_SETTINGS_VALUES`` values.
+    """
+    sizes: dict[str, int] = {}  # of what each anchor marks, aliases written out
+    open_sizes: list[tuple[str | None, int]] = [(None, 0)]  # of what has begun and not ended
+    for event in events:
+        kind = type(event).__name__
+        if kind in {"MappingStartEvent", "SequenceStartEvent"}:
+            open_sizes.append((event.anchor, 1))
+            continue
+        if kind in {"MappingEndEvent", "SequenceEndEvent"}:
+            anchor, size = open_sizes.pop()
+        elif kind == "ScalarEvent":
+            anchor, size = event.anchor, 1
+        elif kind == "AliasEvent":
+            # An alias inside of what its own anchor marks would have no end.
+            is_endless = any(anchor == event.anchor for anchor, _ in open_sizes)
+            anchor, size = None, _SETTINGS_VALUES if is_endless else sizes.get(event.anchor, 1)
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        outer, outer_size = open_sizes[-1]
+        open_sizes[-1] = outer, outer_size + size
+        if outer_size + size > _SETTINGS_VALUES:
+            raise ValueError(f"its aliases stand for more than {_SETTINGS_VALUES:,} values")
 
 
 def _find_line(error: Exception, text: str) -> int | None:

@@ -1,17 +1,19 @@
 """What a person sees in the terminal: lines, tables, progress bars, seconds.
 
 Everything goes to standard output, bars to standard error and only to a terminal, so that a log
-file stays readable.
+file stays readable. Names and texts come from files that others wrote, so nothing is printed as it
+is: control characters are shown escaped, and what a URL keeps secret is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,18 +21,91 @@ if TYPE_CHECKING:
 Advance = Callable[[float], None]
 
 
+# What a terminal obeys instead of showing it: the control characters of ASCII and Latin-1 but for
+# the line break, and the marks that turn the direction of what follows, so that a name reads as
+# another one.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>`]+")
+# A wider text in a table goes on in the next line. No figure is as wide.
+_CELL_COLUMNS = 60
+# A table is as wide as what it holds; where the terminal is narrower, its lines go on in the next.
+_TABLE_COLUMNS = 10_000
+
+
 def _console() -> Console:
     from rich.console import Console
 
-    # Without a terminal there is no width to ask for, and 80 columns would fold the tables.
     return Console(
-        highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160, markup=False
+        highlight=False,
+        soft_wrap=True,
+        width=_TABLE_COLUMNS,
+        markup=False,
+        emoji=False,
+        force_terminal=allows_escapes(sys.stdout),
     )
+
+
+def allows_escapes(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal that may get escape sequences: colours, moving bars.
+
+    Source: https://no-color.org; ``TERM=dumb`` is what terminals without escape sequences say.
+
+    :param stream: standard output or standard error.
+    """
+    is_dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
+    return stream.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
+
+
+def escape_controls(text: str) -> str:
+    """A text with its control characters as Python writes them: ``\\x1b`` for Escape.
+
+    Line breaks stay.
+
+    :param text: what may hold names and texts of others.
+    """
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def hide_secrets(text: str) -> str:
+    """A text in which no URL shows its query, its fragment or whom it is asked as.
+
+    :param text: anything that may hold URLs, such as an error's message.
+    :returns: the text with each URL as ``hide_in_url`` shows it.
+    """
+    return _URL.sub(_hide_in_match, text)
+
+
+def _hide_in_match(match: re.Match[str]) -> str:
+    url = match[0].rstrip(".,:;)]}…")  # what ends a clause is not of the URL
+    return hide_in_url(url) + match[0][len(url) :]
+
+
+def hide_in_url(url: str) -> str:
+    """A URL as it may be shown and kept: without its query, its fragment, a user and a password.
+
+    :param url: a whole URL, as a person wrote it.
+    :returns: the URL with ``?…``, ``#…`` and ``…@`` in the place of what it keeps secret.
+    """
+    scheme, _, rest = url.partition("://")
+    rest, _, fragment = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    host, slash, path = rest.partition("/")
+    user, _, name = host.rpartition("@")
+    shown = f"{scheme}://{'…@' if user else ''}{name}{slash}{path}"
+    return shown + ("?…" if query else "") + ("#…" if fragment else "")
+
+
+def make_printable(text: str) -> str:
+    """A text as a person gets to see it: short paths, no secrets, no control characters.
+
+    :param text: a message, of one or more lines.
+    """
+    return escape_controls(hide_secrets(shorten_paths(text)))
 
 
 def say(message: str = "") -> None:
     """Print one line; paths below the working directory are shortened."""
-    sys.stdout.write(shorten_paths(message) + "\n")
+    sys.stdout.write(make_printable(message) + "\n")
     sys.stdout.flush()
 
 
@@ -45,16 +120,20 @@ def shorten_paths(text: str) -> str:
 
 def warn(message: str) -> None:
     """Print something that must not be missed, in yellow on a terminal."""
-    text = f"warning: {message}"
-    if sys.stdout.isatty():
+    text = make_printable(f"warning: {message}")
+    if allows_escapes(sys.stdout):
         text = f"\033[33m{text}\033[0m"
-    say(text)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def show_table(
     headers: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
 ) -> None:
     """Print a table: the first column left-aligned, the others right-aligned.
+
+    The table is as wide as it must be, whatever the terminal's width, so that no cell is cut. Long
+    names are folded.
 
     :param headers: the name of each column.
     :param rows: cells; integers get thousands separators, floats four decimals, ``None`` a dash.
@@ -63,9 +142,19 @@ def show_table(
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(
+        title=_format_cell(title) if title else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+    )
     for number, header in enumerate(headers):
-        table.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(
+            _format_cell(header),
+            justify="left" if number == 0 else "right",
+            overflow="fold",
+            max_width=_CELL_COLUMNS,
+        )
     for row in rows:
         table.add_row(*(_format_cell(cell) for cell in row))
     _console().print(table)
@@ -78,7 +167,7 @@ def _format_cell(cell: object) -> str:
         return f"{cell:,}"
     if isinstance(cell, float):
         return format_number(cell, 4)
-    return str(cell)
+    return make_printable(str(cell)).replace("\n", "\\n")
 
 
 def format_number(number: float, decimals: int) -> str:
@@ -94,29 +183,29 @@ def format_number(number: float, decimals: int) -> str:
 
 @contextlib.contextmanager
 def show_progress(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A progress bar with the time left, on a terminal; silence elsewhere.
+    """A progress bar with the time left, on a terminal that can move it; silence elsewhere.
 
     :param label: what is being done.
     :param total: amount of work in ``unit``.
     :param unit: the word for what is counted.
     :yields: a function to call with the amount of work just done.
     """
-    if not sys.stderr.isatty():
+    if not allows_escapes(sys.stderr):
         yield lambda amount: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit, markup=False),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
     with progress:
-        task = progress.add_task(label, total=total)
+        task = progress.add_task(make_printable(label), total=total)
         yield lambda amount: progress.advance(task, amount)
 
 

@@ -16,6 +16,10 @@ from typing import IO, Any
 
 from pipeline.errors import LockedError, ReadError, StageError, WriteError
 
+# What the product keeps as JSON or YAML is read whole, and parsed it takes some ten times as much
+# memory. The largest such file that a stage writes, the manifest of a store of millions of texts,
+# has some megabytes.
+JSON_BYTES = 64_000_000
 SCRATCH_PREFIX = ".tmp-"  # of what is not finished, or was left by a kill
 _READ_REMEDIES = {
     errno.EACCES: "you may not read it; change the permissions of the file or of its folder",
@@ -151,7 +155,7 @@ def read_json(path: Path, *, stage: str) -> Any:
     :raises ReadError: if it cannot be read.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_bounded(path))
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
     except OSError as error:
@@ -160,6 +164,42 @@ def read_json(path: Path, *, stage: str) -> Any:
         raise StageError(
             f"{path}: damaged, not JSON ({error})", hint=f"run `pipeline {stage}` again"
         ) from error
+
+
+def read_bounded(path: Path, limit_bytes: int = JSON_BYTES) -> bytes:
+    """The content of a file that ought to be small, without reading more of it than that.
+
+    :param path: the file.
+    :param limit_bytes: the largest size that such a file may have.
+    :raises ValueError: if it is larger.
+    :raises OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit_bytes + 1)
+        if len(content) > limit_bytes:
+            size = os.fstat(file.fileno()).st_size
+            raise ValueError(
+                f"{max(size, len(content)):,} bytes, where {limit_bytes:,} are the most"
+            )
+    return content
+
+
+def parse_json(content: bytes, *, finite: bool = False) -> Any:
+    """The value that a JSON text stands for.
+
+    :param content: the text's bytes.
+    :param finite: whether NaN and the infinities, which Python writes though JSON has none, are
+        refused.
+    :raises ValueError: if it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(content, parse_constant=_refuse_constant if finite else None)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def hash_file(path: Path) -> str:
@@ -278,7 +318,7 @@ def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
     :raises ReadError: if the system does not let it be read.
     """
     kinds: tuple[type[Exception], ...] = (
-        KeyError, TypeError, ValueError, AttributeError, OSError, *damage
+        KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, *damage
     )  # fmt: skip
     try:
         yield

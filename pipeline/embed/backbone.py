@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import AssetError, SettingsError
+from pipeline.files import parse_json, read_bounded
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,14 @@ _OFFSET_POSITIONS = {
     "xlm-roberta-xl",
     "data2vec-text",
 }
+# What no text encoder exceeds: a larger number is a mistake or an attack, which would have this
+# machine ask for memory that it has not, or build layers for hours.
+_MOST_LAYERS = 1_000
+_MOST_WIDTH = 100_000
+_MOST_POSITIONS = 10_000_000
+_MOST_TOKENS = 10_000_000
+# The values that a model may have beyond those of its weights: a pooler, tables of positions.
+_SPARE_VALUES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Architecture:
     :param width: numbers D in one token's vector, the same in every layer.
     :param max_tokens: the longest text that it has positions for, special tokens counted in.
     :param pad_id: id of the token that fills up a padded batch.
+    :param vocabulary: number of token ids that it has vectors for; ``None`` if it does not say.
     """
 
     model_type: str
@@ -48,6 +57,7 @@ class Architecture:
     width: int
     max_tokens: int
     pad_id: int
+    vocabulary: int | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Architecture:
@@ -58,22 +68,45 @@ class Architecture:
         """
         path = folder / "config.json"
         try:
-            config = json.loads(path.read_bytes())
+            config = parse_json(read_bounded(path), finite=True)
             model_type = config["model_type"]
-            layers = _first(config, "num_hidden_layers", "n_layers", "num_layers")
-            width = _first(config, "hidden_size", "dim", "d_model")
-            positions = _first(config, "max_position_embeddings", "n_positions")
-            pad_id = config.get("pad_token_id") or 0
+            if not isinstance(model_type, str):
+                raise TypeError(f"model_type must be text, not {model_type!r:.60}")
+            layers = _read_size(config, _MOST_LAYERS, "num_hidden_layers", "n_layers", "num_layers")
+            width = _read_size(config, _MOST_WIDTH, "hidden_size", "dim", "d_model")
+            positions = _read_size(
+                config, _MOST_POSITIONS, "max_position_embeddings", "n_positions"
+            )
+            vocabulary = None
+            if config.get("vocab_size") is not None:
+                vocabulary = _read_size(config, _MOST_TOKENS, "vocab_size")
+            pad_id = _read_pad_id(config, vocabulary)
+            if model_type in _OFFSET_POSITIONS:
+                positions -= pad_id + 1
+            if positions < 1:
+                raise ValueError("it has no position for any token")
         except FileNotFoundError as error:
             raise AssetError(f"{path}: no such file", hint="run `pipeline fetch` again") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AssetError(
                 f"{path}: not the configuration of a text encoder ({error})",
                 hint="choose another backbone in fetch.backbones",
             ) from error
-        if model_type in _OFFSET_POSITIONS:
-            positions -= pad_id + 1
-        return cls(model_type, layers, width, positions, pad_id)
+        return cls(model_type, layers, width, positions, pad_id, vocabulary)
+
+    def check_vocabulary(self, highest_id: int, folder: Path) -> None:
+        """Make sure that the backbone has a vector for every token that its tokenizer makes.
+
+        :param highest_id: the highest token id that the tokenizer knows.
+        :param folder: the backbone's folder, for the message.
+        :raises AssetError: if it has not.
+        """
+        if self.vocabulary is not None and highest_id >= self.vocabulary:
+            raise AssetError(
+                f"{folder}: tokenizer.json has token ids up to {highest_id:,}, but config.json a "
+                f"vocabulary of {self.vocabulary:,}",
+                hint="the two are of different models; choose another backbone in fetch.backbones",
+            )
 
     def check_max_tokens(self, max_tokens: int) -> None:
         """Make sure that the backbone has positions for texts of some length.
@@ -88,11 +121,29 @@ class Architecture:
             )
 
 
-def _first(config: dict[str, Any], *names: str) -> int:
+def _read_size(config: dict[str, Any], most: int, *names: str) -> int:
+    """The first of some keys that a configuration has: a whole number from 1 to ``most``."""
     for name in names:
-        if config.get(name) is not None:
-            return int(config[name])
+        value = config.get(name)
+        if value is None:
+            continue
+        if type(value) is not int:  # nor a bool, which is an int to Python
+            raise TypeError(f"{name} must be a whole number, not {value!r:.60}")
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be from 1 to {most:,}, not {value!r:.60}")
+        return value
     raise KeyError(" or ".join(names))
+
+
+def _read_pad_id(config: dict[str, Any], vocabulary: int | None) -> int:
+    pad_id = config.get("pad_token_id")
+    if pad_id is None:
+        return 0
+    if type(pad_id) is not int:
+        raise TypeError(f"pad_token_id must be a whole number, not {pad_id!r:.60}")
+    if not 0 <= pad_id < (vocabulary or _MOST_TOKENS):
+        raise ValueError(f"pad_token_id is {pad_id!r:.60}, which no token of the vocabulary has")
+    return pad_id
 
 
 class Encoder(Protocol):
@@ -126,7 +177,8 @@ class Backbone:
     """A frozen encoder in eval mode, by Hugging Face, which pads the texts of a batch.
 
     Attention is torch's scaled-dot-product attention where transformers has it for the
-    architecture, as for BERT; other architectures, such as MPNet, compute their own.
+    architecture, as for BERT; other architectures, such as MPNet, compute their own. What the
+    backbone's configuration says of attention, of number types or of code is not followed.
 
     :param folder: a Hugging Face folder: ``config.json``, ``model.safetensors``.
     :param device: device to run on.
@@ -180,7 +232,10 @@ class Backbone:
 
         with torch.inference_mode():
             output = self.model(
-                input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
+                input_ids=ids,
+                attention_mask=mask.long(),
+                output_hidden_states=True,
+                return_dict=True,
             )
         # Some architectures end in a norm that `last_hidden_state` has and `hidden_states` has not.
         return [*output.hidden_states[:-1], output.last_hidden_state]
@@ -206,19 +261,27 @@ def pad_texts(
 def _load_model(folder: Path) -> Any:
     # Only the stage `fetch` asks the hub; from then on everything is read from the folder.
     os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
     import transformers
 
     # Untyped in transformers itself.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        config = _read_config(folder)
+        attention = _choose_attention(folder, config)
         model, loading = transformers.AutoModel.from_pretrained(
             folder,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except AssetError:
+        raise
     except Exception as error:  # transformers raises many kinds for a folder it cannot load
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AssetError(
@@ -236,3 +299,50 @@ def _load_model(folder: Path) -> Any:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model.eval().requires_grad_(False)
+
+
+def _read_config(folder: Path) -> Any:
+    """Transformers' configuration of a backbone, without what would change how it is computed."""
+    import transformers
+
+    about = parse_json(read_bounded(folder / "config.json"), finite=True)
+    for key, what in (
+        ("auto_map", "needs code of its own, which is never run"),
+        ("quantization_config", "has quantized weights, which are not supported"),
+    ):
+        known = key == "auto_map" and about.get("model_type") in transformers.CONFIG_MAPPING
+        if about.get(key) and not known:
+            raise AssetError(
+                f"{folder}: the backbone {what} ({key} in config.json)",
+                hint="choose another backbone in fetch.backbones",
+            )
+    config = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    config.output_attentions = False
+    return config
+
+
+def _choose_attention(folder: Path, config: Any) -> str:
+    """The attention that a backbone is computed with, found on a model without memory.
+
+    The backbone's configuration may name another one, which may not be installed here, or may even
+    be code from the hub.
+
+    :raises AssetError: if the configuration describes a model that is larger than its weights.
+    """
+    import torch
+    import transformers
+
+    make_model: Any = transformers.AutoModel.from_config  # untyped
+    with torch.device("meta"):
+        empty = make_model(config, attn_implementation="eager", trust_remote_code=False)
+    described = sum(tensor.numel() for tensor in (*empty.parameters(), *empty.buffers()))
+    stored_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if described > stored_bytes + _SPARE_VALUES:  # no value is smaller than a byte
+        raise AssetError(
+            f"{folder}: config.json describes a model of {described:,} values, but its weights "
+            f"have {stored_bytes:,} bytes",
+            hint="run `pipeline fetch --refresh`, or choose another backbone in fetch.backbones",
+        )
+    return "sdpa" if type(empty)._supports_sdpa else "eager"

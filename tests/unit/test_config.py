@@ -447,7 +447,13 @@ def test_a_key_like_no_other_is_met_with_all() -> None:
         ("--- {}\n--- {}\n", "line 2 is not valid YAML: "),
         ("heads: {seed: 2020-99-99}", "holds a value that YAML cannot read: month must be"),
         (f"heads: {{seed: {'9' * 5000}}}", "holds a value that YAML cannot read: "),
-        ("[" * 1000, "holds a value that YAML cannot read: "),
+        ("[" * 1000, "is nested too deeply"),
+        ("- " * 1000 + "a", "is nested too deeply"),
+        ("a: &a [*a]", "holds a value that YAML cannot read: its aliases stand for more than"),
+        ("a: &a {b: {c: *a}}", "holds a value that YAML cannot read: its aliases stand for more"),
+        ("a: &a [1]\nb: *c\n", "line 2 is not valid YAML: found undefined alias"),
+        ("heads: {seed: !!bool x}", "holds a value that YAML cannot read: "),
+        ("heads: {seed: !!int ''}", "holds a value that YAML cannot read: "),
         ("- a", "must hold sections such as `embed:`, got ['a']"),
         ("words", "must hold sections such as `embed:`, got 'words'"),
     ],
@@ -457,6 +463,46 @@ def test_what_is_not_settings_in_yaml_is_refused(text: str, problem: str) -> Non
     assert (
         line.replace("params.yaml: line", "line").removeprefix("params.yaml: ").startswith(problem)
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "level"),
+    [("[x, y]", "[{}]"), ("{x: 1, y: 2}", "{{<<: [{}]}}")],
+    ids=["list", "merge"],
+)
+def test_a_bomb_of_aliases_is_refused_before_it_is_built(first: str, level: str) -> None:
+    """Nine levels of nine aliases each: 350 bytes that stand for 800 million values."""
+    lines = [f"a0: &a0 {first}"]
+    for number in range(1, 10):
+        aliases = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} {level.format(aliases)}")
+    (line,) = complain("\n".join(lines))
+    assert line == (
+        "params.yaml: holds a value that YAML cannot read: its aliases stand for more than "
+        "100,000 values"
+    )
+
+
+def test_aliases_of_a_usual_number_are_read() -> None:
+    settings = parse_settings(
+        "heads: {tasks: {spam: &task {loss_weight: 2.0}, sentiment: *task}}", "params.yaml"
+    )
+    assert settings.heads.tasks["spam"].loss_weight == 2.0
+    assert settings.heads.tasks["sentiment"].loss_weight == 2.0
+    merged = "heads: {tasks: {spam: &task {loss_weight: 2.0}, sentiment: {<<: *task}}}"
+    assert parse_settings(merged, "params.yaml").heads == settings.heads
+
+
+@pytest.mark.parametrize("name", ["large", "endless"])
+def test_what_is_too_large_for_settings_is_not_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    if name == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)  # a terabyte that takes no space
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(SettingsError, match=r"is no settings file: .* bytes, where 1,000,000"):
+        load_settings(path)
 
 
 def test_yaml_is_read_as_dvc_reads_it() -> None:

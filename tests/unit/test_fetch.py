@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from pipeline.assets import check_files, read_assets
 from pipeline.config import load_settings
 from pipeline.errors import PipelineError
-from pipeline.fetch import download
+from pipeline.fetch import download, network
 from pipeline.fetch import run as fetch
 from pipeline.project import Project
 from tests.conftest import edit_params
@@ -278,3 +280,116 @@ def test_folder_comes_back_if_the_new_one_cannot_be_named(
 def test_disk_errors_in_the_words_of_others(text: str, number: int | None) -> None:
     error = download._find_disk_error(text)
     assert (error.errno if error else None) == number
+
+
+@pytest.fixture
+def no_network_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_network_settings")
+@pytest.mark.parametrize(
+    ("environment", "url", "variable"),
+    [
+        ({}, "http://host/a", None),
+        ({"HTTP_PROXY": "p:1", "ALL_PROXY": "q:1"}, "http://host/a", "HTTP_PROXY"),
+        ({"HTTP_PROXY": "p:1", "ALL_PROXY": "q:1"}, "https://host/a", "ALL_PROXY"),
+        ({"HTTP_PROXY": "p:1", "http_proxy": "q:1"}, "http://host/a", "http_proxy"),
+        ({"HTTP_PROXY": " "}, "http://host/a", None),
+        ({"ALL_PROXY": "p:1", "NO_PROXY": "host"}, "http://host/a", None),
+        ({"ALL_PROXY": "p:1", "no_proxy": "*"}, "http://other/a", None),
+        ({"ALL_PROXY": "p:1", "NO_PROXY": "host"}, "http://other/a", "ALL_PROXY"),
+    ],
+)
+def test_the_proxy_of_a_url(
+    environment: dict[str, str], url: str, variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    proxy = network.find_proxy(url)
+    assert (proxy.variable if proxy else None) == variable
+
+
+@pytest.mark.usefixtures("no_network_settings")
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "socks://127.0.0.1:9", "http://["])
+def test_a_file_of_the_web_is_not_asked_for_past_a_proxy(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who names a proxy may not want to be seen without one."""
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(network.UnavailableError, match="cannot use the proxy in ALL_PROXY"):
+        network.open_url("http://127.0.0.1:9/a.csv")
+
+
+@pytest.mark.usefixtures("no_network_settings")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificates(variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert network.find_bad_certificates() is None
+    path = tmp_path / "certificates.pem"
+    monkeypatch.setenv(variable, str(path))
+    what = f"the certificates in {variable} cannot be read ({path}"
+    assert network.find_bad_certificates() == f"{what}: No such file or directory)"
+    path.write_text("no certificate")
+    assert network.find_bad_certificates() == f"{what} holds none)"
+    path.unlink()
+    certifi = pytest.importorskip("certifi")
+    shutil.copy(certifi.where(), path)
+    assert network.find_bad_certificates() is None
+
+
+@pytest.mark.usefixtures("no_network_settings")
+def test_certificates_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path / 'none'}{os.pathsep}{tmp_path}")
+    assert network.find_bad_certificates() is None
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    assert "SSL_CERT_DIR cannot be read" in str(network.find_bad_certificates())
+
+
+def test_a_watched_download_ends_when_it_is_too_large(tmp_path: Path) -> None:
+    """By a client that knows no limits; its thread is left behind and must not hold up the end."""
+    released = threading.Event()
+
+    def write() -> None:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").write_bytes(bytes(3_000))
+        released.wait(60)
+
+    with pytest.raises(network.UnavailableError, match=r"more than 2\.0 kB"):
+        network.run_watched(write, tmp_path, network.Pace(2_000))
+    released.set()
+
+
+@pytest.mark.parametrize("error", [ValueError("of the client"), KeyboardInterrupt()])
+def test_a_watched_download_gives_what_its_client_gives(
+    error: BaseException, tmp_path: Path
+) -> None:
+    assert network.run_watched(lambda: "revision", tmp_path, network.Pace(1)) == "revision"
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        network.run_watched(fail, tmp_path, network.Pace(1))
+
+
+def test_a_pause_is_a_fault_unless_it_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(network.time, "monotonic", lambda: clock[0])
+    pace, patient = network.Pace(10**9), network.Pace(10**9, may_pause=True)
+    for seconds, got in ((60.0, 0), (119.0, 10), (121.0, 200_000), (240.0, 300_000)):
+        clock[0] = seconds
+        pace.check(got)
+        patient.check(got)
+    clock[0] = 242.0
+    with pytest.raises(network.UnavailableError, match=r"^too slow: 100,000 bytes in 121 s$"):
+        pace.check(300_000)
+    clock[0] = 5 * 3600.0
+    patient.check(300_000)
+    clock[0] = 7 * 3600.0
+    with pytest.raises(network.UnavailableError, match="not done after 6 hours"):
+        patient.check(400_000)

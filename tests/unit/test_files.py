@@ -140,6 +140,40 @@ def test_what_cannot_be_read_is_not_said_to_be_unwritable_or_damaged(tmp_path: P
         raise OSError("Corrupt snappy compressed data")
 
 
+@pytest.mark.parametrize("name", ["large", "endless", "deep"])
+def test_json_of_a_hostile_size_or_depth_is_damage(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "assets.json"
+    if name == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)  # a terabyte that takes no space
+    elif name == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"[" * 100_000)
+    with pytest.raises(StageError) as caught:
+        files.read_json(path, stage="fetch")
+    expected = "nested too deeply" if name == "deep" else "bytes, where 64,000,000 are the most"
+    assert expected in caught.value.message
+    assert caught.value.message.startswith(f"{path}: damaged, not JSON (")
+    assert caught.value.hint == "run `pipeline fetch` again"
+
+
+def test_a_bounded_file_is_read_to_its_last_byte(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert files.read_bounded(path, 5) == b"12345"
+    with pytest.raises(ValueError, match=r"^5 bytes, where 4 are the most$"):
+        files.read_bounded(path, 4)
+
+
+def test_numbers_that_json_has_not_are_refused_where_they_harm() -> None:
+    for name in ("NaN", "Infinity", "-Infinity"):
+        content = f'{{"a": [{name}]}}'.encode()
+        assert isinstance(files.parse_json(content)["a"][0], float)
+        with pytest.raises(ValueError, match=f"^{name} is not a number$"):
+            files.parse_json(content, finite=True)
+
+
 def test_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)) * 5000)
     known = subprocess.run(["sha256sum", tmp_path / "file"], capture_output=True, text=True)
