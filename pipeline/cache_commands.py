@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError, StoreError
 from pipeline.layers import resolve_layers
 from pipeline.project import Project
 from pipeline.store import (
+    CutTexts,
     Recipe,
     StoreUpdate,
     aside_folder,
@@ -56,6 +57,7 @@ def show_info(project: Project) -> None:
         ),
         *((name, manifest.recipe.get(name)) for name in _DECISIVE),
     ]
+    rows.append(("texts cut", CutTexts.read(manifest).describe()))
     hits = _read_hits(project)
     if hits is not None:
         total = max(hits["kept"] + hits["embedded"], 1)

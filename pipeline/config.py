@@ -401,7 +401,8 @@ class SplitSettings(Section):
     keep_duplicates_together: StrictBool = Field(
         default=False,
         description="Whether all rows with the same text go to the same part, so that no text of "
-        "the test rows has been trained on.",
+        "the test rows has been trained on. Texts that differ only in case, blanks, Unicode form "
+        "or invisible characters count as the same.",
     )
 
     @model_validator(mode="after")
@@ -474,7 +475,8 @@ class PrepareSettings(Section):
     )
     on_bad_rows: Literal["stop", "drop"] = Field(
         default="stop",
-        description="What happens if a row has no usable text or label: `stop` names the first "
+        description="What happens if a row has no usable text or label (a text of nothing but "
+        "blanks and invisible characters is blank): `stop` names the first "
         "such rows and writes nothing. `drop` leaves out rows without a usable text, and rows "
         "without a usable label for any task; a row with an unusable label for one task lacks that "
         "label alone. It counts both and names the first.",

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -200,6 +201,16 @@ class Embedder:
         :raises DataError: if ``texts`` is not a list or array of strings.
         """
         return find_distinct(self._tokenizer.tokenize(_take_texts(texts)))
+
+    def find_hollow(self, texts: DistinctTokens) -> npt.NDArray[np.bool_]:
+        """The texts of which nothing is left but special tokens and pieces that are unknown.
+
+        The vectors of such texts tell nothing of them.
+
+        :param texts: token ids of B texts from ``tokenize``.
+        :returns: bool, [B].
+        """
+        return self._tokenizer.find_hollow(texts.tokens)[texts.indices]
 
     def start(
         self,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import Settings
-from pipeline.console import count, format_bytes, say, show_progress
+from pipeline.console import count, format_bytes, say, show_progress, warn
 from pipeline.corpus.tables import TextReader, read_distinct_keys
 from pipeline.embed.backbone import Architecture
 from pipeline.embed.recipe import list_possible_precisions, make_recipe, resolve_precision
@@ -21,6 +21,8 @@ from pipeline.errors import StoreError
 from pipeline.files import write_json
 from pipeline.project import Project
 from pipeline.store import (
+    CutTexts,
+    Manifest,
     Recipe,
     StoreUpdate,
     finish_commit,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.embed.shards import ShardPlan, ShardRunner
 
+_NAMED_ROWS = 5  # in a warning
 _LARGE_STORE_BYTES = 2_000_000_000
 # A further GPU takes some seconds to start, which this many shards repay.
 _SHARDS_A_DEVICE = 8
@@ -59,6 +62,7 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
         recipe = make_recipe(asset, architecture, settings.embed, precision)
         if _is_complete(project.embeddings, recipe, keys):
             say(f"{project.embeddings}: holds all {len(keys):,} distinct texts of {asset.id}")
+            _say_cut(read_manifest(project.embeddings), architecture)
             _record_run(project, len(keys), 0)
             return None
     return _embed_missing(project, settings, asset, architecture, keys, first_rows)
@@ -115,7 +119,7 @@ def _embed_missing(
     # These import torch, which a run with nothing to do does not need.
     from pipeline.device import choose_devices, describe_devices
     from pipeline.embed.embedder import Embedder
-    from pipeline.embed.shards import ShardReader, ShardRunner
+    from pipeline.embed.shards import ShardReader, ShardRunner, count_uncounted
 
     folder = asset.locate(project)
     check_files(asset, "backbone", folder)
@@ -143,12 +147,15 @@ def _embed_missing(
     with embedder, show_progress("embedding", len(keys), "texts") as advance:
         runner = ShardRunner(update, reader, embedder, advance)
         runner.run(plan.shards, at_once=2 * len(plan.devices))
+        count_uncounted(update, TextReader(project.texts), first_rows, embedder)
         device = describe_devices(plan.devices)
     manifest = update.commit(runner.fidelity.to_record() if runner.fidelity else None)
     seconds = time.perf_counter() - started
     _record_run(project, manifest.rows - runner.embedded, runner.embedded)
     details = _describe_run(runner, device, precision, manifest.rows, seconds)
     _say_summary(details, texts.rows)
+    _say_cut(manifest, architecture)
+    _warn_of_hollow(project, first_rows[np.concatenate(runner.hollow or [np.empty(0, np.int64)])])
     return details
 
 
@@ -185,6 +192,29 @@ def _say_summary(details: dict[str, Any], texts: int) -> None:
         f"{details['device']}, {details['precision']}"
         + (f", cosine to float32 {cosine:.8f}" if cosine is not None else "")
     )
+
+
+def _say_cut(manifest: Manifest, architecture: Architecture) -> None:
+    """Say how many texts were cut, and what to do if those are most."""
+    cut = CutTexts.read(manifest)
+    if cut.are_most:
+        warn(f"{cut.describe()}\n  {cut.suggest(architecture.max_tokens)}")
+    elif cut.cut:
+        say(cut.describe())
+
+
+def _warn_of_hollow(project: Project, rows: npt.NDArray[np.int64]) -> None:
+    """Warn of texts that are nothing to the backbone.
+
+    :param rows: row of each such text.
+    """
+    if len(rows):
+        named = ", ".join(f"{row:,}" for row in rows[:_NAMED_ROWS].tolist())
+        more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
+        warn(
+            f"{count(len(rows), 'text')} without any piece that the backbone knows, so that the "
+            f"vectors tell nothing of them: rows {named}{more} of {project.texts} (the first is 0)"
+        )
 
 
 def _record_run(project: Project, kept: int, embedded: int) -> None:

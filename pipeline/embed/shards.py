@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.console import Advance, say
 from pipeline.corpus.tables import TextReader
@@ -21,7 +22,7 @@ from pipeline.embed.fidelity import Fidelity, check_fidelity, measure_fidelity
 from pipeline.embed.loading import describe_engine
 from pipeline.embed.tokens import DistinctTokens
 from pipeline.errors import StoreError
-from pipeline.store import Recipe, Rows, StoreUpdate
+from pipeline.store import Recipe, Rows, StoreUpdate, count_lengths
 
 # Finished rows go to the disk this often, so that a kill costs at most this much work and what one
 # batch takes.
@@ -50,12 +51,17 @@ class ShardTexts:
     :param known: true for texts that have vectors already: bool, [B].
     :param kept: rows of the texts that have.
     :param tokens: token ids of the texts that have not; ``None`` if all have.
+    :param lengths: how many of all these texts were cut, as ``count_lengths`` says it.
+    :param hollow: numbers, among the distinct texts of the corpus, of the texts without vectors of
+        which nothing is left but special tokens and unknown pieces: int64.
     """
 
     start: int
     known: npt.NDArray[np.bool_]
     kept: Rows
     tokens: DistinctTokens | None
+    lengths: Mapping[str, int]
+    hollow: npt.NDArray[np.int64]
 
     def join(self, fresh: Rows) -> Rows:
         """Rows of all texts of the shard, in their order.
@@ -107,11 +113,24 @@ class ShardReader:
         if plan.recipe.fingerprint != self._update.recipe.fingerprint:
             raise ValueError(f"shard from text {plan.start} is of another recipe than the store")
         known, kept = self._update.find_known(plan.start, plan.stop)
-        if known.all():
-            return ShardTexts(plan.start, known, kept, None)
-        new = np.flatnonzero(~known) + plan.start
-        tokens = self._embedder.tokenize(self._texts.take(self._first_rows[new]))
-        return ShardTexts(plan.start, known, kept, tokens)
+        whole_lengths = np.empty(len(known), np.int64)
+        whole_lengths[known] = kept.n_tokens
+        # A text of the longest length was cut, or just fits: its tokens tell which.
+        maximum = plan.recipe.contents["max_tokens"]
+        is_full = known & (whole_lengths >= maximum)
+        wanted = ~known | is_full
+        texts = self._texts.take(self._first_rows[np.flatnonzero(wanted) + plan.start])
+        if is_full.any():
+            full = self._embedder.tokenize(texts.filter(pa.array(is_full[wanted])))
+            whole_lengths[is_full] = full.whole_lengths
+        tokens, hollow = None, np.empty(0, np.int64)
+        if not known.all():
+            tokens = self._embedder.tokenize(texts.filter(pa.array(~known[wanted])))
+            whole_lengths[~known] = tokens.whole_lengths
+            is_hollow = self._embedder.find_hollow(tokens)
+            hollow = np.flatnonzero(~known)[is_hollow] + plan.start
+        lengths = count_lengths(whole_lengths, maximum)
+        return ShardTexts(plan.start, known, kept, tokens, lengths, hollow)
 
     def read_ahead(
         self, pool: ThreadPoolExecutor, plans: Sequence[ShardPlan]
@@ -131,6 +150,29 @@ class ShardReader:
             yield under_way.result()
 
 
+def count_uncounted(
+    update: StoreUpdate, reader: TextReader, first_rows: npt.NDArray[np.int64], embedder: Embedder
+) -> None:
+    """Count the texts that were cut of finished shards of which no run has counted them.
+
+    Such shards come from an earlier version, from an interrupted run, or from a store whose
+    manifest was made anew.
+
+    :param update: the change of the store.
+    :param reader: reader of the texts of the corpus, from its start.
+    :param first_rows: the row of the corpus in which each distinct text stands first: int64.
+    :param embedder: the embedder that tokenizes.
+    """
+    maximum = update.recipe.contents["max_tokens"]
+    for start, n_tokens in update.list_uncounted():
+        whole_lengths = n_tokens.astype(np.int64)
+        full = np.flatnonzero(whole_lengths >= maximum)
+        if len(full):
+            tokens = embedder.tokenize(reader.take(first_rows[start + full]))
+            whole_lengths[full] = tokens.whole_lengths
+        update.note_lengths(start, count_lengths(whole_lengths, maximum))
+
+
 class ShardRunner:
     """Embeds and writes shards, reading one and writing another while the device computes.
 
@@ -144,6 +186,7 @@ class ShardRunner:
     :ivar embedded: number of texts that were embedded.
     :ivar n_tokens: number of tokens that the backbone saw.
     :ivar fidelity: distance of a sample from Hugging Face in float32, once it has been gauged.
+    :ivar hollow: numbers of the embedded texts that are hollow, as ``ShardTexts`` has them.
     """
 
     def __init__(
@@ -151,6 +194,7 @@ class ShardRunner:
     ) -> None:
         self.embedded = self.n_tokens = 0
         self.fidelity: Fidelity | None = None
+        self.hollow: list[npt.NDArray[np.int64]] = []
         self._update = update
         self._reader = reader
         self._embedder = embedder
@@ -204,7 +248,8 @@ class ShardRunner:
             self.embedded += len(shard.tokens)
         if self._written is not None:
             self._written.result()
-        self._written = writing.submit(self._update.write_shard, shard.start, rows)
+        self.hollow.append(shard.hollow)
+        self._written = writing.submit(self._update.write_shard, shard.start, rows, shard.lengths)
 
     def _gauge(self, reference: Backbone, texts: DistinctTokens, rows: Rows) -> None:
         """Compare a sample with Hugging Face in float32 before anything of this run is written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -26,10 +27,13 @@ class Tokens:
     :param ids: token ids, special tokens included: int32, [T].
     :param offsets: bounds of the texts: text ``b`` has ``ids[offsets[b]:offsets[b + 1]]``: int64,
         [B + 1].
+    :param whole_lengths: tokens of each text before it was cut, special tokens counted in: int64,
+        [B]; ``None`` where texts do not come from a tokenizer.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
+    whole_lengths: npt.NDArray[np.int64] | None = None
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -50,11 +54,13 @@ class DistinctTokens:
     :param tokens: token ids of the distinct texts, in order of first appearance.
     :param first: index of the first text with the tokens of each distinct text: int64.
     :param indices: index of each text's distinct text: int64, [B].
+    :param whole_lengths: tokens of each text before it was cut: int64, [B].
     """
 
     tokens: Tokens
     first: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int64]
+    whole_lengths: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -87,10 +93,8 @@ class TextTokenizer:
                 f"embed.max_tokens: must be >= {n_special + 1} for this backbone, got {max_tokens}"
             )
         self._room = max_tokens - n_special
-        # The tokenizer also cuts the single words that the table of words asks it for. No harm is
-        # done: a word is cut to `max_tokens` ids, and no text has room for more ids than that.
-        tokenizer.enable_truncation(max_length=max_tokens)
         self._tokenizer = tokenizer
+        self._hollow_ids = _list_hollow_ids(tokenizer, [*self._before, *self._after])
         self._words = WordTable(tokenizer) if can_look_up(tokenizer) else None
 
     def find_highest_id(self) -> int:
@@ -103,37 +107,67 @@ class TextTokenizer:
         :param texts: strings without nulls: [B].
         """
         if self._words is None:
-            return self._tokenize_each(texts)
+            return self._frame(*self._tokenize_each(texts))
         data, bounds = view_bytes(texts)
         is_plain = ~self._words.find_foreign(data, bounds)
         if not is_plain.all():
             sizes = np.diff(bounds)
             data, bounds = data[np.repeat(is_plain, sizes)], add_up(sizes[is_plain])
         pieces, counts, is_left = self._words.encode(data, bounds)
-        plain = self._frame(pieces, counts[~is_left])
+        plain = self._frame(self._cut(pieces, counts[~is_left]), counts[~is_left])
         is_plain[np.flatnonzero(is_plain)[is_left]] = False
         if is_plain.all():
             return plain
-        others = self._tokenize_each(texts.filter(pa.array(~is_plain)))
+        others = self._frame(*self._tokenize_each(texts.filter(pa.array(~is_plain))))
         order = np.argsort(np.argsort(~is_plain, kind="stable"), kind="stable")
         return select_tokens(_join(plain, others), order)
 
-    def _tokenize_each(self, texts: pa.Array) -> Tokens:
-        """Token ids by the tokenizer itself, which works on single texts, on all cores."""
-        pieces = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts.to_pylist())]
-        offsets = add_up(np.array([len(piece) for piece in pieces], np.int64))
-        return Tokens(np.fromiter(chain.from_iterable(pieces), np.int32, offsets[-1]), offsets)
+    def find_hollow(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
+        """The texts of which nothing is left but special tokens and pieces that are unknown.
 
-    def _frame(self, pieces: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> Tokens:
-        """Cut texts to the longest length and put them between special tokens.
+        :param tokens: token ids of B texts.
+        :returns: bool, [B].
+        """
+        solid = add_up((~np.isin(tokens.ids, self._hollow_ids)).astype(np.int64))
+        return np.asarray(solid[tokens.offsets[1:]] == solid[tokens.offsets[:-1]])
 
-        :param pieces: token ids of b texts, one text after another: [T].
-        :param counts: tokens of each text: [b].
+    def _tokenize_each(
+        self, texts: pa.Array
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Pieces of texts by the tokenizer itself, which works on single texts, on all cores.
+
+        :returns: as ``_frame`` takes them.
+        """
+        encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+        kept, counts = [], np.empty(len(encodings), np.int64)
+        for number, encoding in enumerate(encodings):
+            ids = encoding.ids
+            counts[number] = len(ids)
+            kept.append(ids[: self._room])
+        total = int(np.minimum(counts, self._room).sum())
+        return np.fromiter(chain.from_iterable(kept), np.int32, total), counts
+
+    def _cut(
+        self, pieces: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """The pieces of b texts that fit between the special tokens.
+
+        :param pieces: token ids of the texts, one text after another: [T].
+        :param counts: pieces of each text: [b].
         """
         kept = np.minimum(counts, self._room)
-        if (counts > kept).any():
-            position = np.arange(len(pieces)) - np.repeat(add_up(counts)[:-1], counts)
-            pieces = pieces[position < np.repeat(kept, counts)]
+        if not (counts > kept).any():
+            return pieces
+        position = np.arange(len(pieces)) - np.repeat(add_up(counts)[:-1], counts)
+        return pieces[position < np.repeat(kept, counts)]
+
+    def _frame(self, pieces: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> Tokens:
+        """Put texts between special tokens.
+
+        :param pieces: token ids of b texts, each cut to the longest length, one after another: [T].
+        :param counts: pieces of each text before it was cut: [b].
+        """
+        kept = np.minimum(counts, self._room)
         before, after = len(self._before), len(self._after)
         offsets = add_up(kept + before + after)
         ids = np.empty(offsets[-1], np.int32)
@@ -141,7 +175,7 @@ class TextTokenizer:
         ids[np.arange(len(pieces)) + np.repeat(own, kept)] = pieces
         ids[offsets[:-1, None] + np.arange(before)] = self._before
         ids[offsets[1:, None] - after + np.arange(after)] = self._after
-        return Tokens(ids, offsets)
+        return Tokens(ids, offsets, counts + (before + after))
 
 
 def _find_special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -150,6 +184,20 @@ def _find_special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     framed = tokenizer.encode("a").ids
     start = framed.index(bare[0]) if bare else len(framed)
     return framed[:start], framed[start + len(bare) :]
+
+
+def _list_hollow_ids(tokenizer: Tokenizer, framing: list[int]) -> npt.NDArray[np.int32]:
+    """The ids that say nothing of a text: special tokens, and those of what is unknown.
+
+    :param framing: special tokens that stand around each text.
+    """
+    added = tokenizer.get_added_tokens_decoder().items()
+    hollow = {*framing, *(number for number, token in added if token.special)}
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_id")
+    if model.get("unk_token") is not None:
+        unknown = tokenizer.token_to_id(model["unk_token"])
+    return np.array(sorted(hollow | ({unknown} - {None})), np.int32)
 
 
 def view_bytes(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -176,7 +224,10 @@ def add_up(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _join(first: Tokens, second: Tokens) -> Tokens:
     offsets = np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]])
-    return Tokens(np.concatenate([first.ids, second.ids]), offsets)
+    assert first.whole_lengths is not None
+    assert second.whole_lengths is not None
+    whole_lengths = np.concatenate([first.whole_lengths, second.whole_lengths])
+    return Tokens(np.concatenate([first.ids, second.ids]), offsets, whole_lengths)
 
 
 def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
@@ -210,7 +261,12 @@ def select_tokens(tokens: Tokens, chosen: npt.NDArray[np.int64]) -> Tokens:
     # A token is as far from its text's first token in the result as in the source, so that one
     # number for each text leads from the one to the other.
     shift = np.repeat(tokens.offsets[chosen] - offsets[:-1], lengths)
-    return Tokens(ids=tokens.ids[np.arange(offsets[-1]) + shift], offsets=offsets)
+    whole = tokens.whole_lengths
+    return Tokens(
+        ids=tokens.ids[np.arange(offsets[-1]) + shift],
+        offsets=offsets,
+        whole_lengths=None if whole is None else whole[chosen],
+    )
 
 
 def find_distinct(tokens: Tokens) -> DistinctTokens:
@@ -228,4 +284,5 @@ def find_distinct(tokens: Tokens) -> DistinctTokens:
     )
     first = np.full(len(seen), len(indices), np.int64)
     np.minimum.at(first, indices, np.arange(len(indices)))
-    return DistinctTokens(select_tokens(tokens, first), first, indices)
+    whole = tokens.lengths if tokens.whole_lengths is None else tokens.whole_lengths
+    return DistinctTokens(select_tokens(tokens, first), first, indices, whole)

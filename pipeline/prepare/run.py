@@ -21,6 +21,7 @@ from pipeline.corpus.keys import hash_keys, hash_texts
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
 from pipeline.corpus.tables import PARTS, TEXTS_HASH, encode_labels
+from pipeline.corpus.texts import fold_text, is_blank
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
 from pipeline.prepare.labelers.base import NO_VALUE, Labels, make_labeler
@@ -88,9 +89,10 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
         raise DataError(f"{source}: {error.message}", hint=error.hint) from error
     check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
     keys = hash_texts(corpus.texts)
-    split = split_rows(keys, corpus.labels, own.split)
+    alike = hash_texts([fold_text(text) for text in corpus.texts])
+    split = split_rows(alike, corpus.labels, own.split)
     _write_corpus(project, corpus, keys, split)
-    _show_summary(dataset.id, len(frame), bad, corpus, keys, split)
+    _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split)
     return {
         "rows": len(corpus.texts),
         "distinct_texts": len(set(keys)),
@@ -243,7 +245,7 @@ def find_fault(value: Any) -> str | None:
         return "no text"
     if not isinstance(value, str):
         return f"text is not a string: {value!r:.40}"
-    if not value.strip():
+    if is_blank(value):
         return "blank text"
     try:
         value.encode("utf-8")
@@ -344,16 +346,25 @@ def _show_summary(
     bad: BadRows,
     corpus: LabelledTexts,
     keys: Sequence[bytes],
+    alike: Sequence[bytes],
     split: npt.NDArray[np.int8],
 ) -> None:
+    """Say what was written.
+
+    :param keys: the key of each row's text, [B].
+    :param alike: a key that is the same for texts which hardly differ to the eye, [B].
+    """
     distinct = len(set(keys))
     say(
         f"{dataset}: {count(total, 'row')}, {len(corpus.texts):,} used, {distinct:,} distinct "
         f"texts, {len(keys) - distinct:,} duplicates"
     )
+    twins = distinct - len(set(alike))
+    if twins:
+        say(f"{count(twins, 'text')} more differ from another only in case, blanks or Unicode form")
     _warn_of_bad_rows(bad)
-    in_training = {key for key, part in zip(keys, split, strict=True) if part == 0}
-    leaks = np.array([key in in_training for key in keys]) & (split > 0)
+    in_training = {key for key, part in zip(alike, split, strict=True) if part == 0}
+    leaks = np.array([key in in_training for key in alike]) & (split > 0)
     rows: list[tuple[object, ...]] = [
         ("rows", *_count_parts(np.ones(len(split), bool), split)),
         ("text also in train", None, *_count_parts(leaks, split)[1:]),

@@ -22,7 +22,8 @@ def split_rows(
     With shares of 0.7, 0.15, 0.15 and seed 0 this is exactly the notebook's pair of calls to
     scikit-learn's ``train_test_split``.
 
-    :param keys: [B] text keys; with ``keep_duplicates_together`` the distinct ones are split.
+    :param keys: the key of each row, [B], the same for texts that count as one; with
+        ``keep_duplicates_together`` the distinct ones are split.
     :param labels: the tasks that ``stratify_by`` names.
     :param settings: the shares of the parts, and how rows are drawn.
     :returns: int8, [B]: the index of the part in ``PARTS``.

@@ -45,6 +45,7 @@ class PageContent:
     :param assets: the dataset, the backbone, and what else was fetched, by key.
     :param heads: the heads.
     :param rows: the rows that they are scored on.
+    :param cut: what cutting long texts has cost, in words.
     :param scores: part → task → scores.
     :param curves: task → its curves on the test part.
     :param timings: what the stages took, a record each.
@@ -55,6 +56,7 @@ class PageContent:
     assets: Mapping[str, Asset]
     heads: Heads
     rows: ScoredRows
+    cut: str
     scores: Mapping[str, Mapping[str, PartScores]]
     curves: Mapping[str, TaskCurves]
     timings: Sequence[Mapping[str, Any]]
@@ -86,6 +88,7 @@ def render_page(content: PageContent) -> str:
             if key not in ("backbone", "dataset")
         },
         parts=describe_parts(content.rows),
+        cut=content.cut,
         tasks=[describe_head(content, head) for head in content.heads.heads],
         features=content.heads.features,
         width=len(content.heads.layers) * content.heads.width,

@@ -27,7 +27,7 @@ from pipeline.report.inputs import (
 )
 from pipeline.report.page import PageContent, render_page
 from pipeline.report.plots import TaskCurves, list_files, trace_precision_recall, trace_roc
-from pipeline.store import read_manifest, read_vectors
+from pipeline.store import CutTexts, read_manifest, read_vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,6 +63,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
             assets=assets,
             heads=heads,
             rows=rows,
+            cut=CutTexts.read(manifest).describe(),
             scores=scores,
             curves=curves,
             timings=timings,

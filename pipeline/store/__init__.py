@@ -18,6 +18,7 @@ from pipeline.store.commit import (
     read_snapshot,
 )
 from pipeline.store.folders import aside_folder, staging_folder
+from pipeline.store.lengths import CutTexts, count_lengths
 from pipeline.store.manifest import (
     Manifest,
     Recipe,
@@ -32,6 +33,7 @@ from pipeline.store.reader import read_keys, read_rows, read_vectors, stream_vec
 from pipeline.store.writer import StoreUpdate
 
 __all__ = [
+    "CutTexts",
     "Manifest",
     "Recipe",
     "Rows",
@@ -39,6 +41,7 @@ __all__ = [
     "Snapshot",
     "StoreUpdate",
     "aside_folder",
+    "count_lengths",
     "finish_commit",
     "holds_exactly",
     "name_layer",

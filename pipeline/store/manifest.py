@@ -29,6 +29,8 @@ REPAIR = "run `pipeline cache verify --repair`, then `pipeline embed`"
 
 # A manifest is believed about no other file, so it never leads out of the store's folder.
 _SHARD_FILE = re.compile(r"part-\d{5,12}\.parquet")
+# What a manifest says of the lengths of a shard's texts; ``store.lengths`` tells what it means.
+LENGTHS = ("cut", "lost", "long")
 _FIDELITY = ("texts", "lowest_cosine", "largest_error")
 
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
@@ -44,6 +46,8 @@ class Shard:
     :param bytes: its size.
     :param sha256: SHA-256 of its bytes.
     :param checks: column → XXH3-64 over the values of each row group.
+    :param lengths: how many of its texts were cut, and how much of them; ``None`` if no run has
+        counted that.
     """
 
     file: str
@@ -52,6 +56,7 @@ class Shard:
     bytes: int = 0
     sha256: str = ""
     checks: Mapping[str, Sequence[str]] | None = None
+    lengths: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,8 @@ def _check_form(manifest: Manifest) -> None:
             raise ValueError(f"{shard.file} has no hashes")
         if not (shard.checks is None or _are_checks(shard.checks)):
             raise ValueError(f"{shard.file} has no hashes of its columns")
+        if not (shard.lengths is None or _are_lengths(shard.lengths)):
+            raise ValueError(f"{shard.file} has lengths {shard.lengths}")
     if len({shard.file for shard in manifest.shards}) < len(manifest.shards):
         raise ValueError("it names a shard twice")
     if not all(map(_is_count, manifest.layers)) or not _is_count(manifest.width):
@@ -240,6 +247,14 @@ def _are_checks(checks: object) -> bool:
     )
 
 
+def _are_lengths(lengths: object) -> bool:
+    return (
+        isinstance(lengths, dict)
+        and set(lengths) == set(LENGTHS)
+        and all(map(_is_count, lengths.values()))
+    )
+
+
 def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
     """A manifest as it stands in its file, with its own hash.
 
@@ -249,6 +264,9 @@ def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
     """
     # Through JSON once, so that the hash is over what a reader will find.
     content = json.loads(json.dumps(asdict(manifest) | besides))
+    for shard in content["shards"]:
+        if shard["lengths"] is None:  # so that manifests of earlier versions stay as they are
+            del shard["lengths"]
     return format_json(content | {"sha256": _hash_json(content)})
 
 

@@ -199,6 +199,17 @@ def read_keys(snapshot: Snapshot) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(raw), [None, pa.py_buffer(raw)])
 
 
+def read_n_tokens(snapshot: Snapshot) -> npt.NDArray[np.int32]:
+    """The number of tokens of all texts of a store, in order: int32, [rows].
+
+    :param snapshot: what the store holds.
+    :raises StoreError: if a shard is missing or damaged.
+    """
+    n_tokens = np.empty((snapshot.manifest.rows, 1), np.int32)
+    _gather(snapshot, np.arange(len(n_tokens)), {"n_tokens": n_tokens}, None)
+    return n_tokens[:, 0]
+
+
 def read_vectors(
     folder: Path,
     keys: pa.Array | Sequence[bytes],

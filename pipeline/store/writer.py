@@ -48,7 +48,7 @@ from pipeline.store.manifest import (
     plan_shards,
     read_manifest_file,
 )
-from pipeline.store.reader import read_keys, read_rows, read_whole_shard
+from pipeline.store.reader import read_keys, read_n_tokens, read_rows, read_whole_shard
 from pipeline.store.shard import Skeleton, hash_pieces, make_skeleton
 
 if TYPE_CHECKING:
@@ -170,18 +170,43 @@ class StoreUpdate:
         """
         self._stage(f"rows-{places[0]:09}", places, rows)
 
-    def write_shard(self, start: int, rows: Rows) -> None:
+    def list_uncounted(self) -> list[tuple[int, npt.NDArray[np.int32]]]:
+        """The shards of which no run has counted how many texts were cut.
+
+        :returns: the start of each one's range among the keys, and the tokens of its texts, [B].
+        """
+        uncounted = []
+        for number, plan in enumerate(self._planned):
+            shard = self._done.get(plan.file)
+            if shard is not None and shard.lengths is None:
+                path = self._moves.get(plan.file, self.folder / plan.file)
+                alone = self.recipe.describe([replace(shard, file=path.name)])
+                n_tokens = read_n_tokens(Snapshot(path.parent, alone, {}))
+                uncounted.append((number * layout.SHARD_ROWS, n_tokens))
+        return uncounted
+
+    def note_lengths(self, start: int, lengths: Mapping[str, int]) -> None:
+        """Say how many texts of a finished shard were cut.
+
+        :param start: start of its range of keys.
+        :param lengths: what ``count_lengths`` says of them.
+        """
+        file = self._planned[start // layout.SHARD_ROWS].file
+        self._done[file] = replace(self._done[file], lengths=lengths)
+
+    def write_shard(self, start: int, rows: Rows, lengths: Mapping[str, int] | None = None) -> None:
         """Write one shard whole.
 
         :param start: start of its range of keys, as ``list_missing`` gave it.
         :param rows: contents of the shard.
+        :param lengths: how many of its texts were cut, as ``count_lengths`` says it.
         :raises StoreError: if a vector is zero or not finite, naming the first such text.
         """
         shard = self._planned[start // layout.SHARD_ROWS]
         stem = shard.file.removesuffix(".parquet")
         path, about = self._stage(stem, np.arange(start, start + shard.rows), rows)
         self._moves[shard.file] = path
-        self._done[shard.file] = replace(shard, **about)
+        self._done[shard.file] = replace(shard, **about, lengths=lengths)
 
     def _stage(
         self, stem: str, places: npt.NDArray[np.int64], rows: Rows

@@ -21,6 +21,7 @@ ALPHABET = (
     "abzABZ019 \t\n\r\x00\x0b\x1f\x7f.,!'[]#£’…éÉßıİſKΣσςΐﬁ"
     "\u0301\u0345\u200b\u00a0\u00ad\ufffd中한글☃🎉𝒳"
 )
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPELLINGS = ["[SEP]", "[sep]", "[MASK]", "tok<1>", "TOK<1>", "a" * 15, "b" * 16, "c" * 17, "é" * 9]
 
 texts = st.lists(
@@ -59,7 +60,7 @@ def make_tokenizer(*, lowercase: bool, strip_accents: bool | None, added: bool) 
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.add_special_tokens(SPECIAL)
     if added:
         tokenizer.add_tokens([AddedToken("tok<1>", normalized=True), AddedToken("中b")])
     return tokenizer
@@ -85,11 +86,16 @@ def test_ids_are_those_of_the_tokenizer(
     reference = make_tokenizer(lowercase=lowercase, strip_accents=strip_accents, added=added)
     assert can_look_up(reference)
     ours = TextTokenizer(Tokenizer.from_str(reference.to_str()), max_tokens)
-    reference.enable_truncation(max_tokens)
+    cut = Tokenizer.from_str(reference.to_str())
+    cut.enable_truncation(max_tokens)
+    hollow = {reference.token_to_id(token) for token in SPECIAL}
     for batch in (first, second, first):  # new words, some known, all known
         tokens = ours.tokenize(pa.array(batch, pa.string()))
         found = [tokens.ids[a:b].tolist() for a, b in pairwise(tokens.offsets)]
-        assert found == [reference.encode(text).ids for text in batch]
+        assert found == [cut.encode(text).ids for text in batch]
+        assert tokens.whole_lengths is not None
+        assert tokens.whole_lengths.tolist() == [len(reference.encode(text).ids) for text in batch]
+        assert ours.find_hollow(tokens).tolist() == [set(ids) <= hollow for ids in found]
 
 
 def test_words_that_meet_in_a_slot_are_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +114,10 @@ def test_words_that_meet_in_a_slot_are_not_mistaken(monkeypatch: pytest.MonkeyPa
 def test_slices_of_a_larger_array_are_read_from_their_offset(tiny_backbone: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_backbone / "tokenizer.json"))
     batch = pa.array(["never", "read", "hello, world", "", "x" * (WORD_BYTES + 1), "two words"])
+    ours = TextTokenizer(Tokenizer.from_str(tokenizer.to_str()), 16)
+    tokenizer.enable_truncation(16)
     for kind in (pa.string(), pa.large_string()):
-        tokens = TextTokenizer(tokenizer, 16).tokenize(batch.cast(kind)[2:])
+        tokens = ours.tokenize(batch.cast(kind)[2:])
         found = [tokens.ids[a:b].tolist() for a, b in pairwise(tokens.offsets)]
         assert found == [tokenizer.encode(text).ids for text in batch[2:].to_pylist()]
 
@@ -121,3 +129,9 @@ def test_tokenizers_of_other_families_take_each_text(tmp_path: Path) -> None:
     tokens = TextTokenizer(tokenizer, 3).tokenize(pa.array(["a b", "b", "", "b b a a"]))
     assert tokens.ids.tolist() == [0, 1, 1, 1, 1, 0]
     assert tokens.offsets.tolist() == [0, 2, 3, 3, 6]
+    assert tokens.whole_lengths is not None
+    assert tokens.whole_lengths.tolist() == [2, 1, 0, 4]
+    ours = TextTokenizer(tokenizer, 3)
+    tokens = ours.tokenize(pa.array(["c", "a c", "", "c d e a"]))
+    # The known word of the last text was cut off.
+    assert ours.find_hollow(tokens).tolist() == [True, False, True, True]

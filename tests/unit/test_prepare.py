@@ -21,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from pipeline.config import SplitSettings, load_settings, parse_settings
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.tables import PARTS, read_labelled_rows
+from pipeline.corpus.texts import fold_text
 from pipeline.errors import DataError, SettingsError, StageError, WriteError
 from pipeline.files import hash_file
 from pipeline.prepare import run as prepare
@@ -538,12 +539,95 @@ def test_nothing_left_after_dropping(project: Path) -> None:
         ("", "blank text"),
         ("\u00a0\n", "blank text"),
         ("a\udc80", "text is not valid Unicode: a lone surrogate"),
-        ("\x00", None),
         ("\uffff\ue000\u202e👩\u200d👧", None),
+        ("e\u0301", None),
+        (".", None),
+        ("\u00ad-\u00ad", None),
+        # What shows nothing by itself.
+        ("\x00", "blank text"),
+        ("\x7f\x1b\x85", "blank text"),
+        ("\u200b\u200c\u200d\u2060", "blank text"),
+        ("\ufeff", "blank text"),
+        ("\u00ad \u00ad", "blank text"),
+        ("\u202e\u200f\u2066", "blank text"),
+        ("\ufe0f\U000e0101", "blank text"),
+        ("\u0301\u20dd", "blank text"),
+        ("\U000e0001\u180e", "blank text"),
+        ("\u3164\uffa0\u2800", "blank text"),
+        ("\ufffd\ufffd", "blank text"),
+        ("\u2028\u3000", "blank text"),
     ],
 )
 def test_what_can_serve_as_a_text(value: object, why: str | None) -> None:
     assert prepare.find_fault(value) == why
+
+
+def test_texts_of_nothing_that_shows_are_blank_rows(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up(project, [*ROWS, ("ham", "\u200b"), ("spam", "\u00ad\u2060")])
+    with pytest.raises(DataError, match=r"2 rows cannot be used(.|\n)*row 61 .*: blank text"):
+        run()
+    edit_params({"prepare.on_bad_rows": "drop"})
+    run()
+    assert "2 rows dropped: blank text" in capsys.readouterr().out
+    assert pq.read_table(Project().texts).num_rows == 60
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("Call me", "CALL  me\n", True),
+        ("Call me", "call\u00a0me\u200b", True),
+        ("caf\u00e9", "CAFE\u0301", True),
+        ("\uff26ree \ufb01sh", "free fish", True),  # full-width F, ligature of f and i
+        ("stra\u00dfe", "STRASSE", True),
+        ("Call me", "Call me!", False),
+        ("Call me", "Callme", False),
+        ("cafe", "caf\u00e9", False),
+        ("1 2", "12", False),
+    ],
+)
+def test_what_counts_as_the_same_text(first: str, second: str, same: bool) -> None:
+    assert (fold_text(first) == fold_text(second)) is same
+
+
+def test_spellings_of_one_text_stay_together_and_are_counted(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of 40 notes stands as it is, in capitals and with wider blanks."""
+    notes = [f"the garden of number {number}" for number in range(40)]
+    rows = [
+        ("spam" if number % 3 else "ham", text)
+        for number, note in enumerate(notes)
+        for text in (note, note.upper(), note.replace(" ", "  "))
+    ]
+    set_up(project, rows)
+    run()
+    printed = capsys.readouterr().out
+    texts = pq.read_table(Project().texts)["text"].to_pylist()
+    assert texts == [text for _, text in rows]
+    note_of = [" ".join(text.lower().split()) for text in texts]
+    split = pq.read_table(Project().labels)["split"].to_pylist()
+    trained = {note for note, part in zip(note_of, split, strict=True) if part == "train"}
+    leaks = [
+        sum(p == part and note in trained for note, p in zip(note_of, split, strict=True))
+        for part in ("validation", "test")
+    ]
+    assert min(leaks) > 0
+    lines = {line.split("  ")[0].strip(): line.split()[-3:] for line in printed.splitlines()}
+    assert lines["text also in train"] == ["–", *map(str, leaks)]
+    assert "120 distinct texts, 0 duplicates" in printed
+    assert "80 texts more differ from another only in case, blanks or Unicode form" in printed
+
+    edit_params({"prepare.split.keep_duplicates_together": True})
+    run()
+    split = pq.read_table(Project().labels)["split"].to_pylist()
+    parts_of = {note: set() for note in notes}
+    for note, part in zip(note_of, split, strict=True):
+        parts_of[note].add(part)
+    assert all(len(parts) == 1 for parts in parts_of.values())
+    assert set(split) == set(PARTS)
 
 
 def test_the_table_counts_rows_duplicates_and_leaks(

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.corpus.classes import parse_number
+from pipeline.corpus.texts import fold_text
 from pipeline.prepare.labelers.base import shorten
 
 _SHOWN_GROUPS = 5
@@ -75,12 +76,7 @@ def make_twin_key(name: str) -> object:
     They differ only in blanks, case, Unicode form, invisible characters, or in how they write the
     same number or truth value.
     """
-    folded = name.casefold()
-    if not name.isascii():
-        visible = "".join(c for c in name if unicodedata.category(c) != "Cf")
-        folded = unicodedata.normalize("NFKC", visible).casefold()
-        folded = unicodedata.normalize("NFKC", folded)
-    folded = " ".join(folded.split())
+    folded = fold_text(name)
     number = parse_number(_TRUTH_NUMBERS.get(folded, folded))
     return folded if number is None else number
 
