@@ -57,7 +57,7 @@ def allows_escapes(stream: IO[str]) -> bool:
 
 
 def escape_controls(text: str) -> str:
-    """A text with its control characters as Python writes them: ``\\x1b`` for Escape.
+    r"""A text with its control characters as Python writes them: ``\x1b`` for Escape.
 
     Line breaks stay.
 

@@ -220,8 +220,9 @@ def _is_of_disk(error: OSError, content: Path) -> bool:
 
 
 def _list_causes(error: BaseException) -> list[BaseException]:
-    """An error, its cause, the cause's cause: the hub's client wraps up to three others around the
-    error that happened first.
+    """An error, its cause, the cause's cause, and so on.
+
+    The hub's client wraps up to three others around the error that happened first.
     """
     chain = [error]
     while chain[-1].__cause__ is not None:

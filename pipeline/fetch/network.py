@@ -84,7 +84,7 @@ class Proxy:
 def list_proxies(*schemes: str) -> Iterator[Proxy]:
     """The proxies that the environment names, those of a scheme before that of all.
 
-    :param schemes: schemes of the URLs that are to be reached: ``http``, ``https``.
+    :param *schemes: schemes of the URLs that are to be reached: ``http``, ``https``.
     """
     for scheme in (*schemes, "all"):
         for variable in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY"):
