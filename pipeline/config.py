@@ -1,7 +1,7 @@
 """``params.yaml`` → frozen, validated settings.
 
-One section per stage, plus ``runtime`` for what changes only the speed. The defaults of these
-models are the ``default`` preset; ``pipeline/presets`` holds it, and the others, as files.
+One section per stage, plus ``runtime`` for what changes the speed. The defaults of these models are
+the ``default`` preset; ``pipeline/presets`` holds it, and the others, as files.
 """
 
 from __future__ import annotations
@@ -951,7 +951,7 @@ class ReportSettings(Section):
 
 
 class RuntimeSettings(Section):
-    """What changes only the speed, so that DVC does not track it."""
+    """What changes the speed, and results by no more than rounding; DVC does not track it."""
 
     devices: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = Field(
         default="auto",
@@ -960,7 +960,12 @@ class RuntimeSettings(Section):
         "`train-heads` takes the first.",
     )
     threads: Count | None = Field(
-        default=None, description="The number of threads on the CPU; null is one for each core."
+        default=None,
+        description="The number of threads on the CPU; null is one for each core, or a single one "
+        "where the work of `train-heads` is too small for more. Another number adds numbers up in "
+        "another order: the weights of heads differ by a fraction of a percent, and figures by some "
+        "millionths, unless a row stands at a threshold; configurations that are about equally "
+        "good may change places.",
     )
     token_budget: Annotated[int, Field(ge=16, strict=True)] | None = Field(
         default=None,
@@ -1008,7 +1013,8 @@ class Settings(Section):
     report: ReportSettings = Field(default=ReportSettings(), description="What the report shows.")
     runtime: RuntimeSettings = Field(
         default=RuntimeSettings(),
-        description="What changes only the speed; DVC does not track it.",
+        description="What changes the speed, and results by no more than rounding; DVC does not "
+        "track it.",
     )
 
     @model_validator(mode="after")

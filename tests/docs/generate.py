@@ -38,8 +38,8 @@ Every key of `params.yaml`: its type, its default and what it does.
 
 {_NOTICE}
 
-`params.yaml` has one section per stage, and `runtime` for what changes only the speed, which DVC
-does not track. A section or key that is left out has its default, but DVC wants every section
+`params.yaml` has one section per stage, and `runtime` for what changes the speed, which DVC does
+not track. A section or key that is left out has its default, but DVC wants every section
 that a stage tracks to stand in the file, be it empty (`embed: {{}}`). `pipeline params default`
 prints a file with the settings that the project ships with, and `pipeline params notebook` the
 settings of the notebook that it replaces. An unknown key, a wrong type or a value out of its
@@ -62,6 +62,14 @@ from the file that `--params` names. Its project, whose `cache/` it reads and wr
 nearest folder with a `dvc.yaml` at or above the settings file, else the settings file's own
 folder; `--project` names another. So commands work from a subfolder, and `--params
 experiments/a.yaml` starts no second `cache/`.
+
+A project may have a file or package called `pipeline` of its own. The command `pipeline` then works as
+ever, unless `PYTHONPATH` puts the project's folder first: it says so, and stops. `python -m pipeline`
+in that folder always runs the project's file, which this package cannot know of; use the command.
+
+On a terminal, warnings are coloured and long work shows a bar. `NO_COLOR`, set to anything, or
+`TERM=dumb` switches off both. Control characters in names and texts are shown as `\\x1b`, and tables
+are as wide as their figures need, on a narrow terminal too.
 
 Other settings than the project's own, for a trial of the heads:
 
