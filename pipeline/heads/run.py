@@ -30,7 +30,7 @@ from pipeline.heads.threads import choose_threads, shorten_spinning
 from pipeline.model.saved import Heads, History, SavedHead
 from pipeline.model.tasks import TASK_TYPES
 from pipeline.project import Project
-from pipeline.store import Manifest, read_manifest
+from pipeline.store import Manifest, find_alike, read_manifest
 
 if TYPE_CHECKING:
     from pipeline.heads.training import Fit, TrainedHead
@@ -131,7 +131,7 @@ def _fit(
     device = str(choose_devices(settings.runtime.devices)[0])
     chosen = np.concatenate(parts)
     keys = rows.keys.take(chosen)
-    folds = _draw_folds(settings.heads, keys[:train_rows])
+    folds = _draw_folds(project, settings.heads, keys[:train_rows], manifest.fingerprint)
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
     features_of = StoredFeatures(
         project.embeddings,
@@ -156,18 +156,25 @@ def _fit(
         )
 
 
-def _draw_folds(settings: HeadsSettings, keys: pa.Array) -> npt.NDArray[np.int64] | None:
+def _draw_folds(
+    project: Project, settings: HeadsSettings, keys: pa.Array, fingerprint: str
+) -> npt.NDArray[np.int64] | None:
     """The fold of each training row, [B]; ``None`` for no folds.
 
     :param keys: the keys of the training rows' texts.
+    :param fingerprint: the fingerprint of their vectors.
     """
     from pipeline.heads.targets import draw_folds
 
-    # With fewer than two training rows a fold, some folds would be about empty.
-    if settings.folds is None or len(keys) < 2 * settings.folds:
+    if settings.folds is None:
         return None
-    texts = keys.dictionary_encode().indices.to_numpy().astype(np.int64)
-    return draw_folds(texts, settings.folds, settings.seed)
+    coded = keys.dictionary_encode()
+    texts = coded.indices.to_numpy().astype(np.int64)
+    alike = find_alike(project.embeddings, coded.dictionary, fingerprint)[texts]
+    # With fewer than two training rows that differ a fold, some folds would be about empty.
+    if len(np.unique(alike)) < 2 * settings.folds:
+        return None
+    return draw_folds(texts, settings.folds, settings.seed, alike)
 
 
 def _limit_memory(settings: Settings) -> float:

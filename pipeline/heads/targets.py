@@ -105,18 +105,28 @@ def make_targets(
     )
 
 
-def draw_folds(texts: npt.NDArray[np.int64], folds: int, seed: int) -> npt.NDArray[np.int64]:
-    """A fold for each row; rows of one text are never in two.
+def draw_folds(
+    texts: npt.NDArray[np.int64],
+    folds: int,
+    seed: int,
+    alike: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64]:
+    """A fold for each row; rows of one text are never in two, nor are rows of one vector.
 
     :param texts: the number of each row's text, [B].
     :param folds: the number of folds.
     :param seed: the seed of the draw.
+    :param alike: a number that is the same for rows whose texts have the same vector, [B]; such
+        rows are in the fold that the first of them has drawn. ``None`` if all vectors differ.
     :returns: 0 to folds - 1, [B].
     """
     _, codes = np.unique(texts, return_inverse=True)
     order = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
     drawn: npt.NDArray[np.int64] = (order % folds)[codes]
-    return drawn
+    if alike is None:
+        return drawn
+    _, first, groups = np.unique(alike, return_index=True, return_inverse=True)
+    return drawn[first][groups]
 
 
 class StackedLoss:

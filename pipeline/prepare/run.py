@@ -359,9 +359,9 @@ def _show_summary(
         f"{dataset}: {count(total, 'row')}, {len(corpus.texts):,} used, {distinct:,} distinct "
         f"texts, {len(keys) - distinct:,} duplicates"
     )
-    twins = distinct - len(set(alike))
-    if twins:
-        say(f"{count(twins, 'text')} more differ from another only in case, blanks or Unicode form")
+    unlike = len(set(alike))
+    if unlike < distinct:
+        say(f"without regard to case, blanks and Unicode form: {count(unlike, 'distinct text')}")
     _warn_of_bad_rows(bad)
     in_training = {key for key, part in zip(alike, split, strict=True) if part == 0}
     leaks = np.array([key in in_training for key in alike]) & (split > 0)

@@ -16,6 +16,7 @@ from pipeline.files import read_json, reading
 from pipeline.model.decision import Ints
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
+from pipeline.store import find_alike
 
 REPORTED_PARTS = (*PARTS, "test_unseen")
 TIMED_STAGES = ("fetch", "prepare", "embed", "train-heads")
@@ -29,7 +30,7 @@ class ScoredRows:
     :param keys: the keys of the distinct texts: pyarrow fixed-size binary of 16, [N].
     :param codes: the index in ``keys`` of each row's text: int64, [B].
     :param parts: reported part → indices of its rows, int64. ``test_unseen`` has the rows of the
-        test part whose text stands in no training row.
+        test part whose text, or one with the same vector, stands in no training row.
     :param labels: task → the label of each row, as in ``TaskLabels``.
     :param present: task → whether each row has a label, [B].
     """
@@ -69,9 +70,8 @@ def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
     coded = rows.keys.dictionary_encode()
     codes = coded.indices.to_numpy().astype(np.int64)
     parts = {part: rows.select(part) for part in PARTS}
-    in_training = np.zeros(len(coded.dictionary), bool)
-    in_training[codes[parts["train"]]] = True
-    parts["test_unseen"] = parts["test"][~in_training[codes[parts["test"]]]]
+    alike = find_alike(project.embeddings, coded.dictionary, heads.fingerprint)[codes]
+    parts["test_unseen"] = parts["test"][~np.isin(alike[parts["test"]], alike[parts["train"]])]
     labels = {head.name: _take_labels(project, rows, head) for head in heads.heads}
     return ScoredRows(
         keys=coded.dictionary,

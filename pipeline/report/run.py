@@ -203,7 +203,7 @@ def _show_summary(project: Project, backbone: Asset, metrics: Mapping[str, Any])
             for task, values in tasks.items()
         ],
     )
-    say("test_unseen: rows of the test part whose text stands in no training row")
+    say("test_unseen: rows of the test part whose vector is that of no training row")
     wanted = backbone.extra.get("wanted")
     say(f"backbone: {backbone.id}")
     if wanted and wanted != backbone.id:

@@ -10,6 +10,7 @@ Reading trusts nothing: the values of each column of each row group are checked 
 the manifest, which is checked against its own.
 """
 
+from pipeline.store.alike import find_alike
 from pipeline.store.commit import (
     Snapshot,
     finish_commit,
@@ -42,6 +43,7 @@ __all__ = [
     "StoreUpdate",
     "aside_folder",
     "count_lengths",
+    "find_alike",
     "finish_commit",
     "holds_exactly",
     "name_layer",

@@ -206,7 +206,7 @@ def read_n_tokens(snapshot: Snapshot) -> npt.NDArray[np.int32]:
     :raises StoreError: if a shard is missing or damaged.
     """
     n_tokens = np.empty((snapshot.manifest.rows, 1), np.int32)
-    _gather(snapshot, np.arange(len(n_tokens)), {"n_tokens": n_tokens}, None)
+    gather_rows(snapshot, np.arange(len(n_tokens)), {"n_tokens": n_tokens})
     return n_tokens[:, 0]
 
 
@@ -237,7 +237,7 @@ def read_vectors(
         _check_layers(folder, snapshot.manifest, layers)
         positions = locate(snapshot, keys)
         vectors = np.empty((len(positions), len(layers), snapshot.manifest.width), dtype)
-        _gather(snapshot, positions, _split_layers(layers, vectors), threads)
+        gather_rows(snapshot, positions, _split_layers(layers, vectors), threads)
         return vectors
 
     return read_steadily(folder, read, fingerprint=fingerprint)
@@ -255,7 +255,7 @@ def read_rows(snapshot: Snapshot, positions: npt.NDArray[np.int64]) -> Rows:
     vectors = np.empty(shape, manifest.dtype)
     n_tokens = np.empty((len(positions), 1), np.int32)
     into = {"n_tokens": n_tokens} | _split_layers(manifest.layers, vectors)
-    _gather(snapshot, positions, into, None)
+    gather_rows(snapshot, positions, into)
     return Rows(n_tokens=n_tokens[:, 0], vectors=vectors)
 
 
@@ -313,7 +313,7 @@ def stream_vectors(
             into: Mapping[str, npt.NDArray[Any]] = _split_layers(layers, vectors),
         ) -> None:
             at = positions[rows] if now is at_start else locate(now, wanted.take(rows))
-            _gather(now, at, into, None)
+            gather_rows(now, at, into)
 
         read_steadily(folder, fill, start=at_start, fingerprint=manifest.fingerprint)
         rest, held = np.concatenate([rest, rows]), np.concatenate([held, vectors])
@@ -359,16 +359,19 @@ def locate(snapshot: Snapshot, keys: pa.Array | Sequence[bytes]) -> npt.NDArray[
     return rows
 
 
-def _gather(
+def gather_rows(
     snapshot: Snapshot,
     positions: npt.NDArray[np.int64],
     into: Mapping[str, npt.NDArray[Any]],
-    threads: int | None,
+    threads: int | None = None,
 ) -> None:
     """Copy the blocks that hold wanted rows into preallocated arrays, several at a time.
 
+    :param snapshot: what the store holds.
     :param positions: int64, [B]: rows of the store.
     :param into: column → an array to fill: [B, D] of a layer, [B, 1] of ``n_tokens``.
+    :param threads: number of threads that read at once; all cores if ``None``.
+    :raises StoreError: if a shard is missing or damaged.
     """
     import os
     import threading

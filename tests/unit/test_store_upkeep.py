@@ -503,7 +503,7 @@ def test_a_store_that_does_not_stop_changing(
         raise StoreError("it has changed")
 
     monkeypatch.setattr("pipeline.store.commit._PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("pipeline.store.reader._gather", change)
+    monkeypatch.setattr("pipeline.store.reader.gather_rows", change)
     monkeypatch.setattr("tests.unit.test_store.StoreUpdate.find_known", find_none)
     with pytest.raises(StoreError, match="another run rewrites it faster than"):
         read(folder, [])
