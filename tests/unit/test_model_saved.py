@@ -210,29 +210,30 @@ def test_numbers_far_from_zero_keep_their_digits(tmp_path: Path, vectors: np.nda
     np.testing.assert_allclose((found - 1.7e18) / 3e9, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_regression_of_an_earlier_version_has_its_unit_in_its_weights(
-    tmp_path: Path, vectors: np.ndarray
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spread": 0}, "hours: center -3.5, spread 0"),
+        ({"spread": -1}, "hours: center -3.5, spread -1"),
+        ({"center": float("inf")}, "Infinity is not a finite number"),
+        ({"center": "0"}, "hours: center is '0', not a number"),
+        ({"center": None}, "hours: center is None, not a number"),
+    ],
+)
+def test_a_unit_that_gives_no_numbers_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    head = make_head("hours", "regression")
-    make_heads(head).save(tmp_path)
-    path = tmp_path / "heads.json"
-    record = json.loads(path.read_text("utf-8"))
-    for key in ("center", "spread"):
-        del record["tasks"]["hours"][key]
-    path.write_text(json.dumps(record), "utf-8")
-    (found,) = Heads.load(tmp_path).compute_logits(vectors)["hours"]
-    expected = compute_by_hand(replace(head, center=0, spread=1), head.weights[0], vectors)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("key", "value"), [("spread", 0), ("spread", -1), ("center", 1e999)])
-def test_a_unit_that_gives_no_numbers_is_refused(tmp_path: Path, key: str, value: float) -> None:
     make_heads(make_head("hours", "regression")).save(tmp_path)
-    path = tmp_path / "heads.json"
-    record = json.loads(path.read_text("utf-8"))
-    record["tasks"]["hours"][key] = value
-    path.write_text(json.dumps(record), "utf-8")
-    with pytest.raises(StageError, match=r"heads.json: .*hours: center"):
+    _edit(lambda record: record["tasks"]["hours"].update(change))(tmp_path)
+    with pytest.raises(StageError, match=f"heads.json: .*{message}"):
+        Heads.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["center", "spread", "temperature", "seeds", "layers", "classes"])
+def test_an_entry_that_lacks_what_every_run_writes_is_refused(tmp_path: Path, key: str) -> None:
+    make_heads(make_head("hours", "regression")).save(tmp_path)
+    _edit(lambda record: record["tasks"]["hours"].pop(key))(tmp_path)
+    with pytest.raises(StageError, match=f"heads.json: damaged .*{key}"):
         Heads.load(tmp_path)
 
 
