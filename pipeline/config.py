@@ -69,7 +69,9 @@ else:
 Layers = Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 # Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
 # They also name files of plots, which may have 255 characters.
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=200, strict=True)]
+TASK_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+TASK_NAME_CHARACTERS = 200
+TaskName = Annotated[str, Field(pattern=TASK_NAME, max_length=TASK_NAME_CHARACTERS, strict=True)]
 # What a class or tag may be called in the settings, and a value that stands for one.
 LabelValue = StrictStr | StrictInt | StrictFloat | StrictBool
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
@@ -963,7 +965,7 @@ class RuntimeSettings(Section):
         default=None,
         description="The number of threads on the CPU; null is one for each core, or a single one "
         "where the work of `train-heads` is too small for more. Another number adds numbers up in "
-        "another order: the weights of heads differ by a fraction of a percent, and figures by some "
+        "another order: weights of heads differ by a fraction of a percent, and figures by some "
         "millionths, unless a row stands at a threshold; configurations that are about equally "
         "good may change places.",
     )
