@@ -65,7 +65,8 @@ experiments/a.yaml` starts no second `cache/`.
 
 A project may have a file or package called `pipeline` of its own. The command `pipeline` then works
 as ever, unless `PYTHONPATH` puts the project's folder first: it says so, and stops. `python -m
-pipeline` in that folder always runs the project's file, which this package cannot know of; use the command.
+pipeline` in that folder always runs the project's file, which this package cannot know of; use
+the command.
 
 On a terminal, warnings are coloured and long work shows a bar. `NO_COLOR`, set to anything, or
 `TERM=dumb` switches off both. Control characters in names and texts are shown as `\\x1b`, and
