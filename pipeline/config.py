@@ -963,9 +963,9 @@ class RuntimeSettings(Section):
         default=None,
         description="The number of threads on the CPU; null is one for each core, or a single one "
         "where the work of `train-heads` is too small for more. Another number adds numbers up in "
-        "another order: the weights of heads differ by a fraction of a percent, and figures by some "
-        "millionths, unless a row stands at a threshold; configurations that are about equally "
-        "good may change places.",
+        "another order: the weights of heads differ by a fraction of a percent, and figures by "
+        "some millionths, unless a row stands at a threshold; configurations that are about "
+        "equally good may change places.",
     )
     token_budget: Annotated[int, Field(ge=16, strict=True)] | None = Field(
         default=None,

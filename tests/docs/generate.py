@@ -63,13 +63,14 @@ nearest folder with a `dvc.yaml` at or above the settings file, else the setting
 folder; `--project` names another. So commands work from a subfolder, and `--params
 experiments/a.yaml` starts no second `cache/`.
 
-A project may have a file or package called `pipeline` of its own. The command `pipeline` then works as
-ever, unless `PYTHONPATH` puts the project's folder first: it says so, and stops. `python -m pipeline`
-in that folder always runs the project's file, which this package cannot know of; use the command.
+A project may have a file or package called `pipeline` of its own. The command `pipeline` then works
+as ever, unless `PYTHONPATH` puts the project's folder first: it says so, and stops. In that folder
+`python -m pipeline` always runs the project's file, which this package cannot know of; use the
+command.
 
 On a terminal, warnings are coloured and long work shows a bar. `NO_COLOR`, set to anything, or
-`TERM=dumb` switches off both. Control characters in names and texts are shown as `\\x1b`, and tables
-are as wide as their figures need, on a narrow terminal too.
+`TERM=dumb` switches off both. Control characters in names and texts are shown as `\\x1b`, and
+tables are as wide as their figures need, on a narrow terminal too.
 
 Other settings than the project's own, for a trial of the heads:
 
