@@ -168,12 +168,11 @@ def test_a_bounded_file_is_read_to_its_last_byte(tmp_path: Path) -> None:
         files.read_bounded(path, 4)
 
 
-def test_numbers_that_json_has_not_are_refused_where_they_harm() -> None:
-    for name in ("NaN", "Infinity", "-Infinity"):
+def test_numbers_that_json_has_not_are_refused() -> None:
+    for name in ("NaN", "Infinity", "-Infinity", "1e999"):
         content = f'{{"a": [{name}]}}'.encode()
-        assert isinstance(files.parse_json(content)["a"][0], float)
-        with pytest.raises(ValueError, match=f"^{name} is not a number$"):
-            files.parse_json(content, finite=True)
+        with pytest.raises(ValueError, match=f"^{name} is not a finite number$"):
+            files.parse_json(content)
 
 
 def test_hash_is_that_of_sha256sum(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import transformers
 
+from pipeline.files import hash_json
 from pipeline.project import Project
 from pipeline.store import CutTexts, manifest, read_manifest, write_manifest
 from pipeline.store.lengths import count_lengths
@@ -94,7 +95,7 @@ def test_a_store_of_an_earlier_version_says_that_it_does_not_know(
     for shard in content["shards"]:
         del shard["lengths"]
     del content["sha256"]
-    content["sha256"] = manifest._hash_json(content)
+    content["sha256"] = hash_json(content)
     (folder / "manifest.json").write_text(json.dumps(content))
     assert "not known, as an earlier version made the store" in cli("cache", "info").stdout
     run_stages(cli, "embed")
@@ -117,7 +118,7 @@ def test_lengths_that_no_run_writes_are_refused(corpus: Path, cli: Cli, lengths:
     content = json.loads(path.read_text())
     content["shards"][0]["lengths"] = lengths
     del content["sha256"]
-    content["sha256"] = manifest._hash_json(content)
+    content["sha256"] = hash_json(content)
     path.write_text(json.dumps(content))
     result = cli("cache", "info")
     assert result.returncode == 1
