@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
-from pipeline.files import describe_read_error, hash_file, read_json
+from pipeline.files import (
+    add_hash,
+    check_hash,
+    describe_read_error,
+    hash_file,
+    read_json,
+    reading,
+    write_json,
+)
 from pipeline.project import Project, user_cache
 
 
@@ -47,12 +55,19 @@ class Asset:
         :raises TypeError: if it is not of this form.
         """
         known = {"id", "source", "folder", "path", "files"}
-        if not isinstance(record["files"], dict):
+        for key in ("id", "source"):
+            if not isinstance(record[key], str):
+                raise TypeError(f"`{key}` must be a text, got {record[key]!r:.60}")
+        for key in ("folder", "path"):
+            if not isinstance(record.get(key), str | None):
+                raise TypeError(f"`{key}` must be a text, got {record[key]!r:.60}")
+        files = record["files"]
+        if not isinstance(files, dict) or not all(isinstance(h, str) for h in files.values()):
             raise TypeError("`files` must map names to hashes")
         return cls(
             id=record["id"],
             source=record["source"],
-            files=record["files"],
+            files=files,
             folder=record.get("folder"),
             path=record.get("path"),
             extra={key: value for key, value in record.items() if key not in known},
@@ -70,25 +85,31 @@ class Asset:
         return user_cache() / str(self.folder)
 
 
+def write_assets(path: Path, assets: Mapping[str, Asset]) -> None:
+    """Write what ``fetch`` resolved, with a hash of it all.
+
+    :param path: the project's ``assets.json``.
+    :param assets: key → asset.
+    :raises WriteError: if the disk does not take it.
+    """
+    write_json(path, add_hash({key: asset.to_record() for key, asset in assets.items()}))
+
+
 def read_assets(path: Path) -> dict[str, Asset]:
     """Read what ``fetch`` resolved: ``dataset``, ``backbone``, and what the labelers want.
 
     :param path: the project's ``assets.json``.
     :returns: key → asset; there are always ``dataset`` and ``backbone``.
-    :raises StageError: if the file is missing or not of this form.
+    :raises StageError: if the file is missing, damaged or not of this form.
     """
     content = read_json(path, stage="fetch")
-    try:
-        assets = {key: Asset.from_record(record) for key, record in content.items()}
+    with reading(path, "fetch"):
+        records = check_hash(content, is_required=False)
+        assets = {key: Asset.from_record(record) for key, record in records.items()}
         for key in ("dataset", "backbone"):
             if key not in assets:
                 raise KeyError(key)
-        return assets
-    except (AttributeError, KeyError, TypeError) as error:
-        raise StageError(
-            f"{path}: not what `pipeline fetch` writes ({error})",
-            hint="run `pipeline fetch` again",
-        ) from error
+    return assets
 
 
 def check_files(asset: Asset, what: str, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipeline.corpus.tables import (
     read_text_column,
 )
 from pipeline.errors import PipelineError, StoreError
+from pipeline.files import check_hash, read_json
 from pipeline.layers import resolve_layers
 from pipeline.project import Project
 from pipeline.store import (
@@ -93,12 +93,13 @@ def _show_kept(project: Project) -> None:
         say("going back to those settings embeds none of it again; `pipeline cache prune` drops it")
 
 
-def _read_hits(project: Project) -> dict[str, Any] | None:
+def _read_hits(project: Project) -> dict[str, int] | None:
+    """How many texts the last run of ``embed`` kept and embedded; ``None`` if that is not known."""
     try:
-        hits: dict[str, Any] = json.loads(project.last_embed.read_bytes())
-    except (OSError, ValueError):
+        record = check_hash(read_json(project.last_embed, stage="embed"), is_required=False)
+        return {name: int(record[name]) for name in ("kept", "embedded")}
+    except (PipelineError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return hits
 
 
 def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = True) -> None:
@@ -163,10 +164,10 @@ def _describe_lack(project: Project, params: Path) -> str:
 
 def _list_recipes(project: Project, params: Path) -> list[Recipe]:
     """The recipes that assets and settings may mean; none where those cannot be had."""
+    from pipeline.architecture import Architecture
     from pipeline.assets import read_assets
     from pipeline.config import load_settings
-    from pipeline.embed.backbone import Architecture
-    from pipeline.embed.recipe import list_possible_precisions, make_recipe
+    from pipeline.recipe import list_possible_precisions, make_recipe
 
     try:
         settings = load_settings(params)

@@ -237,7 +237,7 @@ def _run_stage(
 
     from pipeline.config import load_settings
     from pipeline.console import say
-    from pipeline.files import write_json
+    from pipeline.files import add_hash, write_json
 
     settings = load_settings(params)
     with _locked(project):
@@ -253,7 +253,7 @@ def _run_stage(
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "details": details,
             }
-            write_json(project.timings / f"{name}.json", timing)
+            write_json(project.timings / f"{name}.json", add_hash(timing))
     say(f"{name}: {'done' if details is not None else 'nothing to do'} in {seconds:.1f} s")
 
 

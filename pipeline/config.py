@@ -69,7 +69,9 @@ else:
 Layers = Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)]
 # Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
 # They also name files of plots, which may have 255 characters.
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=200, strict=True)]
+TASK_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
+TASK_NAME_CHARACTERS = 200
+TaskName = Annotated[str, Field(pattern=TASK_NAME, max_length=TASK_NAME_CHARACTERS, strict=True)]
 # What a class or tag may be called in the settings, and a value that stands for one.
 LabelValue = StrictStr | StrictInt | StrictFloat | StrictBool
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+", re.ASCII)

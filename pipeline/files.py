@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -21,6 +22,13 @@ from pipeline.errors import LockedError, ReadError, StageError, WriteError
 # has some megabytes.
 JSON_BYTES = 64_000_000
 SCRATCH_PREFIX = ".tmp-"  # of what is not finished, or was left by a kill
+_HASH = "sha256"  # the key of a record's own hash
+# The system's numbers of errors that mean a damaged file: none, where a library found it damaged,
+# or that of an offset that was taken from the file.
+_OF_DAMAGE = (None, 0, errno.EINVAL)
+_MOST_LEVELS = 32  # of lists and mappings within each other; a stage writes fewer than ten
+_SHOWN_CHARACTERS = 60  # of a number in a message
+_REASON_CHARACTERS = 300  # of what a library says of a damaged file
 _READ_REMEDIES = {
     errno.EACCES: "you may not read it; change the permissions of the file or of its folder",
     errno.EPERM: "you may not read it; change the permissions of the file or of its folder",
@@ -155,7 +163,7 @@ def read_json(path: Path, *, stage: str) -> Any:
     :raises ReadError: if it cannot be read.
     """
     try:
-        return parse_json(read_bounded(path))
+        return parse_json(read_bounded(path), finite=True)
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
     except OSError as error:
@@ -189,17 +197,75 @@ def parse_json(content: bytes, *, finite: bool = False) -> Any:
 
     :param content: the text's bytes.
     :param finite: whether NaN and the infinities, which Python writes though JSON has none, are
-        refused.
-    :raises ValueError: if it is not JSON, or nested too deeply.
+        refused, and so is a number that is too large for a float.
+    :raises ValueError: if it is not JSON, is nested too deeply or too large for this machine, or
+        holds half a surrogate pair, which no file and no terminal can take.
     """
+    number = _parse_finite if finite else None
     try:
-        return json.loads(content, parse_constant=_refuse_constant if finite else None)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        value = json.loads(content, parse_float=number, parse_constant=number)
+        if b"\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        is_deep = _is_deeper(value, _MOST_LEVELS)
+    except RecursionError:
+        is_deep = True
+    except MemoryError as error:
+        raise ValueError("too large for this machine's memory") from error
+    if is_deep:
+        raise ValueError("nested too deeply")
+    return value
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+def _parse_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:_SHOWN_CHARACTERS]} is not a number")
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings stand more than some levels within each other."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(levels):
+        inner = [v for item in level for v in (item.values() if isinstance(item, dict) else item)]
+        level = [item for item in inner if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a value in canonical JSON, in hexadecimal.
+
+    :param value: a value of JSON.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def add_hash(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the hash of its contents, by which a reader notices a change of any byte.
+
+    :param record: the record, which becomes JSON.
+    :returns: the record as a reader will find it, and last its hash.
+    """
+    content: dict[str, Any] = json.loads(json.dumps(record))
+    return content | {_HASH: hash_json(content)}
+
+
+def check_hash(record: Mapping[str, Any], *, is_required: bool = True) -> dict[str, Any]:
+    """The contents of a record that ``add_hash`` made.
+
+    :param record: the record.
+    :param is_required: whether there must be a hash; records of version 0.1.0 have none.
+    :returns: the record without its hash.
+    :raises ValueError: if the contents do not have the hash that the record states; ``KeyError``
+        if it states none, and ``TypeError`` or ``AttributeError`` if it is no record.
+    """
+    content = {key: value for key, value in record.items() if key != _HASH}
+    if (is_required or _HASH in record) and record[_HASH] != hash_json(content):
+        raise ValueError("its contents do not have the hash that it states")
+    return content
 
 
 def hash_file(path: Path) -> str:
@@ -318,19 +384,22 @@ def reading(path: Path, stage: str, *damage: type[Exception]) -> Iterator[None]:
     :raises ReadError: if the system does not let it be read.
     """
     kinds: tuple[type[Exception], ...] = (
-        KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError, *damage
+        LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError,
+        MemoryError, OSError, *damage,
     )  # fmt: skip
     try:
         yield
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such file", hint=f"run `pipeline {stage}` first") from error
     except kinds as error:
-        # What a library finds wrong with a file is an OSError without a number of the system's.
-        if isinstance(error, OSError) and (error.errno or path.is_dir()):
+        if isinstance(error, OSError) and (error.errno not in _OF_DAMAGE or path.is_dir()):
             if path.is_dir():
                 error = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             raise describe_read_error(error, path) from error
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]  # some write paragraphs
+        if type(error) is not ValueError:  # the message of another kind alone may be but a key
+            reason = f"{type(error).__name__}: {reason}"
         raise StageError(
-            f"{path}: damaged ({type(error).__name__}: {error})",
+            f"{path}: damaged ({reason})",
             hint=f"run `pipeline {stage}` again",
         ) from error

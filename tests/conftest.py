@@ -77,32 +77,40 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def cli(project: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def run_cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process, which starts but once.
+
+    :param folder: the working directory.
+    """
+    from pipeline.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["pipeline", *arguments])
+        patch.chdir(folder)
+        try:
+            main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def cli(project: Path) -> Cli:
+    """Run the command line in this process.
 
     It runs in the folder ``cli.folder``, which is the project's at first.
     """
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        from pipeline.cli import main
-
-        out, err = io.StringIO(), io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with (
-            monkeypatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            patch.setattr(sys, "argv", ["pipeline", *arguments])
-            patch.chdir(run.folder)
-            try:
-                main()
-            except SystemExit as exit_:
-                status = int(exit_.code or 0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+        return run_cli(run.folder, *arguments)
 
     run.folder = project
     return run

@@ -36,4 +36,24 @@ def hash_texts(texts: Sequence[str]) -> list[bytes]:
     :param texts: texts that can be encoded as UTF-8, [B].
     :returns: 16 bytes each; equal for equal texts and for nothing else.
     """
-    return [hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest() for text in texts]
+    return [_hash_bytes(text.encode("utf-8")) for text in texts]
+
+
+def find_wrong_text(texts: pa.Array, keys: pa.Array) -> int | None:
+    """The index of the first text whose key is another than the one beside it, if there is one.
+
+    :param texts: strings, [B].
+    :param keys: fixed-size binary of 16, [B].
+    """
+    import pyarrow as pa
+
+    # Bytes are hashed as they are, since damaged ones need not be UTF-8.
+    found = b"".join(map(_hash_bytes, texts.cast(pa.binary()).to_pylist()))
+    if found == view_keys(keys).tobytes():
+        return None
+    differs = np.frombuffer(found, np.uint8).reshape(-1, 16) != view_keys(keys)
+    return int(np.flatnonzero(differs.any(axis=1))[0])
+
+
+def _hash_bytes(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=16).digest()

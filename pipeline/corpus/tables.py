@@ -1,28 +1,38 @@
-"""Reading what ``prepare`` wrote: rows, keys, splits and labels, in one order."""
+"""What ``prepare`` writes and others read: rows, keys, splits and labels, in one order.
+
+Reading trusts nothing. The pages of both files have checksums; beyond them, ``texts.parquet``
+states the hash of its keys, which are themselves hashes of its texts, and ``labels.parquet`` states
+the identity of its rows. Files of version 0.1.0 state only which texts the labels are of.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import LabelKind
-from pipeline.corpus.keys import hash_keys, view_keys
+from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
+from pipeline.corpus.keys import find_wrong_text, hash_keys, view_keys
 from pipeline.errors import StageError
-from pipeline.files import reading
+from pipeline.files import add_hash, check_hash, parse_json, reading
 from pipeline.project import Project
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PARTS = ("train", "validation", "test")
-# The key, in the metadata of labels.parquet, of the hash of the texts that its rows are of.
-TEXTS_HASH = "texts_sha256"
+# The key, in the metadata of both files, of the hash of the keys of all rows. In labels.parquet it
+# says which texts the labels are of: if a kill comes between the renames of the two files, the new
+# texts must not be read with the old labels.
+_TEXTS_HASH = "texts_sha256"
+_IDENTITY = "identity"  # the key, in the metadata of labels.parquet, of the identity of its rows
+_TEXT_COLUMNS = ["text", "key"]
 _STAGE = "prepare"  # the stage that writes what is read here
 
 
@@ -34,17 +44,24 @@ class TaskLabels:
     :param values: ``class``: int64, [B]; ``tags``: int8, [B, C], 0 or 1; both are -1 where a row
         has no label. ``number``: float64, [B], NaN where a row has none.
     :param kind: what a value is.
+    :param settings: the settings that the labels were made by; ``None`` where that is not known.
     """
 
     classes: tuple[str, ...]
     values: npt.NDArray[Any]
     kind: LabelKind = "class"
+    settings: Mapping[str, Any] | None = None
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """Which rows have a label: [B]."""
         given = np.isfinite(self.values) if self.kind == "number" else np.greater(self.values, -1)
         return np.asarray(np.reshape(given, (len(self.values), -1)).all(axis=1), np.bool_)
+
+    @property
+    def identity(self) -> LabelIdentity:
+        """What these labels are, in a hash."""
+        return LabelIdentity(hash_labels(self.kind, self.classes, self.values), self.settings)
 
 
 def encode_labels(values: npt.NDArray[Any], kind: LabelKind) -> pa.Array:
@@ -102,6 +119,40 @@ class LabelledRows:
         """Indices of the rows of a part, in their order."""
         return np.flatnonzero(self.split == part)
 
+    @property
+    def identity(self) -> CorpusIdentity:
+        """What these rows are, in a few hashes."""
+        parts = np.select([self.split == part for part in PARTS], range(len(PARTS)), -1)
+        labels = {name: of_task.identity for name, of_task in self.tasks.items()}
+        return CorpusIdentity.measure(self.keys, parts, labels)
+
+
+def describe_texts(keys: pa.Array) -> dict[str, str]:
+    """The metadata of ``texts.parquet``.
+
+    :param keys: the keys of all rows: fixed-size binary of 16, [B].
+    """
+    return {_TEXTS_HASH: hash_keys(keys)}
+
+
+def describe_rows(identity: CorpusIdentity) -> dict[str, str]:
+    """The metadata of ``labels.parquet``.
+
+    :param identity: the identity of its rows.
+    """
+    record = json.dumps(add_hash(identity.to_record()))
+    return {_TEXTS_HASH: identity.keys, _IDENTITY: record}
+
+
+def describe_label(classes: Sequence[str], kind: LabelKind) -> dict[str, str]:
+    """The metadata of a label's column in ``labels.parquet``.
+
+    :param classes: class or tag names in the order of their index.
+    :param kind: what a value is.
+    """
+    about = {"classes": json.dumps(list(classes), ensure_ascii=False)}
+    return about | ({"kind": kind} if kind != "class" else {})
+
 
 def read_labelled_rows(project: Project) -> LabelledRows:
     """Read the labels of all rows and the keys of their texts.
@@ -109,32 +160,69 @@ def read_labelled_rows(project: Project) -> LabelledRows:
     :param project: the project whose stage ``prepare`` wrote them.
     :raises StageError: if one is missing or damaged, or they are not of the same run.
     """
+    import pyarrow as pa
+
     labels = _read_table(project.labels, None)
     texts = _read_table(project.texts, ["row", "key"])
-    keys = texts["key"].combine_chunks()
-    about = labels.schema.metadata or {}
-    is_pair = about.get(TEXTS_HASH.encode(), b"").decode() == hash_keys(keys)
-    if not is_pair or {"row", "split"} - set(labels.column_names):
-        raise StageError(
-            f"{project.labels} and {project.texts} are not of one run",
-            hint="run `pipeline prepare` again",
-        )
-    tasks = {
-        field.name: TaskLabels(
-            classes=tuple(classes),
-            values=decode_labels(labels[field.name].combine_chunks(), kind, len(classes)),
-            kind=kind,
-        )
-        for field in labels.schema
-        if field.metadata and b"classes" in field.metadata
-        for classes in [json.loads(field.metadata[b"classes"])]
-        for kind in [cast(LabelKind, field.metadata.get(b"kind", b"class").decode())]
-    }
-    return LabelledRows(
-        keys=keys,
-        split=np.array(labels["split"].to_pylist()),
-        tasks=tasks,
-    )
+    keys = _check_keys(project.texts, texts)
+    with reading(project.labels, _STAGE, pa.ArrowException):
+        about = _read_metadata(labels, {_TEXTS_HASH, _IDENTITY})
+        is_pair = about.get(_TEXTS_HASH) == hash_keys(keys)
+        if not is_pair or {"row", "split"} - set(labels.column_names):
+            raise StageError(
+                f"{project.labels} and {project.texts} are not of one run",
+                hint="run `pipeline prepare` again",
+            )
+        if not labels["row"].equals(texts["row"]):
+            raise ValueError("its rows are not those of the texts")
+        stated = None
+        if _IDENTITY in about:
+            record = check_hash(parse_json(about[_IDENTITY].encode("utf-8")))
+            stated = CorpusIdentity.from_record(record)
+        rows = _decode_rows(keys, labels, stated)
+        if stated is not None and (rows.identity != stated):
+            raise ValueError("its contents do not have the hashes that it states")
+    return rows
+
+
+def _decode_rows(keys: pa.Array, labels: Any, stated: CorpusIdentity | None) -> LabelledRows:
+    """Rows of the table that ``labels.parquet`` holds.
+
+    :param stated: what it states of itself; ``None`` if it is of version 0.1.0.
+    :raises ValueError: if something cannot be a part or a label; other errors likewise.
+    """
+    split = np.array(labels["split"].to_pylist(), np.str_)
+    odd = set(split.tolist()) - set(PARTS)
+    if odd:
+        raise ValueError(f"there is no part {min(odd)!r}")
+    tasks = {}
+    for field in labels.schema:
+        if field.metadata and b"classes" in field.metadata:
+            settings = stated.labels[field.name].settings if stated is not None else None
+            tasks[field.name] = _decode_task(field, labels[field.name], settings)
+    return LabelledRows(keys, split, tasks)
+
+
+def _decode_task(field: pa.Field, column: Any, settings: Mapping[str, Any] | None) -> TaskLabels:
+    """The labels of one task.
+
+    :raises ValueError: if one cannot be a label of its kind; other errors likewise.
+    """
+    classes = parse_json(field.metadata[b"classes"])
+    kind = field.metadata.get(b"kind", b"class").decode()
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"{field.name} has the classes {classes!r:.60}")
+    if kind not in get_args(LabelKind):
+        raise ValueError(f"{field.name} is of the kind {kind!r:.60}")
+    values = decode_labels(column.combine_chunks(), kind, len(classes))
+    if kind == "class":
+        bad = np.flatnonzero((values < -1) | (values >= len(classes)))
+        if len(bad):
+            raise ValueError(
+                f"{field.name} is {values[bad[0]]} in row {bad[0]:,}, not a class index from 0 to "
+                f"{len(classes) - 1}"
+            )
+    return TaskLabels(tuple(classes), values, kind, settings)
 
 
 def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
@@ -146,7 +234,7 @@ def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """
     import pyarrow as pa
 
-    keys = _read_table(path, ["key"])["key"].combine_chunks()
+    keys = _check_keys(path, _read_table(path, ["key"]))
     # The keys are sorted, which takes a third of the memory of Arrow's hash table.
     halves = view_keys(keys).view(np.uint64)
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys by row
@@ -163,11 +251,45 @@ def read_text_column(path: Path) -> pa.Array:
     :param path: the project's ``texts.parquet``.
     :raises StageError: if the file is missing or damaged.
     """
-    return _read_table(path, ["text"])["text"].combine_chunks()
+    reader = TextReader(path)
+    return reader.take(np.arange(reader.rows))
+
+
+def _check_keys(path: Path, texts: Any) -> pa.Array:
+    """The keys of a table of texts: fixed-size binary of 16, [B].
+
+    :raises StageError: if they are not those that were written.
+    """
+    import pyarrow as pa
+
+    with reading(path, _STAGE, pa.ArrowException):
+        keys = texts["key"].combine_chunks()
+        if keys.type != pa.binary(16) or keys.null_count:
+            raise TypeError(f"keys are of the type {keys.type}")
+        stated = _read_metadata(texts, {_TEXTS_HASH}).get(_TEXTS_HASH)
+        if stated is not None and stated != hash_keys(keys):
+            raise ValueError("its keys do not have the hash that it states")
+    return keys
+
+
+def _read_metadata(table: Any, known: set[str]) -> dict[str, str]:
+    """What a table says of itself.
+
+    :param known: the keys that there may be.
+    :raises ValueError: if there is another one, such as one of these with another letter.
+    """
+    about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    odd = set(about) - known
+    if odd:
+        raise ValueError(f"it holds {min(odd)!r:.60}, which no run writes")
+    return about
 
 
 class TextReader:
     """Reads the texts of ``texts.parquet`` in ascending order of rows, one row group in memory.
+
+    Each text is checked against its key, which is its hash: a damaged text must not be embedded
+    under the key of the right one.
 
     :param path: the project's ``texts.parquet``.
     :ivar rows: the number of rows.
@@ -176,53 +298,78 @@ class TextReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = _open_table(path, ["text"])
+        self._file = _open_table(path, _TEXT_COLUMNS)
         about = self._file.metadata
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._ends = np.cumsum(sizes)
         self.rows: int = about.num_rows
         self._held = -1
-        self._texts: pa.Array = None
+        self._group: Any = None
 
     def take(self, rows: npt.NDArray[np.int64]) -> pa.Array:
         """Texts of some rows, in their order: strings, [B].
 
         :param rows: ascending, [B], and none before those of the last call.
+        :raises StageError: if a text is not the one that was written, naming its row.
         """
         import pyarrow as pa
 
-        texts = [pa.array([], pa.string())]
         groups = np.searchsorted(self._ends, rows, side="right")
-        for group in np.unique(groups).tolist():
-            self._hold(group)
-            start = self._ends[group] - len(self._texts)
-            texts.append(self._texts.take(pa.array(rows[groups == group] - start)))
-        return pa.concat_arrays(texts)
+        taken = [self._take(group, rows[groups == group]) for group in np.unique(groups).tolist()]
+        return pa.concat_arrays([pa.array([], pa.string()), *taken])
 
-    def _hold(self, group: int) -> None:
-        if group != self._held:
-            with reading(self._path, _STAGE):
-                table = self._file.read_row_group(group, ["text"])
-            self._texts = table["text"].combine_chunks()
-            self._held = group
+    def _take(self, group: int, rows: npt.NDArray[np.int64]) -> pa.Array:
+        """Texts of some rows of one row group."""
+        import pyarrow as pa
+
+        with reading(self._path, _STAGE, pa.ArrowException):
+            if group != self._held:
+                self._group = self._file.read_row_group(group, _TEXT_COLUMNS)
+                self._held = group
+            start = self._ends[group] - len(self._group)
+            taken = self._group.take(pa.array(rows - start)).combine_chunks()
+            texts, keys = (taken[name].combine_chunks() for name in _TEXT_COLUMNS)
+            if texts.type != pa.string() or texts.null_count or keys.type != pa.binary(16):
+                raise TypeError(f"texts and keys are of the types {texts.type}, {keys.type}")
+            wrong = find_wrong_text(texts, keys)
+            if wrong is not None:
+                raise ValueError(f"the text of row {rows[wrong]:,} is not the one of its key")
+        return texts
+
+
+def write_table(table: pa.Table, file: IO[bytes], group_rows: int | None = None) -> None:
+    """Write one of the two files, with a checksum in each page.
+
+    :param table: what it is to hold.
+    :param file: the file, open for writing.
+    :param group_rows: the number of rows in a row group; what Arrow chooses if left out.
+    """
+    import pyarrow.parquet as pq
+
+    pq.write_table(
+        table, file, compression="zstd", row_group_size=group_rows, write_page_checksum=True
+    )
 
 
 def _read_table(path: Path, columns: list[str] | None) -> Any:
-    with reading(path, _STAGE), _open_table(path, columns or []) as file:
+    import pyarrow as pa
+
+    with _open_table(path, columns or []) as file, reading(path, _STAGE, pa.ArrowException):
         return file.read(columns)
 
 
-def _open_table(path: Path, columns: list[str]) -> Any:
-    """An open Parquet file that has some columns.
-
-    :raises StageError: if it is missing or damaged, or lacks a column.
-    """
+def _open_table(path: Path, columns: Sequence[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with reading(path, _STAGE):
-        file = pq.ParquetFile(path)  # pyarrow's `read_table` would import pandas
+    with reading(path, _STAGE, pa.ArrowException):
+        # `read_table` would import pandas. Pages without a checksum are taken as they are.
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         for column in columns:
             if column not in file.schema_arrow.names:  # pyarrow leaves it out without a word
                 raise pa.ArrowInvalid(f"no column {column}")
+        about = file.metadata
+        held = sum(about.row_group(group).num_rows for group in range(about.num_row_groups))
+        if held != about.num_rows:
+            raise pa.ArrowInvalid(f"{held:,} rows in its groups, {about.num_rows:,} in all")
         return file

@@ -13,16 +13,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline.architecture import Architecture
 from pipeline.console import Advance
 from pipeline.device import choose_devices
-from pipeline.embed.backbone import Architecture, Backbone, Precision
+from pipeline.embed.backbone import Backbone
 from pipeline.embed.engine import AnyEngine, Job, Keep, ignore_progress, keep_nothing
 from pipeline.embed.loading import EnginePlan
 from pipeline.embed.pooling import find_pooling
-from pipeline.embed.recipe import resolve_precision
 from pipeline.embed.tokens import DistinctTokens, find_distinct, load_tokenizer
 from pipeline.errors import DataError, SettingsError
 from pipeline.layers import resolve_layers
+from pipeline.recipe import Precision, resolve_precision
 from pipeline.store import Recipe, Rows
 
 Texts: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray

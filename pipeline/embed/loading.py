@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from pipeline.console import Advance
-from pipeline.embed.backbone import Backbone, Encoder, Precision
+from pipeline.embed.backbone import Backbone, Encoder
 from pipeline.embed.engine import AnyEngine, Engine, Job, Keep, ignore_progress, keep_nothing
 from pipeline.embed.families import find_family
 from pipeline.embed.tokens import Tokens
 from pipeline.errors import DeviceError
+from pipeline.recipe import Precision
 from pipeline.store import Rows
 
 # Tokens in one batch, by the type of device. On a CPU they are few, so that the activations of a

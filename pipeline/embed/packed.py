@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from pipeline.embed.attention import Attention, Packing, make_attention
-from pipeline.embed.backbone import Backbone, Precision
+from pipeline.embed.backbone import Backbone
 from pipeline.embed.linears import CompiledLinear, Linear, Norm, OneDnnLinear, PlainLinear
 from pipeline.onednn import has_onednn
+from pipeline.recipe import Precision
 
 
 class PackedEncoder(ABC):

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.architecture import Architecture
 from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import Settings
 from pipeline.console import count, format_bytes, say, show_progress, warn
 from pipeline.corpus.tables import TextReader, read_distinct_keys
-from pipeline.embed.backbone import Architecture
-from pipeline.embed.recipe import list_possible_precisions, make_recipe, resolve_precision
 from pipeline.errors import StoreError
-from pipeline.files import write_json
+from pipeline.files import add_hash, write_json
 from pipeline.project import Project
+from pipeline.recipe import list_possible_precisions, make_recipe, resolve_precision
 from pipeline.store import (
     CutTexts,
     Manifest,
@@ -219,7 +219,7 @@ def _warn_of_hollow(project: Project, rows: npt.NDArray[np.int64]) -> None:
 
 def _record_run(project: Project, kept: int, embedded: int) -> None:
     """Note what the run found in the store, for `pipeline cache info`."""
-    write_json(project.last_embed, {"kept": kept, "embedded": embedded})
+    write_json(project.last_embed, add_hash({"kept": kept, "embedded": embedded}))
 
 
 def _say_size(recipe: Recipe, texts: int) -> None:

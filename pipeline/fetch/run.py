@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.assets import Asset, check_files
+from pipeline.assets import Asset, check_files, write_assets
 from pipeline.config import FetchSettings, Settings, WantedAsset
 from pipeline.config_errors import suggest
 from pipeline.console import count, format_bytes, hide_in_url, say, warn
@@ -72,7 +72,7 @@ def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) ->
     resolved = {"dataset": dataset, **wanted, "backbone": backbone}
     for key, asset in resolved.items():
         say(f"{key:9} {asset.id}  ({asset.source})")
-    write_json(project.assets, {key: asset.to_record() for key, asset in resolved.items()})
+    write_assets(project.assets, resolved)
     _hint_at_dvc(project, resolved.values())
     return {key: asset.id for key, asset in resolved.items()}
 

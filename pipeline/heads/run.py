@@ -14,9 +14,10 @@ from pipeline.assets import Asset, read_assets
 from pipeline.config import HeadsSettings, Settings
 from pipeline.console import count, say, show_progress, show_table, warn
 from pipeline.corpus.classes import check_class_order
+from pipeline.corpus.identity import CorpusIdentity
 from pipeline.corpus.tables import LabelledRows, read_labelled_rows
 from pipeline.device import choose_devices
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError
 from pipeline.heads.choosing import list_scores
 from pipeline.heads.configurations import (
     Configuration,
@@ -30,6 +31,7 @@ from pipeline.heads.threads import choose_threads, shorten_spinning
 from pipeline.model.saved import Heads, History, SavedHead
 from pipeline.model.tasks import TASK_TYPES
 from pipeline.project import Project
+from pipeline.recipe import check_store
 from pipeline.store import Manifest, find_alike, read_manifest
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     check_search(tasks, settings.heads)
     manifest = read_manifest(project.embeddings)
     backbone = read_assets(project.assets)["backbone"]
-    _check_backbone(project, backbone, manifest)
+    check_store(project, settings.embed, manifest)
     configurations = list_configurations(settings.heads, manifest.layers)
     for idle in list_idle_settings(settings.heads, configurations):
         warn(idle)
@@ -66,7 +68,9 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     configurations = leave_out_kernels(configurations, len(parts[0]))
     logger = make_logger(settings.runtime.logger, project.logs)
     fit = _fit(project, settings, rows, parts, tasks, configurations, manifest)
-    describe_fit(settings, fit, backbone, manifest, configurations).save(project.heads)
+    corpus = rows.identity.select_tasks([task.name for task in tasks])
+    described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
+    described.save(project.heads)
     _show_summary(project, fit, configurations)
     if logger is not None:
         log_curves(logger, fit.heads)
@@ -78,16 +82,6 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
         "epochs": fit.epochs,
         "fit_seconds": round(fit.fit_seconds, 2),
     }
-
-
-def _check_backbone(project: Project, backbone: Asset, manifest: Manifest) -> None:
-    files = manifest.recipe["files"]
-    if any(backbone.files.get(name) != sha256 for name, sha256 in files.items()):
-        raise StageError(
-            f"{project.embeddings} holds vectors of {manifest.backbone}, but {project.assets} now "
-            f"names {backbone.id}",
-            hint="run `pipeline embed` first",
-        )
 
 
 def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]) -> None:
@@ -192,9 +186,18 @@ def describe_fit(
     fit: Fit,
     backbone: Asset,
     manifest: Manifest,
+    corpus: CorpusIdentity,
     configurations: Sequence[Configuration],
 ) -> Heads:
-    """A finished training run as heads that can be saved and used."""
+    """A finished training run as heads that can be saved and used.
+
+    :param settings: all settings.
+    :param fit: the training run.
+    :param backbone: the backbone that made the vectors.
+    :param manifest: the manifest of the store that holds them.
+    :param corpus: the rows and labels that the heads were trained on.
+    :param configurations: the configurations that were searched.
+    """
     return Heads(
         heads=tuple(_describe_head(head, configurations) for head in fit.heads),
         layers=tuple(sorted({layer for head in fit.heads for layer in head.configuration.layers})),
@@ -202,6 +205,7 @@ def describe_fit(
         backbone=backbone.to_record(),
         fingerprint=manifest.fingerprint,
         recipe=manifest.recipe,
+        corpus=corpus,
         features={
             "layers": sorted({layer for head in fit.heads for layer in head.configuration.layers}),
             "width": manifest.width,

@@ -17,8 +17,6 @@ REPLICATES = 1000
 _ENDS_PERCENT = (2.5, 97.5)
 _MOST_NUMBERS = 8_000_000  # in the counts of the replicates that are computed at once: 64 MB
 _MOST_RANKED_CLASSES = 20  # more would be ranked again in each replicate for minutes
-# Names that stand for averages in `f1_macro`, `f1_weighted`; a class may have the same name.
-_AVERAGES = ("macro", "weighted")
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,12 @@ class ClassScores:
     recall: float | None
     f1: float | None
 
+    def to_record(self) -> dict[str, float | int]:
+        """The scores as JSON; one that is undefined is not there."""
+        scores = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        defined = {metric: value for metric, value in scores.items() if value is not None}
+        return {**defined, "support": self.support}
+
 
 @dataclass(frozen=True)
 class PartScores:
@@ -62,22 +66,21 @@ class PartScores:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seeds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
-    def flatten(self) -> dict[str, float | int]:
-        """All values under one flat name each, as in ``metrics.json``."""
-        flat: dict[str, float | int] = {"rows": self.rows, **self.overall}
-        for scores in self.classes:
-            name = f"class_{scores.name}" if scores.name in _AVERAGES else scores.name
-            for metric in ("precision", "recall", "f1"):
-                value = getattr(scores, metric)
-                if value is not None:
-                    flat[f"{metric}_{name}"] = value
-            if self.rows:
-                flat[f"support_{name}"] = scores.support
-        for metric, (low, high) in self.intervals.items():
-            flat |= {f"{metric}_low": low, f"{metric}_high": high}
-        for metric, (mean, deviation) in self.seeds.items():
-            flat |= {f"{metric}_seed_mean": mean, f"{metric}_seed_deviation": deviation}
-        return flat
+    def to_record(self) -> dict[str, Any]:
+        """All scores as JSON, as in ``metrics.json``.
+
+        Metrics stand at the top. Scores of classes, ends of intervals and scores over seeds have
+        keys of their own, so that no name of a class can be that of another score.
+        """
+        record: dict[str, Any] = {"rows": self.rows, **self.overall}
+        nested = {
+            "classes": {of_class.name: of_class.to_record() for of_class in self.classes},
+            "intervals": {
+                m: {"low": low, "high": high} for m, (low, high) in self.intervals.items()
+            },
+            "seeds": {m: {"mean": mean, "deviation": d} for m, (mean, d) in self.seeds.items()},
+        }
+        return record | {key: scores for key, scores in nested.items() if scores and self.rows}
 
 
 def score_head(head: SavedHead, actual: npt.NDArray[Any], logits: Logits) -> PartScores:

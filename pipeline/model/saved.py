@@ -1,7 +1,9 @@
 """Saved heads: the only code that writes, reads and applies them.
 
 ``heads.safetensors`` holds the tensors, ``curves.csv`` the losses by epoch, and ``heads.json``,
-written last, describes both and states the hash of the tensors.
+written last, describes both and states their hashes and its own. Reading believes nothing: hashes
+tell a change by accident, and the checks of every value that is used one that was made with a right
+hash.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +21,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import TASK_NAME, TASK_NAME_CHARACTERS
+from pipeline.corpus.identity import CorpusIdentity
 from pipeline.errors import StageError
-from pipeline.files import format_json, hash_file, read_json, reading, write_together
+from pipeline.files import (
+    add_hash,
+    check_hash,
+    format_json,
+    hash_json,
+    read_json,
+    reading,
+    write_together,
+)
 from pipeline.model.decision import Decision, Logits
 from pipeline.model.tasks import TASK_TYPES, TaskType
 from pipeline.model.weights import (
@@ -119,6 +133,7 @@ class Heads:
     :param backbone: the entry of ``assets.json`` that the vectors were made with.
     :param fingerprint: the fingerprint of the store that the heads were trained on.
     :param recipe: what that fingerprint is the hash of.
+    :param corpus: the texts, the split and the labels that the heads were trained on.
     :param features: how vectors became features, for people.
     :param training: the settings that all heads share, for people.
     :param folder: the folder that they were read from; empty for heads that are not saved yet.
@@ -130,6 +145,7 @@ class Heads:
     backbone: Mapping[str, Any]
     fingerprint: str
     recipe: Mapping[str, Any]
+    corpus: CorpusIdentity
     features: Mapping[str, Any]
     training: Mapping[str, Any]
     folder: Path = Path()
@@ -144,44 +160,37 @@ class Heads:
             a tensor is not of the shape that ``heads.json`` tells; naming the file and, where it is
             one head's, the head.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        path, tensors_path = folder / _DESCRIPTION, folder / _TENSORS
-        record = read_json(path, stage=_STAGE)
-        with reading(tensors_path, _STAGE, SafetensorError):
-            tensors = load_file(tensors_path)
+        path = folder / _DESCRIPTION
+        record = _read_description(path)
+        tensors = _read_tensors(folder / _TENSORS, record)
+        histories = _read_curves(folder / _CURVES, record)
         with reading(path, _STAGE):
-            if record["format"] != FORMAT:
-                raise StageError(
-                    f"{path}: format {record['format']}, this version reads {FORMAT}", hint=_RETRAIN
-                )
-            if record.get("weights_sha256", hash_file(tensors_path)) != hash_file(tensors_path):
-                raise StageError(
-                    f"{tensors_path} is not the file that {path} tells of", hint=_RETRAIN
-                )
-            width = int(record["features"]["width"])
-            layers = tuple(int(layer) for layer in record["features"]["layers"])
-            histories = _read_curves(folder / _CURVES)
-            reader = _HeadReader(tensors_path, tensors, layers, width, histories)
-            search = record.get("search") or {}
+            if hash_json(record["recipe"]) != record["fingerprint"]:
+                raise ValueError("the fingerprint is not that of the recipe")
+            width, layers = _read_shape(record["features"])
+            reader = _HeadReader(folder / _TENSORS, tensors, layers, width, histories)
+            heads = tuple(
+                reader.read(name, entry, record["search"][name])
+                for name, entry in record["tasks"].items()
+            )
+            corpus = CorpusIdentity.from_record(record["corpus"])
+            if set(corpus.labels) != {head.name for head in heads}:
+                raise ValueError("the labels of the corpus are not those of the tasks")
             return cls(
-                heads=tuple(
-                    reader.read(name, entry, search.get(name, ()))
-                    for name, entry in record["tasks"].items()
-                ),
+                heads=heads,
                 layers=layers,
                 width=width,
                 backbone=dict(record["backbone"]),
                 fingerprint=record["fingerprint"],
-                recipe=dict(record.get("recipe") or record["backbone"]),
+                recipe=dict(record["recipe"]),
+                corpus=corpus,
                 features=record["features"],
                 training=dict(record["training"]),
                 folder=folder,
             )
 
     def save(self, folder: Path) -> None:
-        """Write tensors, curves, and last the description, whose hash ties the tensors to it.
+        """Write tensors, curves, and last the description, whose hashes tie them to it.
 
         :param folder: the folder to write to; what it holds stays until all is on the disk.
         :raises WriteError: if the disk does not take it.
@@ -195,25 +204,44 @@ class Heads:
                 tensors |= name_tensors(name, weights)
         for name, centers in kernels.items():
             tensors |= name_tensors(name, centers)
-        content = save(tensors)
+        content, curves = save(tensors), _format_curves(self.heads)
         description = {
             "format": FORMAT,
             "weights_sha256": hashlib.sha256(content).hexdigest(),
+            "curves_sha256": hashlib.sha256(curves).hexdigest(),
             "backbone": self.backbone,
             "fingerprint": self.fingerprint,
             "recipe": self.recipe,
+            "corpus": self.corpus.to_record(),
             "features": self.features,
             "tasks": {head.name: _describe_head(head, kernels) for head in self.heads},
-            "search": {head.name: list(head.search) for head in self.heads},
+            "search": {head.name: _replace_odd(list(head.search)) for head in self.heads},
             "training": self.training,
         }
         write_together(
             {
                 folder / _TENSORS: content,
-                folder / _CURVES: _format_curves(self.heads),
-                folder / _DESCRIPTION: format_json(description),
+                folder / _CURVES: curves,
+                folder / _DESCRIPTION: format_json(add_hash(description)),
             }
         )
+
+    def check_corpus(self, now: CorpusIdentity, path: Path) -> None:
+        """Make sure that a corpus is the one that the heads were trained on.
+
+        On another split or other labels, heads would be judged by rows that they trained on.
+
+        :param now: the identity of the corpus.
+        :param path: the file that it was read from, for the message.
+        :raises StageError: if it is not, saying what is different.
+        """
+        changes = self.corpus.list_changes(now)
+        if changes:
+            raise StageError(
+                f"{self.folder} was trained on another corpus than {path} holds: "
+                f"{'; '.join(changes)}",
+                hint=f"run `pipeline {_STAGE}`",
+            )
 
     def compute_logits(self, vectors: Floats) -> dict[str, list[Logits]]:
         """Run all heads over the vectors of some texts.
@@ -276,6 +304,93 @@ class Heads:
         return {f"kernel_{number}": centers for number, centers in enumerate(distinct.values())}
 
 
+def _read_description(path: Path) -> dict[str, Any]:
+    """The contents of ``heads.json``, as they were written.
+
+    :raises StageError: if the file is missing, damaged or of another version.
+    """
+    record = read_json(path, stage=_STAGE)
+    with reading(path, _STAGE):
+        if record["format"] != FORMAT:
+            raise StageError(
+                f"{path}: format {record['format']!r:.20}, this version reads {FORMAT}",
+                hint=_RETRAIN,
+            )
+        return check_hash(record)
+
+
+def _read_tensors(path: Path, record: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """The tensors that ``heads.json`` tells of: name → tensor."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    with reading(path, _STAGE, SafetensorError):
+        tensors: dict[str, npt.NDArray[Any]] = load(_read_file(path, record, "weights_sha256"))
+        return tensors
+
+
+def _read_file(path: Path, record: Mapping[str, Any], key: str) -> bytes:
+    """The bytes of a file whose hash ``heads.json`` states.
+
+    :param record: the contents of ``heads.json``.
+    :param key: the key of the hash.
+    :raises StageError: if it has another hash.
+    """
+    described = path.with_name(_DESCRIPTION)
+    with reading(described, _STAGE):
+        stated = record[key]
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != stated:
+        raise StageError(f"{path} is not the file that {described} tells of", hint=_RETRAIN)
+    return content
+
+
+def _read_shape(features: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """The width of a layer, and the numbers of the layers that heads may want.
+
+    :raises ValueError: if they cannot be those of a backbone; ``KeyError`` likewise.
+    """
+    width, layers = _take_whole(features, "width"), _take_layers(features)
+    if not width or list(layers) != sorted(layers):
+        raise ValueError(f"layers {list(layers)} of width {width}")
+    return width, layers
+
+
+def _take_whole(entry: Mapping[str, Any], key: str) -> int:
+    return _check_whole(entry[key], key)
+
+
+def _check_whole(value: Any, key: str) -> int:
+    """A whole number that is not negative.
+
+    :raises ValueError: if the value is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{key} is {value!r:.60}, not a whole number")
+    return value
+
+
+def _take_layers(entry: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of layers, each once.
+
+    :raises ValueError: if there are none, or one twice.
+    """
+    layers = tuple(_check_whole(layer, "a layer") for layer in entry["layers"])
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers {list(layers)}")
+    return layers
+
+
+def _take_number(value: Any, key: str) -> float:
+    """A finite number.
+
+    :raises ValueError: if the value is none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{key} is {value!r:.60}, not a number")
+    return float(value)
+
+
 class _HeadReader:
     """Makes heads of their entries in ``heads.json`` and of tensors.
 
@@ -313,18 +428,18 @@ class _HeadReader:
         :raises ValueError: if the entry cannot be that of a head; ``KeyError`` and ``TypeError``
             likewise.
         """
-        classes = tuple(str(name) for name in entry["classes"])
+        if not re.fullmatch(TASK_NAME, name) or len(name) > TASK_NAME_CHARACTERS:
+            raise ValueError(f"{name!r:.60} is no name of a task")
         if entry["type"] not in TASK_TYPES:
-            raise ValueError(f"{name}: no type {entry['type']!r}")
+            raise ValueError(f"{name}: no type {entry['type']!r:.60}")
         kind = TASK_TYPES[entry["type"]]
-        if len(classes) < kind.fewest_classes:
-            raise ValueError(f"{name}: {kind.name} with {len(classes)} classes")
-        layers = tuple(int(layer) for layer in entry["layers"])
-        if not layers or not set(layers) <= set(self._layers):
+        classes = _read_classes(name, entry, kind)
+        layers = _take_layers(entry)
+        if not set(layers) <= set(self._layers):
             raise ValueError(f"{name}: layers {list(layers)} of {list(self._layers)}")
-        seeds = tuple(int(seed) for seed in entry.get("seeds", (0,)))
-        if not seeds:
-            raise ValueError(f"{name}: no seeds")
+        seeds = tuple(_check_whole(seed, f"{name}: a seed") for seed in entry["seeds"])
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"{name}: seeds {list(seeds)}")
         return SavedHead(
             name=name,
             type=kind,
@@ -333,7 +448,7 @@ class _HeadReader:
             decision=_read_decision(name, entry, kind, len(classes)),
             weights=self._read_weights(name, seeds, entry, kind, len(classes), layers),
             seeds=seeds,
-            **_read_unit(name, entry),
+            **_read_unit(name, entry, kind),
             about={key: value for key, value in entry.items() if key not in _FIELDS},
             search=tuple(dict(row) for row in search),
             history=self._histories.get(name, History()),
@@ -366,14 +481,30 @@ class _HeadReader:
             raise StageError(f"{self._path}: {error}", hint=_RETRAIN) from error
 
 
+def _read_classes(name: str, entry: Mapping[str, Any], kind: TaskType) -> tuple[str, ...]:
+    """The classes of one head, from its entry in ``heads.json``.
+
+    :raises ValueError: if a head of its type cannot have these; ``TypeError`` likewise.
+    """
+    classes = tuple(entry["classes"])
+    if not all(isinstance(of_class, str) for of_class in classes):
+        raise TypeError(f"{name}: a class that is no text")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"{name}: a class that stands there twice")
+    is_fixed = kind.positive_class is not None or kind.fewest_classes == 0
+    if len(classes) < kind.fewest_classes or (is_fixed and len(classes) > kind.fewest_classes):
+        raise ValueError(f"{name}: {kind.name} with {len(classes)} classes")
+    return classes
+
+
 def _read_decision(name: str, entry: Mapping[str, Any], kind: TaskType, C: int) -> Decision:
     """How one head's logits become an answer, from its entry in ``heads.json``.
 
-    :raises ValueError: if its temperature is not above 0, or there is not one threshold for each
-        class that wants one; ``KeyError`` and ``TypeError`` likewise.
+    :raises ValueError: if its temperature is not above 0, or there is not one threshold from 0 to 1
+        for each class that wants one; ``KeyError`` and ``TypeError`` likewise.
     """
-    temperature = float(entry.get("temperature", 1.0))
-    if not 0 < temperature < float("inf"):
+    temperature = _take_number(entry["temperature"], f"{name}: temperature")
+    if temperature <= 0:
         raise ValueError(f"{name}: temperature {temperature}")
     if not kind.has_thresholds:
         return Decision(temperature)
@@ -381,18 +512,23 @@ def _read_decision(name: str, entry: Mapping[str, Any], kind: TaskType, C: int) 
     wanted = C if kind.positive_class is None else 1
     if len(given) != wanted:
         raise ValueError(f"{name}: {len(given)} thresholds, not {wanted}")
-    return Decision(temperature, tuple(float(threshold) for threshold in given))
+    thresholds = tuple(_take_number(threshold, f"{name}: threshold") for threshold in given)
+    if not all(0 <= threshold <= 1 for threshold in thresholds):
+        raise ValueError(f"{name}: threshold {given}, not from 0 to 1")
+    return Decision(temperature, thresholds)
 
 
-def _read_unit(name: str, entry: Mapping[str, Any]) -> dict[str, float]:
+def _read_unit(name: str, entry: Mapping[str, Any], kind: TaskType) -> dict[str, float]:
     """The centre and the spread of one head's labels, from its entry in ``heads.json``.
 
-    Heads that earlier versions saved have none: their weights hold both.
-
-    :raises ValueError: if the outputs would not be finite; ``TypeError`` likewise.
+    :returns: nothing for a type whose labels have no unit.
+    :raises ValueError: if the outputs would not be finite; ``KeyError`` likewise.
     """
-    center, spread = float(entry.get("center", 0.0)), float(entry.get("spread", 1.0))
-    if not np.isfinite(center) or not 0 < spread < float("inf"):
+    if not kind.has_unit:
+        return {}
+    center = _take_number(entry["center"], f"{name}: center")
+    spread = _take_number(entry["spread"], f"{name}: spread")
+    if spread <= 0:
         raise ValueError(f"{name}: center {center}, spread {spread}")
     return {"center": center, "spread": spread}
 
@@ -417,7 +553,20 @@ def _describe_head(head: SavedHead, kernels: Mapping[str, Centers]) -> dict[str,
     entry |= {"temperature": head.decision.temperature, "layers": list(head.layers)}
     if head.type.has_unit:
         entry |= {"center": head.center, "spread": head.spread}
-    return entry | dict(head.about) | {"seeds": list(head.seeds)}
+    about: dict[str, Any] = _replace_odd(dict(head.about))
+    return entry | about | {"seeds": list(head.seeds)}
+
+
+def _replace_odd(value: Any) -> Any:
+    """A value with null for each number that is not finite, which JSON has no word for.
+
+    A configuration that came to nothing has such a loss.
+    """
+    if isinstance(value, Mapping):
+        return {key: _replace_odd(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_odd(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _format_curves(heads: Sequence[SavedHead]) -> bytes:
@@ -434,11 +583,15 @@ def _format_curves(heads: Sequence[SavedHead]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
-def _read_curves(path: Path) -> dict[str, History]:
-    """Losses by epoch of each task in ``curves.csv``."""
+def _read_curves(path: Path, record: Mapping[str, Any]) -> dict[str, History]:
+    """Losses by epoch of each task in ``curves.csv``.
+
+    :param record: the contents of ``heads.json``.
+    """
     lines: dict[str, list[tuple[int, float, float]]] = {}
-    with reading(path, _STAGE), path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
+    with reading(path, _STAGE, csv.Error):
+        text = _read_file(path, record, "curves_sha256").decode("utf-8")
+        for line in csv.DictReader(io.StringIO(text, newline="")):
             losses = float(line["train_loss"]), float(line["validation_loss"])
             lines.setdefault(line["task"], []).append((int(line["epoch"]), *losses))
     return {task: History(*zip(*sorted(of_task), strict=True)) for task, of_task in lines.items()}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 # The version of the format of heads.json and of the tensors beside it.
-FORMAT = 3
+FORMAT = 4
 # Coordinates are clipped to ±60,000 before they are rounded to float16, whose largest number is
 # 65,504: a larger one would become infinite.
 MAX_COORDINATE = 60_000.0

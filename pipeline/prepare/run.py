@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.config import PrepareSettings, Settings, normalize_value
+from pipeline.config import LabelSettings, PrepareSettings, Settings, normalize_value
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.columns import ColumnChoice
-from pipeline.corpus.keys import hash_keys, hash_texts
+from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
+from pipeline.corpus.keys import hash_texts
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
-from pipeline.corpus.tables import PARTS, TEXTS_HASH, encode_labels
+from pipeline.corpus.tables import (
+    PARTS,
+    describe_label,
+    describe_rows,
+    describe_texts,
+    encode_labels,
+    write_table,
+)
 from pipeline.corpus.texts import fold_text, is_blank
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
@@ -91,7 +98,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     keys = hash_texts(corpus.texts)
     alike = hash_texts([fold_text(text) for text in corpus.texts])
     split = split_rows(alike, corpus.labels, own.split)
-    _write_corpus(project, corpus, keys, split)
+    _write_corpus(project, corpus, keys, split, own.labels)
     _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split)
     return {
         "rows": len(corpus.texts),
@@ -291,53 +298,63 @@ def _list_rows(reasons: Mapping[int, str]) -> str:
 
 
 def _write_corpus(
-    project: Project, corpus: LabelledTexts, keys: Sequence[bytes], split: npt.NDArray[np.int8]
+    project: Project,
+    corpus: LabelledTexts,
+    keys: Sequence[bytes],
+    split: npt.NDArray[np.int8],
+    settings: Mapping[str, LabelSettings],
 ) -> None:
-    """Write both files, or neither: one of them alone would not fit the other."""
-    import pyarrow.parquet as pq
+    """Write both files, or neither: one of them alone would not fit the other.
 
+    :param settings: task → the settings of its label.
+    """
+    import pyarrow as pa
+
+    exact = pa.array(keys, pa.binary(16))
     with write_aside(project.texts) as file:
-        pq.write_table(
-            _make_texts_table(corpus, keys), file, compression="zstd", row_group_size=_GROUP_ROWS
-        )
+        write_table(_make_texts_table(corpus, exact), file, _GROUP_ROWS)
         # A full disk shows here, while neither has its name yet.
         file.flush()
         os.fsync(file.fileno())
         with write_aside(project.labels) as labels_file:
-            pq.write_table(_make_labels_table(corpus, keys, split), labels_file, compression="zstd")
+            write_table(_make_labels_table(corpus, exact, split, settings), labels_file)
 
 
-def _make_texts_table(corpus: LabelledTexts, keys: Sequence[bytes]) -> pa.Table:
+def _make_texts_table(corpus: LabelledTexts, keys: pa.Array) -> pa.Table:
     import pyarrow as pa
 
-    return pa.table(
+    table = pa.table(
         {
             "row": pa.array(corpus.rows),
             "text": pa.array(corpus.texts, pa.string()),
-            "key": pa.array(keys, pa.binary(16)),
+            "key": keys,
         }
     )
+    return table.replace_schema_metadata(describe_texts(keys))
 
 
 def _make_labels_table(
-    corpus: LabelledTexts, keys: Sequence[bytes], split: npt.NDArray[np.int8]
+    corpus: LabelledTexts,
+    keys: pa.Array,
+    split: npt.NDArray[np.int8],
+    settings: Mapping[str, LabelSettings],
 ) -> pa.Table:
     import pyarrow as pa
 
     fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
     columns = [pa.array(corpus.rows), pa.array([PARTS[part] for part in split])]
+    identities = {}
     for name, task in corpus.labels.items():
-        classes = json.dumps(task.classes, ensure_ascii=False)
-        about = {"classes": classes} | ({"kind": task.kind} if task.kind != "class" else {})
         columns.append(encode_labels(task.values, task.kind))
+        about = describe_label(task.classes, task.kind)
         fields.append(pa.field(name, columns[-1].type, metadata=about))
-        for score, values in task.scores.items():
+        values = hash_labels(task.kind, task.classes, task.values)
+        identities[name] = LabelIdentity(values, settings[name].model_dump(mode="json"))
+        for score, numbers in task.scores.items():
             fields.append(pa.field(score, pa.float64()))
-            columns.append(pa.array(values))
-    # This hash ties the two files together: if a kill comes between their renames, the new texts
-    # must not be read with the old labels.
-    tie = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
-    return pa.table(columns, schema=pa.schema(fields, metadata=tie))
+            columns.append(pa.array(numbers))
+    metadata = describe_rows(CorpusIdentity.measure(keys, split, identities))
+    return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
 
 
 def _show_summary(

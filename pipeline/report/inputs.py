@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,14 @@ import numpy.typing as npt
 from pipeline.assets import Asset
 from pipeline.corpus.tables import PARTS, LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
-from pipeline.files import read_json, reading
+from pipeline.files import check_hash, hash_file, read_json, reading
 from pipeline.model.decision import Ints
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
 from pipeline.store import find_alike
 
+METRICS = "metrics.json"
+CHECKSUMS = "SHA256SUMS"
 REPORTED_PARTS = (*PARTS, "test_unseen")
 TIMED_STAGES = ("fetch", "prepare", "embed", "train-heads")
 _RELABEL = "run `pipeline prepare`, then `pipeline train-heads`"
@@ -63,16 +66,17 @@ def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
 
     :param project: the project whose stage ``prepare`` wrote them.
     :param heads: the heads to be scored.
-    :raises StageError: if a file is missing or damaged, or a task's labels are not those that its
-        head was trained on.
+    :raises StageError: if a file is missing or damaged, or texts, split or a task's labels are not
+        those that its head was trained on.
     """
     rows = read_labelled_rows(project)
+    labels = {head.name: _take_labels(project, rows, head) for head in heads.heads}
+    heads.check_corpus(rows.identity, project.labels)
     coded = rows.keys.dictionary_encode()
     codes = coded.indices.to_numpy().astype(np.int64)
     parts = {part: rows.select(part) for part in PARTS}
     alike = find_alike(project.embeddings, coded.dictionary, heads.fingerprint)[codes]
     parts["test_unseen"] = parts["test"][~np.isin(alike[parts["test"]], alike[parts["train"]])]
-    labels = {head.name: _take_labels(project, rows, head) for head in heads.heads}
     return ScoredRows(
         keys=coded.dictionary,
         codes=codes,
@@ -103,14 +107,6 @@ def _take_labels(project: Project, rows: LabelledRows, head: SavedHead) -> TaskL
             f"head in {project.heads} was trained on {', '.join(head.classes)}",
             hint=_RELABEL,
         )
-    if labels.kind == "class":
-        bad = np.flatnonzero((labels.values < -1) | (labels.values >= len(head.classes)))
-        if len(bad):
-            raise StageError(
-                f"{project.labels}: {head.name} is {labels.values[bad[0]]} in row {bad[0]:,}, "
-                f"not a class index from 0 to {len(head.classes) - 1}",
-                hint="run `pipeline prepare` again",
-            )
     return labels
 
 
@@ -125,7 +121,9 @@ def check_heads(project: Project, backbone: Asset, heads: Heads, fingerprint: st
     """
     with reading(project.heads, "train-heads"):
         for head in heads.heads:
-            int(head.about["best_epoch"]), float(head.about["validation_loss"])
+            _check_about(head.about)
+        if not isinstance(heads.training.get("judged_rows", 0), int):
+            raise TypeError("judged_rows is no whole number")
         trained_on = dict(heads.recipe["files"]).items()
     if heads.fingerprint != fingerprint:
         raise StageError(
@@ -141,6 +139,18 @@ def check_heads(project: Project, backbone: Asset, heads: Heads, fingerprint: st
         )
 
 
+def _check_about(about: Mapping[str, Any]) -> None:
+    """Make sure that the page can tell what ``heads.json`` says of a head for people.
+
+    :raises TypeError: if it cannot; ``KeyError`` and ``ValueError`` likewise.
+    """
+    int(about["best_epoch"]), float(about["validation_loss"])
+    if not isinstance(about.get("configuration"), dict | None):
+        raise TypeError("configuration is no mapping")
+    if not isinstance(about.get("metric", ""), str):
+        raise TypeError("metric is no name")
+
+
 def read_timings(project: Project) -> list[dict[str, Any]]:
     """Read what the earlier stages took, in their order; those without a record are left out.
 
@@ -151,8 +161,9 @@ def read_timings(project: Project) -> list[dict[str, Any]]:
     for stage in TIMED_STAGES:
         path = project.timings / f"{stage}.json"
         if path.exists():
-            record = read_json(path, stage=stage)
+            content = read_json(path, stage=stage)
             with reading(path, stage):
+                record = check_hash(content, is_required=False)
                 timings.append(
                     {
                         "stage": stage,
@@ -164,15 +175,31 @@ def read_timings(project: Project) -> list[dict[str, Any]]:
     return timings
 
 
+def format_checksums(contents: Mapping[str, bytes]) -> bytes:
+    """The hashes of the report's files, in the form that ``sha256sum --check`` reads.
+
+    :param contents: name → content.
+    """
+    lines = [f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in sorted(contents)]
+    return "".join(lines).encode("utf-8")
+
+
 def read_metrics(project: Project) -> dict[str, dict[str, dict[str, Any]]]:
     """Read the figures of the last report: part → task → metric → value.
 
     :param project: the project that the report is of.
-    :raises StageError: if there is none, or its file is damaged.
+    :raises StageError: if there is none, or its file is not the one that was written.
     """
-    path = project.report / "metrics.json"
+    path, checksums = project.report / METRICS, project.report / CHECKSUMS
     metrics = read_json(path, stage="report")
+    with reading(checksums, "report"):
+        stated = {
+            line.partition("  ")[2]: line.partition("  ")[0]
+            for line in checksums.read_text("utf-8").splitlines()
+        }
     with reading(path, "report"):
+        if stated.get(METRICS) != hash_file(path):
+            raise ValueError(f"it is not the file that {checksums} tells of")
         return {
             part: {task: dict(values) | {"rows": values["rows"]} for task, values in tasks.items()}
             for part, tasks in metrics.items()

@@ -17,10 +17,14 @@ from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores, bootstrap_intervals, rank_classes, score_head
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
+from pipeline.recipe import check_store
 from pipeline.report.inputs import (
+    CHECKSUMS,
+    METRICS,
     REPORTED_PARTS,
     ScoredRows,
     check_heads,
+    format_checksums,
     read_metrics,
     read_scored_rows,
     read_timings,
@@ -33,7 +37,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK_TEXTS = 16_384
-_METRICS = "metrics.json"
+_SUMMARY = "summary.json"
+_SUMMARY_METRICS = 2  # of each task: `dvc metrics show` has a column for each
 _PLOTS = "plots"
 _PAGE = "report.html"
 _SHOWN = ("accuracy", "f1", "f1_macro", "roc_auc", "mean_absolute_error", "r2")
@@ -50,6 +55,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     assets = read_assets(project.assets)
     heads = Heads.load(project.heads)
     manifest = read_manifest(project.embeddings)
+    check_store(project, settings.embed, manifest)
     check_heads(project, assets["backbone"], heads, manifest.fingerprint)
     rows = read_scored_rows(project, heads)
     timings = read_timings(project)
@@ -67,20 +73,21 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
             scores=scores,
             curves=curves,
             timings=timings,
-            files=[_METRICS, *(f"{_PLOTS}/{name}" for name in files)],
+            files=[METRICS, _SUMMARY, *(f"{_PLOTS}/{name}" for name in files)],
         )
     )
     metrics = {
-        part: {task: of_task.flatten() for task, of_task in tasks.items()}
+        part: {task: of_task.to_record() for task, of_task in tasks.items()}
         for part, tasks in scores.items()
     }
-    write_together(
-        {
-            **{project.report / _PLOTS / name: content for name, content in files.items()},
-            project.report / _METRICS: format_json(metrics),
-            project.report / _PAGE: page.encode("utf-8"),
-        }
-    )
+    contents = {
+        **{f"{_PLOTS}/{name}": content for name, content in files.items()},
+        METRICS: format_json(metrics),
+        _SUMMARY: format_json(summarize(heads, scores["test"])),
+        _PAGE: page.encode("utf-8"),
+    }
+    contents[CHECKSUMS] = format_checksums(contents)
+    write_together({project.report / name: content for name, content in contents.items()})
     _remove_other_plots(project.report / _PLOTS, files)
     _show_summary(project, assets["backbone"], metrics)
     return {"rows": len(rows.codes), "distinct_texts": len(rows.keys), "heads": len(logits)}
@@ -175,6 +182,27 @@ def trace_curves(
         rankings = rank_classes(head, actual, logits[head.name][0][rows.codes[chosen]])
         traced[head.name] = TaskCurves(trace_roc(rankings), trace_precision_recall(rankings))
     return traced
+
+
+def summarize(
+    heads: Heads, scores: Mapping[str, PartScores]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The few figures that ``dvc metrics show`` prints: the test part's, by task.
+
+    :param heads: the heads.
+    :param scores: task → scores on the test part.
+    :returns: part → task → metric → value, of the first headline metrics of each type of task.
+    """
+    return {
+        "test": {
+            head.name: {
+                metric: scores[head.name].overall[metric]
+                for metric in head.type.headline[:_SUMMARY_METRICS]
+                if metric in scores[head.name].overall
+            }
+            for head in heads.heads
+        }
+    }
 
 
 def _remove_other_plots(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
-from pipeline.files import format_json, write_bytes
+from pipeline.files import add_hash, check_hash, format_json, hash_json, parse_json, write_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +78,7 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the contents in canonical JSON."""
-        return _hash_json(self.contents)
+        return hash_json(self.contents)
 
     @property
     def text_bytes(self) -> int:
@@ -152,11 +150,6 @@ def name_layer(layer: int) -> str:
     return f"layer_{layer:02}"
 
 
-def _hash_json(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
 def read_manifest_file(path: Path) -> Manifest | None:
     """Read a manifest, of which nothing is believed before its hash and its form are checked.
 
@@ -183,14 +176,13 @@ def parse_manifest(raw: bytes, *besides: str) -> Manifest:
     :raises StoreError: if they are not those of a manifest; the message names no file.
     """
     try:
-        content = json.loads(raw)
+        content = parse_json(raw)
         if content["format"] != FORMAT:
             raise StoreError(
                 f"format {content['format']}, this version reads {FORMAT}",
                 hint="run `pipeline embed`, which makes the store anew",
             )
-        if content.pop("sha256") != _hash_json(content):
-            raise ValueError("its contents do not have the hash that it states")
+        content = check_hash(content)
         for key in besides:
             content.pop(key, None)
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
@@ -228,7 +220,7 @@ def _check_form(manifest: Manifest) -> None:
         raise ValueError("it has no recipe")
     if not isinstance(manifest.recipe.get("files", {}), dict):
         raise ValueError("its recipe names no files")
-    if manifest.fingerprint != _hash_json(manifest.recipe):
+    if manifest.fingerprint != hash_json(manifest.recipe):
         raise ValueError("its fingerprint is not that of its recipe")
     if manifest.fidelity is not None and not all(
         isinstance(manifest.fidelity[key], int | float) for key in _FIDELITY
@@ -262,12 +254,11 @@ def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
     :param **besides: further keys and their values.
     :returns: JSON.
     """
-    # Through JSON once, so that the hash is over what a reader will find.
-    content = json.loads(json.dumps(asdict(manifest) | besides))
+    content = asdict(manifest) | besides
     for shard in content["shards"]:
         if shard["lengths"] is None:  # so that manifests of earlier versions stay as they are
             del shard["lengths"]
-    return format_json(content | {"sha256": _hash_json(content)})
+    return format_json(add_hash(content))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

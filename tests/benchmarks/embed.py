@@ -33,11 +33,11 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
+from pipeline.architecture import Architecture
 from pipeline.assets import read_assets
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
 from pipeline.device import choose_devices
-from pipeline.embed.backbone import Architecture
 from pipeline.embed.loading import TOKEN_BUDGET
 from pipeline.embed.tokens import load_tokenizer
 from pipeline.onednn import has_onednn

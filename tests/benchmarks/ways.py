@@ -23,9 +23,9 @@ import tokenizers
 import torch
 import transformers
 
+from pipeline.architecture import Architecture
 from pipeline.config import parse_settings
 from pipeline.embed import run
-from pipeline.embed.backbone import Architecture
 from pipeline.embed.batches import plan_batches
 from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.loading import EnginePlan

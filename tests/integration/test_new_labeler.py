@@ -87,7 +87,7 @@ def own(project: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_runs_from_settings_to_report(own: Path, cli: Cli) -> None:
     run_stages(cli, "fetch", "prepare", "embed", "train-heads", "report")
     assets = json.loads(Project(own).assets.read_text())
-    assert list(assets) == ["dataset", "fillers", "backbone"]
+    assert list(assets) == ["dataset", "fillers", "backbone", "sha256"]
     assert assets["fillers"]["path"] == "fillers.txt"
     lengths = [
         len(" ".join(word for word in text.split() if word not in FILLERS)) for text in TEXTS

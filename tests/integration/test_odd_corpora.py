@@ -129,7 +129,7 @@ def test_a_class_that_only_training_rows_have(learn: Callable[..., str], head: s
         **HEADS[head],
     )
     assert read_heads()["kind.weight"].shape == (3, 42 if head == "kernel" else WIDTH)
-    assert read_metrics()["validation"]["kind"]["support_c"] == 0
+    assert read_metrics()["validation"]["kind"]["classes"]["c"]["support"] == 0
 
 
 @pytest.mark.parametrize("head", HEADS)

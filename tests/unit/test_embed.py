@@ -14,9 +14,10 @@ import torch
 import transformers
 from torch.nn import functional
 
+from pipeline.architecture import Architecture
 from pipeline.device import choose_devices
 from pipeline.embed.attention import Packing
-from pipeline.embed.backbone import Architecture, Backbone
+from pipeline.embed.backbone import Backbone
 from pipeline.embed.engine import Engine
 from pipeline.embed.families import find_family
 from pipeline.embed.families.bert import PackedBert

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -269,3 +271,97 @@ def test_scratch_in_use_is_known_by_its_lock_and_not_by_its_times(
     assert list(tmp_path.iterdir()) == [young]
     with files.stage_folder(tmp_path) as staged:
         assert files.is_in_use(staged)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"\xff{}", "can't decode"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b'{"a":' * 33 + b"1" + b"}" * 33, "nested too deeply"),
+        (b'{"a": 1e999}', "1e999 is not a number"),
+        (b'{"a": -Infinity}', "-Infinity is not a number"),
+        (b"[NaN]", "NaN is not a number"),
+        (b"[" + b"9" * 5_000 + b"]", "digits"),
+        (rb'{"a": "\ud800"}', "surrogates not allowed"),
+        (rb'{"\uDFFF": 1}', "surrogates not allowed"),
+    ],
+)
+def test_json_that_no_stage_writes_is_one_message(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        files.parse_json(content, finite=True)
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=f"^{path}: damaged, not JSON .*{message}") as caught:
+        files.read_json(path, stage="fetch")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint == "run `pipeline fetch` again"
+
+
+def test_json_is_what_it_says(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, True, {"ü": "\U0001f600"}], "b": {"c": [[[]]]}}
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        assert files.parse_json(text.encode()) == value
+    assert files.parse_json(b"[" * 32 + b"]" * 32) == json.loads("[" * 32 + "]" * 32)
+
+
+def test_a_record_states_the_hash_of_its_contents() -> None:
+    record = {"b": [1.5, "ü"], "a": {"d": None, "c": 2}, "t": (1, 2)}
+    hashed = files.add_hash(record)
+    # Sorted keys, no blanks, ASCII: written out here.
+    canonical = b'{"a":{"c":2,"d":null},"b":[1.5,"\\u00fc"],"t":[1,2]}'
+    assert hashed["sha256"] == hashlib.sha256(canonical).hexdigest()
+    assert files.check_hash(hashed) == {**record, "t": [1, 2]}
+    assert files.check_hash(json.loads(files.format_json(hashed))) == {**record, "t": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"a": 2}, {"a": True}, {"c": 1}, {"sha256": "0" * 64}, {"sha256": None}, {"a": 1.0}],
+)
+def test_a_changed_record_is_refused(change: dict[str, object]) -> None:
+    hashed = files.add_hash({"a": 1, "b": 2})
+    with pytest.raises(ValueError, match="do not have the hash that it states"):
+        files.check_hash({**hashed, **change})
+    with pytest.raises(ValueError, match="do not have the hash that it states"):
+        files.check_hash({**hashed, **change}, is_required=False)
+
+
+def test_a_record_without_a_hash_is_taken_only_where_earlier_versions_wrote_such() -> None:
+    assert files.check_hash({"a": 1}, is_required=False) == {"a": 1}
+    with pytest.raises(KeyError, match="sha256"):
+        files.check_hash({"a": 1})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RecursionError("deep"),
+        MemoryError("large"),
+        OverflowError("far"),
+        IndexError("short"),
+        OSError(errno.EINVAL, "an offset of the file"),
+        OSError("a library's own"),
+    ],
+)
+def test_whatever_a_damaged_file_raises_is_one_message(tmp_path: Path, error: Exception) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    with (
+        pytest.raises(StageError, match=f"^{path}: damaged") as caught,
+        files.reading(path, "embed"),
+    ):
+        raise error
+    assert caught.value.hint == "run `pipeline embed` again"
+
+
+def test_a_paragraph_of_a_library_becomes_a_line(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as caught, files.reading(tmp_path / "file", "embed"):
+        raise ValueError("first\n  second " + "x" * 1000)
+    assert caught.value.message.startswith(f"{tmp_path}/file: damaged (first second xxx")
+    assert len(caught.value.message) < 400 + len(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from pipeline.corpus.identity import CorpusIdentity, LabelIdentity
 from pipeline.errors import StageError
 from pipeline.model.decision import Decision
 from pipeline.model.saved import Heads, History, SavedHead
@@ -35,6 +37,11 @@ SHAPES = {
     "multilabel": (3, 3),
     "regression": (1, 1),
 }
+RECIPE = {"files": {"model.safetensors": "ab" * 32}, "pooling": "mean"}
+# The hash of the recipe in canonical JSON, written out.
+FINGERPRINT = hashlib.sha256(
+    b'{"files":{"model.safetensors":"' + b"ab" * 32 + b'"},"pooling":"mean"}'
+).hexdigest()
 THRESHOLDS = {"binary": (0.3,), "multilabel": (0.3, 0.5, 0.9)}
 
 
@@ -93,14 +100,20 @@ def make_head(
     )
 
 
+def make_corpus(*tasks: str) -> CorpusIdentity:
+    labels = {task: LabelIdentity("4" * 64, {"column": task}) for task in tasks}
+    return CorpusIdentity(12, "1" * 64, "2" * 64, labels)
+
+
 def make_heads(*heads: SavedHead) -> Heads:
     return Heads(
         heads=heads,
         layers=LAYERS,
         width=WIDTH,
         backbone={"id": "acme/first", "files": {"model.safetensors": "ab" * 32}},
-        fingerprint="f" * 64,
-        recipe={"files": {"model.safetensors": "ab" * 32}, "pooling": "mean"},
+        fingerprint=FINGERPRINT,
+        recipe=RECIPE,
+        corpus=make_corpus(*(head.name for head in heads)),
         features={"layers": list(LAYERS), "width": WIDTH, "standardized": True},
         training={"max_epochs": 5, "patience": None},
     )
@@ -148,8 +161,8 @@ def test_heads_of_every_kind_survive_a_round_trip(
     (read,) = loaded.heads
     given = {name: getattr(head, name) for name in head.__dataclass_fields__ if name != "weights"}
     assert {name: getattr(read, name) for name in given} == given
-    for name in ("layers", "width", "backbone", "fingerprint", "recipe", "features", "training"):
-        assert getattr(loaded, name) == getattr(heads, name)
+    for name in set(heads.__dataclass_fields__) - {"heads", "folder"}:
+        assert getattr(loaded, name) == getattr(heads, name), name
     found = loaded.compute_logits(vectors)["task"]
     assert len(found) == len(seeds)
     for logits, weights, exact in zip(
@@ -197,29 +210,30 @@ def test_numbers_far_from_zero_keep_their_digits(tmp_path: Path, vectors: np.nda
     np.testing.assert_allclose((found - 1.7e18) / 3e9, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_regression_of_an_earlier_version_has_its_unit_in_its_weights(
-    tmp_path: Path, vectors: np.ndarray
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spread": 0}, "hours: center -3.5, spread 0"),
+        ({"spread": -1}, "hours: center -3.5, spread -1"),
+        ({"center": float("inf")}, "Infinity is not a number"),
+        ({"center": "0"}, "hours: center is '0', not a number"),
+        ({"center": None}, "hours: center is None, not a number"),
+    ],
+)
+def test_a_unit_that_gives_no_numbers_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    head = make_head("hours", "regression")
-    make_heads(head).save(tmp_path)
-    path = tmp_path / "heads.json"
-    record = json.loads(path.read_text("utf-8"))
-    for key in ("center", "spread"):
-        del record["tasks"]["hours"][key]
-    path.write_text(json.dumps(record), "utf-8")
-    (found,) = Heads.load(tmp_path).compute_logits(vectors)["hours"]
-    expected = compute_by_hand(replace(head, center=0, spread=1), head.weights[0], vectors)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(("key", "value"), [("spread", 0), ("spread", -1), ("center", 1e999)])
-def test_a_unit_that_gives_no_numbers_is_refused(tmp_path: Path, key: str, value: float) -> None:
     make_heads(make_head("hours", "regression")).save(tmp_path)
-    path = tmp_path / "heads.json"
-    record = json.loads(path.read_text("utf-8"))
-    record["tasks"]["hours"][key] = value
-    path.write_text(json.dumps(record), "utf-8")
-    with pytest.raises(StageError, match=r"heads.json: .*hours: center"):
+    _edit(lambda record: record["tasks"]["hours"].update(change))(tmp_path)
+    with pytest.raises(StageError, match=f"heads.json: .*{message}"):
+        Heads.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["center", "spread", "temperature", "seeds", "layers", "classes"])
+def test_an_entry_that_lacks_what_every_run_writes_is_refused(tmp_path: Path, key: str) -> None:
+    make_heads(make_head("hours", "regression")).save(tmp_path)
+    _edit(lambda record: record["tasks"]["hours"].pop(key))(tmp_path)
+    with pytest.raises(StageError, match=f"heads.json: damaged .*{key}"):
         Heads.load(tmp_path)
 
 
@@ -246,18 +260,48 @@ def test_logits_that_are_no_numbers_are_refused(tmp_path: Path, vectors: np.ndar
         Heads.load(tmp_path).compute_logits(vectors)
 
 
-def _edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
+def _edit(change: Callable[[dict], object], *, hashed: bool = True) -> Callable[[Path], None]:
+    """Change ``heads.json`` and, as one who wants to be believed would, its hash."""
+
     def apply(folder: Path) -> None:
         path = folder / "heads.json"
         content = json.loads(path.read_text())
+        del content["sha256"]
+        stated = hash_canonically(content)
         change(content)
+        content["sha256"] = hash_canonically(content) if hashed else stated
         path.write_text(json.dumps(content))
 
     return apply
 
 
-def _edit_task(**changes: object) -> Callable[[Path], None]:
-    return _edit(lambda record: record["tasks"]["task"].update(changes))
+def hash_canonically(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _edit_task(*, hashed: bool = True, **changes: object) -> Callable[[Path], None]:
+    return _edit(lambda record: record["tasks"]["task"].update(changes), hashed=hashed)
+
+
+def _rename_task(name: str) -> Callable[[Path], None]:
+    def change(record: dict) -> None:
+        for table in (record["tasks"], record["search"], record["corpus"]["labels"]):
+            table[name] = table.pop("task")
+
+    return _edit(change)
+
+
+def _write_hashed(name: str, content: bytes) -> Callable[[Path], None]:
+    """Other bytes, of which ``heads.json`` states the hash."""
+    key = {"curves.csv": "curves_sha256", "heads.safetensors": "weights_sha256"}[name]
+
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+        found = hashlib.sha256(content).hexdigest()
+        _edit(lambda record: record.update({key: found}))(folder)
+
+    return apply
 
 
 def _write(name: str, content: bytes) -> Callable[[Path], None]:
@@ -274,14 +318,15 @@ def _swap_tensors(folder: Path) -> None:
 
 
 def _edit_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
-    """Other tensors, of which ``heads.json`` does not state the hash."""
+    """Other tensors, of which ``heads.json`` states the hash."""
 
     def apply(folder: Path) -> None:
         path = folder / "heads.safetensors"
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path)
-        _edit(lambda record: record.pop("weights_sha256"))(folder)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        _edit(lambda record: record.update(weights_sha256=found))(folder)
 
     return apply
 
@@ -299,18 +344,55 @@ def _edit_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (_write("heads.json", b"{"), "heads.json", "damaged, not JSON"),
         (_write("heads.json", b"[]"), "heads.json", "damaged"),
         (_write("heads.json", b"{}"), "heads.json", "damaged .*format"),
-        (_write("curves.csv", b"epoch,task\n1,task\n"), "curves.csv", "damaged"),
-        (_write("curves.csv", b"\xff\xfe"), "curves.csv", "damaged"),
-        (_write("heads.safetensors", b"short"), "heads.safetensors", "damaged"),
+        (_write("heads.json", b"[" * 100_000 + b"]" * 100_000), "heads.json", "nested too deeply"),
+        (_write("heads.json", b'{"format":' + b"9" * 9_999 + b"}"), "heads.json", "not JSON"),
+        (_write("heads.json", b'{"format": 1e999}'), "heads.json", "1e999 is not a number"),
+        (_write("heads.json", b'{"format": NaN}'), "heads.json", "NaN is not a number"),
+        (_write("curves.csv", b"epoch,task\n1,task\n"), "curves.csv", "is not the file that"),
+        (_write("heads.safetensors", b"short"), "heads.safetensors", "is not the file that"),
+        (_write_hashed("curves.csv", b"epoch,task\n1,task\n"), "curves.csv", "damaged"),
+        (_write_hashed("curves.csv", b"\xff\xfe"), "curves.csv", "damaged"),
+        (_write_hashed("curves.csv", b'task\n"' + b"a" * 200_000), "curves.csv", "damaged"),
+        (_write_hashed("heads.safetensors", b"short"), "heads.safetensors", "damaged"),
         (_swap_tensors, "heads.safetensors", "is not the file that .*heads.json tells of"),
-        (_edit(lambda r: r.update(format=2)), "heads.json", "format 2, this version reads 3"),
+        (_edit(lambda r: r.update(format=3)), "heads.json", "format 3, this version reads 4"),
+        (_edit_task(threshold=0.31, hashed=False), "heads.json", "do not have the hash"),
+        (_edit(lambda r: r.pop("weights_sha256")), "heads.json", "damaged .*weights_sha256"),
+        (_edit(lambda r: r.pop("curves_sha256")), "heads.json", "damaged .*curves_sha256"),
+        (_edit(lambda r: r.pop("corpus")), "heads.json", "damaged .*corpus"),
+        (_edit(lambda r: r["corpus"].update(keys=1)), "heads.json", "keys is 1, not a hash"),
+        (_edit(lambda r: r["corpus"]["labels"].clear()), "heads.json", "not those of the tasks"),
         (_edit(lambda r: r.pop("fingerprint")), "heads.json", "damaged .*fingerprint"),
+        (_edit(lambda r: r.update(fingerprint="f" * 64)), "heads.json", "not that of the recipe"),
+        (_edit(lambda r: r["features"].update(width=0)), "heads.json", "of width 0"),
+        (_edit(lambda r: r["features"].update(width=True)), "heads.json", "width is True"),
+        (_edit(lambda r: r["features"].update(layers=[3, 0, 6])), "heads.json", "layers"),
+        (_edit(lambda r: r["features"].update(layers=[0, 3, 3.5])), "heads.json", "a layer is 3.5"),
+        (_rename_task("../../outside"), "heads.json", "'../../outside' is no name of a task"),
+        (_rename_task("task\n"), "heads.json", "is no name of a task"),
+        (_rename_task(""), "heads.json", "is no name of a task"),
         (_edit_task(type="ranking"), "heads.json", "task: no type 'ranking'"),
+        (_edit_task(type=["binary"]), "heads.json", "damaged"),
         (_edit_task(classes=["ham"]), "heads.json", "binary with 1 classes"),
+        (_edit_task(classes=["a", "b", "c"]), "heads.json", "binary with 3 classes"),
+        (_edit_task(classes=["ham", "ham"]), "heads.json", "a class that stands there twice"),
+        (_edit_task(classes=["ham", 1]), "heads.json", "a class that is no text"),
         (_edit_task(layers=[0, 5]), "heads.json", r"layers \[0, 5\] of \[0, 3, 6\]"),
-        (_edit_task(layers=[]), "heads.json", r"layers \[\] of"),
-        (_edit_task(seeds=[]), "heads.json", "no seeds"),
+        (_edit_task(layers=[]), "heads.json", r"layers \[\]"),
+        (_edit_task(layers=[0, 0]), "heads.json", r"layers \[0, 0\]"),
+        (_edit_task(layers=[-1]), "heads.json", "a layer is -1"),
+        (_edit_task(seeds=[]), "heads.json", r"seeds \[\]"),
+        (_edit_task(seeds=[4, 4]), "heads.json", r"seeds \[4, 4\]"),
+        (_edit_task(seeds=["../4"]), "heads.json", r"a seed is '\.\./4'"),
         (_edit_task(temperature=0), "heads.json", "temperature 0"),
+        (_edit_task(temperature=-1.5), "heads.json", "temperature -1.5"),
+        (_edit_task(temperature=float("nan")), "heads.json", "NaN is not a number"),
+        (_edit_task(temperature=float("inf")), "heads.json", "Infinity is not a number"),
+        (_edit_task(temperature=10**400), "heads.json", "damaged"),
+        (_edit_task(temperature="1"), "heads.json", "temperature is '1', not a number"),
+        (_edit_task(threshold=1.5), "heads.json", "not from 0 to 1"),
+        (_edit_task(threshold=-0.1), "heads.json", "not from 0 to 1"),
+        (_edit_task(threshold=True), "heads.json", "threshold is True, not a number"),
         (_edit_task(threshold=[0.1, 0.2]), "heads.json", "2 thresholds, not 1"),
         (_edit_task(threshold="high"), "heads.json", "damaged .*high"),
         (_edit_task(seeds=[4, 5]), "heads.safetensors", "task.seed_5.weight: no such tensor"),
@@ -336,9 +418,51 @@ def test_damaged_files_are_one_message_each(
     assert "pipeline train-heads" in (caught.value.hint or "")
 
 
+def test_a_description_without_its_hash_is_not_believed(tmp_path: Path) -> None:
+    make_heads(make_head("task", "binary")).save(tmp_path)
+    content = json.loads((tmp_path / "heads.json").read_text())
+    assert content.pop("sha256") == hash_canonically(content)
+    (tmp_path / "heads.json").write_text(json.dumps(content))
+    with pytest.raises(StageError, match=r"heads\.json: damaged .*sha256"):
+        Heads.load(tmp_path)
+
+
+def test_a_loss_that_is_no_number_is_saved_as_none(tmp_path: Path) -> None:
+    """A configuration that came to nothing has such a loss; JSON has no word for it."""
+    found = {"score": 0.0, "held_out_loss": float("inf"), "layers": (0, 3)}
+    head = replace(make_head("task", "binary"), search=(found,), about={"deep": [float("nan")]})
+    make_heads(head).save(tmp_path)
+    (read,) = Heads.load(tmp_path).heads
+    assert read.search == ({"score": 0.0, "held_out_loss": None, "layers": [0, 3]},)
+    assert read.about == {"deep": [None]}
+
+
+def test_another_corpus_is_refused_in_words(tmp_path: Path) -> None:
+    make_heads(make_head("task", "binary")).save(tmp_path)
+    heads, path = Heads.load(tmp_path), tmp_path / "labels.parquet"
+    same = make_corpus("task", "more")
+    heads.check_corpus(same, path)
+    other = LabelIdentity("5" * 64, {"column": "other"})
+    for now, message in (
+        (replace(same, keys="9" * 64, rows=13), r"other texts \(12 rows, now 13\)$"),
+        (replace(same, keys="9" * 64), "other texts$"),
+        (replace(same, split="9" * 64), "another split$"),
+        (replace(same, labels={}), "labels task, which are gone$"),
+        (
+            replace(same, labels={"task": other}, split="9" * 64),
+            r'another split; other labels task \(column "task", now "other"\)$',
+        ),
+        (replace(same, labels={"task": replace(other, settings=None)}), "other labels task$"),
+    ):
+        with pytest.raises(StageError, match=message) as caught:
+            heads.check_corpus(now, path)
+        assert str(tmp_path) in caught.value.message
+        assert caught.value.hint == "run `pipeline train-heads`"
+
+
 def test_files_of_two_savings_do_not_read_as_one(tmp_path: Path) -> None:
     make_heads(make_head("task", "binary")).save(tmp_path / "old")
-    make_heads(make_head("other task", "binary")).save(tmp_path / "new")
+    make_heads(make_head("other_task", "binary")).save(tmp_path / "new")
     (tmp_path / "old" / "heads.json").replace(tmp_path / "new" / "heads.json")
     with pytest.raises(StageError, match="is not the file that"):
         Heads.load(tmp_path / "new")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,13 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from sklearn.metrics import classification_report
 
 from pipeline.config import Settings
-from pipeline.corpus.keys import hash_keys
-from pipeline.corpus.tables import TEXTS_HASH
+from pipeline.corpus.tables import read_labelled_rows
 from pipeline.errors import PipelineError, StageError
+from pipeline.files import add_hash, hash_json
+from pipeline.model.decision import Decision
+from pipeline.model.saved import Heads, History, SavedHead
+from pipeline.model.tasks import TASK_TYPES
+from pipeline.model.weights import HeadWeights
 from pipeline.project import Project
 from pipeline.report import run
 from pipeline.report.run import run_report, show_report
@@ -45,12 +50,13 @@ ROWS = 120
 
 def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
     """Write what the earlier stages write, in the working directory; two classes make a binary
-    task. Every tenth row repeats the text of row 0, which is in the training part."""
+    task. Every tenth row repeats the text of row 0, which is in the training part.
+
+    Texts and labels are written as version 0.1.0 did, which stated no identity."""
     generator = np.random.default_rng(0)
     texts = [f"text {0 if row % 10 == 0 else row}" for row in range(rows)]
     keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     vectors = write_store(list(dict.fromkeys(keys)), generator)
-    Project().heads.mkdir(parents=True)
     Project().assets.write_text(
         json.dumps({"dataset": DATASET, "lexicon": LEXICON, "backbone": BACKBONE})
     )
@@ -59,65 +65,100 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
     ]
     fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
     columns: list[object] = [list(range(rows)), split]
-    tensors, about, curves = {}, {}, ["epoch,task,train_loss,validation_loss"]
+    heads = []
     for name, classes in tasks.items():
-        K = 1 if len(classes) == 2 else len(classes)
-        weight = generator.standard_normal((K, D)).astype(np.float32)
-        tensors |= {f"{name}.weight": weight, f"{name}.bias": np.zeros(K, np.float32)}
+        outputs = 1 if len(classes) == 2 else len(classes)
+        weight = generator.standard_normal((outputs, D)).astype(np.float32)
+        heads.append(make_head(name, classes, HeadWeights(weight, np.zeros(outputs, np.float32))))
         logits = np.array([vectors[key] for key in keys]) @ weight.T
-        right = (logits[:, 0] > 0).astype(int) if K == 1 else logits.argmax(axis=1)
+        right = (logits[:, 0] > 0).astype(int) if outputs == 1 else logits.argmax(axis=1)
         labels = np.where(
             generator.random(rows) < 0.7, right, generator.integers(0, len(classes), rows)
         )
         metadata = {"classes": json.dumps(list(classes))}
         fields.append(pa.field(name, pa.int32(), metadata=metadata))
         columns.append(labels.tolist())
-        about[name] = {
-            "type": "binary" if K == 1 else "multiclass",
-            "classes": list(classes),
-            **({"threshold": 0.5} if K == 1 else {}),
-            "temperature": 2.0,
-            "layers": list(LAYERS),
-            "metric": "f1_macro",
-            "loss_weight": 1.0,
-            "class_weights": None,
-            "best_epoch": 2,
-            "validation_loss": 0.4,
-        }
-        curves += [f"{epoch},{name},{1 / epoch},{1.2 / epoch}" for epoch in (1, 2, 3)]
     pq.write_table(
         pa.table({"row": range(rows), "text": texts, "key": pa.array(keys, pa.binary(16))}),
         Project().texts,
     )
     arrays = [pa.array(c, f.type) for c, f in zip(columns, fields, strict=True)]
-    tie = {TEXTS_HASH: hash_keys(pa.array(keys, pa.binary(16)))}
+    tie = {"texts_sha256": hashlib.sha256(b"".join(keys)).hexdigest()}
     pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), Project().labels)
-    save_file(tensors, Project().heads / "heads.safetensors")
-    description = {
-        "format": 3,
-        "backbone": BACKBONE,
-        "fingerprint": read_manifest(Project().embeddings).fingerprint,
-        "features": {"layers": list(LAYERS), "width": WIDTH, "standardized": True},
-        "tasks": about,
-        "training": {"learning_rate": 0.001, "patience": None, "keep": "best", "epochs_run": 3},
-    }
-    (Project().heads / "heads.json").write_text(json.dumps(description))
-    (Project().heads / "curves.csv").write_text("\n".join(curves) + "\n")
+    save_heads(heads)
+
+
+def make_head(name: str, classes: Sequence[str], weights: HeadWeights) -> SavedHead:
+    binary = len(classes) == 2
+    return SavedHead(
+        name=name,
+        type=TASK_TYPES["binary" if binary else "multiclass"],
+        classes=tuple(classes),
+        layers=LAYERS,
+        decision=Decision(2.0, (0.5,) if binary else None),
+        weights=(weights,),
+        about={
+            "metric": "f1_macro",
+            "loss_weight": 1.0,
+            "class_weights": None,
+            "best_epoch": 2,
+            "validation_loss": 0.4,
+        },
+        history=History((1, 2, 3), (1, 1 / 2, 1 / 3), (1.2, 0.6, 0.4)),
+    )
+
+
+def save_heads(heads: Sequence[SavedHead]) -> None:
+    """Save heads as trained on the labels that there are now."""
+    manifest = read_manifest(Project().embeddings)
+    corpus = read_labelled_rows(Project()).identity
+    Heads(
+        heads=tuple(heads),
+        layers=LAYERS,
+        width=WIDTH,
+        backbone=BACKBONE,
+        fingerprint=manifest.fingerprint,
+        recipe=manifest.recipe,
+        corpus=corpus.select_tasks([head.name for head in heads]),
+        features={"layers": list(LAYERS), "width": WIDTH, "standardized": True},
+        training={"learning_rate": 0.001, "patience": None, "keep": "best", "epochs_run": 3},
+    ).save(Project().heads)
+
+
+def retrain(*tasks: str) -> None:
+    """Save the same heads as trained on the labels that there are now.
+
+    :param tasks: the heads to keep; all if none is named.
+    """
+    kept = Heads.load(Project().heads).heads
+    save_heads([head for head in kept if not tasks or head.name in tasks])
 
 
 def write_store(keys: list[bytes], generator: np.random.Generator) -> dict[bytes, np.ndarray]:
-    recipe = Recipe("acme/second", {"layers": [0, 1, 2]}, (0, 1, 2), WIDTH, "float32")
-    vectors = generator.standard_normal((len(keys), 3, WIDTH)).astype(np.float32)
+    contents = {
+        "algorithm": 1,
+        "files": BACKBONE["files"],
+        "max_tokens": 128,
+        "pooling": "mean",
+        "layers": [0, 1, 2],
+        "precision": "float32",
+        "dtype": "float16",
+    }
+    recipe = Recipe("acme/second", contents, (0, 1, 2), WIDTH, "float16")
+    vectors = generator.standard_normal((len(keys), 3, WIDTH)).astype(np.float16)
     update = StoreUpdate(Project().embeddings, recipe, pa.array(keys, pa.binary(16)))
     update.write_shard(0, Rows(np.ones(len(keys), np.int32), vectors))
     update.commit()
-    return dict(zip(keys, vectors[:, LAYERS].reshape(len(keys), -1), strict=True))
+    read = vectors[:, LAYERS].astype(np.float32)
+    return dict(zip(keys, read.reshape(len(keys), -1), strict=True))
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file, and its hash if it states one."""
     content = json.loads(path.read_text())
+    stated = content.pop("sha256", None)
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(add_hash(content) if stated else content))
 
 
 def read_report() -> dict[str, bytes]:
@@ -161,7 +202,8 @@ def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
             assert found["rows"] == chosen.sum()
             assert found["f1_macro"] == pytest.approx(expected["macro avg"]["f1-score"])
             for class_name in classes:
-                assert found[f"f1_{class_name}"] == pytest.approx(expected[class_name]["f1-score"])
+                of_class = found["classes"][class_name]
+                assert of_class["f1"] == pytest.approx(expected[class_name]["f1-score"])
     assert details["rows"] == ROWS
     assert details["heads"] == 2
 
@@ -197,7 +239,9 @@ def test_plots_hold_what_dvc_draws(two_tasks: Path) -> None:
     assert sum(row["actual"] == row["predicted"] for row in rows) / len(rows) == pytest.approx(
         metrics["accuracy"]
     )
-    assert {row["actual"] for row in rows} == {n for n in HOSTILE if metrics[f"support_{n}"]}
+    assert {row["actual"] for row in rows} == {
+        n for n in HOSTILE if metrics["classes"][n]["support"]
+    }
     with (plots / "roc" / "spam.csv").open(newline="") as file:
         points = [
             (float(p["false_positive_rate"]), float(p["true_positive_rate"]))
@@ -215,7 +259,7 @@ def test_plots_of_tasks_that_are_no_more_are_removed(two_tasks: Path) -> None:
     plots = Project().report / "plots"
     (plots / "old_kind").mkdir()
     (plots / "old_kind" / "spam.csv").write_text("a\n")
-    edit_json(Project().heads / "heads.json", lambda heads: heads["tasks"].pop("kind"))
+    retrain("spam")
     run_report(Project(), Settings())
     assert {path.name for path in plots.rglob("*.csv")} == {"spam.csv"}
     assert not (plots / "old_kind").exists()
@@ -297,10 +341,25 @@ def test_the_summary_can_be_shown_again(
     assert re.search(r"test_unseen\s+kind\s+\d+ ", first)
 
 
-@pytest.mark.parametrize("content", ["[]", '{"test": {"spam": {"f1": 1}}}', "{"])
-def test_a_summary_of_damaged_metrics_is_one_message(two_tasks: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "hashed"),
+    [
+        ("[]", True),
+        ('{"test": {"spam": {"f1": 1}}}', True),
+        ("{", True),
+        ('{"test": {"spam": {"rows": 30, "f1": 1}}}', False),
+        ('{"test": {"spam": {"rows": 1e999}}}', True),
+        ("[" * 100_000, True),
+    ],
+)
+def test_a_summary_of_damaged_metrics_is_one_message(
+    two_tasks: Path, content: str, hashed: bool
+) -> None:
     run_report(Project(), Settings())
     (Project().report / "metrics.json").write_text(content)
+    if hashed:
+        found = hashlib.sha256(content.encode()).hexdigest()
+        (Project().report / "SHA256SUMS").write_text(f"{found}  metrics.json\n")
     with pytest.raises(StageError, match=r"metrics\.json: damaged") as caught:
         show_report(Project())
     assert caught.value.hint == "run `pipeline report` again"
@@ -308,7 +367,12 @@ def test_a_summary_of_damaged_metrics_is_one_message(two_tasks: Path, content: s
 
 def test_damaged_timings_are_one_message(two_tasks: Path) -> None:
     Project().timings.mkdir()
-    for record in ({"stage": "embed"}, {"wall_seconds": 1, "details": "long"}, []):
+    for record in (
+        {"stage": "embed"},
+        {"wall_seconds": 1, "details": "long"},
+        [],
+        {"wall_seconds": 25.1, "sha256": "0" * 64},
+    ):
         (Project().timings / "embed.json").write_text(json.dumps(record))
         with pytest.raises(StageError, match=r"embed\.json: damaged") as caught:
             run_report(Project(), Settings())
@@ -340,6 +404,7 @@ def test_a_part_of_one_class_has_no_auc_and_no_nan(project: Path) -> None:
     table = pq.read_table(Project().labels)
     none = pa.array(np.zeros(ROWS, np.int32))
     pq.write_table(table.set_column(2, table.schema.field(2), none), Project().labels)
+    retrain()
     run_report(Project(), Settings())
     text = (Project().report / "metrics.json").read_text()
     metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
@@ -353,6 +418,7 @@ def test_an_empty_part_is_reported_as_such(project: Path) -> None:
     table = pq.read_table(Project().labels)
     split = ["train" if part == "test" else part for part in table["split"].to_pylist()]
     pq.write_table(table.set_column(1, "split", pa.array(split)), Project().labels)
+    retrain()
     run_report(Project(), Settings())
     metrics = json.loads((Project().report / "metrics.json").read_text())
     assert metrics["test"] == {"spam": {"rows": 0}, "kind": {"rows": 0}}
@@ -393,6 +459,34 @@ def _drop_label(name: str) -> Callable[[], None]:
     return change
 
 
+def _change_labels(column: str, values: list[object]) -> Callable[[], None]:
+    def change() -> None:
+        table = pq.read_table(Project().labels)
+        index = table.column_names.index(column)
+        field = table.schema.field(index)
+        table = table.set_column(index, field, pa.array(values, field.type))
+        pq.write_table(table, Project().labels)
+
+    return change
+
+
+def _change_recipe() -> None:
+    """Heads of another store, whose description is right in itself."""
+    heads = Heads.load(Project().heads)
+    recipe = {**heads.recipe, "max_tokens": 64}
+    replace(heads, recipe=recipe, fingerprint=hash_json(recipe)).save(Project().heads)
+
+
+def _change_backbone() -> None:
+    files = {"model.safetensors": "ef" * 32}
+    edit_json(Project().assets, lambda assets: assets["backbone"].update(files=files))
+
+
+def _add_task(record: dict) -> None:
+    for table in (record["tasks"], record["search"], record["corpus"]["labels"]):
+        table["new"] = table["spam"]
+
+
 def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
     return lambda: edit_json(Project().heads / "heads.json", change)
 
@@ -400,16 +494,20 @@ def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_edit_heads(lambda h: h.update(fingerprint="f" * 64)), "trained on other vectors"),
+        (_change_recipe, "trained on other vectors"),
         (_edit_heads(lambda h: h.update(weights_sha256="0" * 64)), "is not the file that"),
         (_edit_heads(lambda h: h["tasks"]["spam"].update(layers=[2])), r"spam.weight"),
         (_edit_heads(lambda h: h["tasks"]["spam"].update(classes=["spam", "ham"])), "classes"),
-        (_edit_heads(lambda h: h["tasks"].update(new=h["tasks"]["spam"])), "new.weight"),
-        (_edit_heads(lambda h: h["backbone"]["files"].update({"x": "1"})), "other files"),
-        (_edit_heads(lambda h: h.update(format=4)), "format 4"),
+        (_edit_heads(_add_task), "new.weight"),
+        (_edit_heads(lambda h: h.update(format=5)), "format 5"),
         (_drop_label("kind"), "no labels 'kind'"),
         (_edit_heads(lambda h: h["tasks"]["spam"].pop("best_epoch")), "damaged .*best_epoch"),
-        (_edit_heads(lambda h: h["backbone"].pop("files")), "damaged .*files"),
+        (_edit_heads(lambda h: h["tasks"]["spam"].update(metric=1)), "damaged .*metric"),
+        (
+            _edit_heads(lambda h: h["tasks"]["spam"].update(configuration=[1])),
+            "damaged .*configuration",
+        ),
+        (_edit_heads(lambda h: h["training"].update(judged_rows="all")), "damaged .*judged_rows"),
         (_edit_heads(lambda h: h["tasks"]["spam"].update(layers=[1])), r"layers \[1\] of \[0, 2\]"),
         (
             _edit_heads(
@@ -417,6 +515,9 @@ def _edit_heads(change: Callable[[dict], object]) -> Callable[[], None]:
             ),
             "kind is a label of the kind class; its head .* of the kind tags",
         ),
+        (_change_labels("split", ["train"] * ROWS), "another corpus .*: another split$"),
+        (_change_labels("spam", [1] * ROWS), "another corpus .*: other labels spam$"),
+        (_change_backbone, "holds vectors of acme/second, but .* names acme/second with other"),
     ],
 )
 def test_files_of_different_runs_are_refused(
@@ -431,12 +532,66 @@ def test_files_of_different_runs_are_refused(
     assert read_report() == before
 
 
+@pytest.mark.parametrize(
+    ("embed", "message"),
+    [
+        ({"max_tokens": 64}, "made with embed.max_tokens 128, which is 64 now"),
+        (
+            {"dtype": "float32", "max_tokens": 9},
+            "made with embed.max_tokens 128, which is 9 now, and with embed.dtype float16, which "
+            "is float32 now",
+        ),
+        ({"precision": "bfloat16"}, "made with embed.precision float32, which is bfloat16 now"),
+    ],
+)
+def test_vectors_of_other_settings_are_refused(
+    two_tasks: Path, embed: dict[str, object], message: str
+) -> None:
+    run_report(Project(), Settings())
+    before = read_report()
+    with pytest.raises(StageError) as caught:
+        run_report(Project(), Settings.model_validate({"embed": embed}))
+    assert caught.value.message == f"{Project().embeddings} holds vectors {message}"
+    assert caught.value.hint == "run `pipeline embed` first"
+    assert read_report() == before
+
+
+def test_labels_that_no_head_uses_may_change(two_tasks: Path) -> None:
+    retrain("kind")
+    run_report(Project(), Settings())
+    before = read_report()
+    _change_labels("spam", [1] * ROWS)()
+    run_report(Project(), Settings())
+    assert read_report() == before
+    _drop_label("spam")()
+    run_report(Project(), Settings())
+    assert read_report() == before
+
+
+def test_the_checksums_are_those_of_the_files(two_tasks: Path) -> None:
+    run_report(Project(), Settings())
+    files = read_report()
+    lines = files.pop("SHA256SUMS").decode().splitlines()
+    assert lines == [f"{hashlib.sha256(files[name]).hexdigest()}  {name}" for name in sorted(files)]
+
+
+def test_the_summary_for_dvc_holds_a_few_figures_of_the_test_part(two_tasks: Path) -> None:
+    run_report(Project(), Settings())
+    metrics = json.loads((Project().report / "metrics.json").read_text())["test"]
+    assert json.loads((Project().report / "summary.json").read_text()) == {
+        "test": {
+            "spam": {name: metrics["spam"][name] for name in ("accuracy", "f1")},
+            "kind": {name: metrics["kind"][name] for name in ("accuracy", "f1_macro")},
+        }
+    }
+
+
 def test_a_failure_in_the_middle_changes_nothing(
     two_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_report(Project(), Settings())
     before = read_report()
-    edit_json(Project().heads / "heads.json", lambda heads: heads["tasks"].pop("kind"))
+    retrain("spam")
     monkeypatch.setattr(run, "render_page", lambda content: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_report(Project(), Settings())

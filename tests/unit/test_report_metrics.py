@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +19,12 @@ from sklearn.metrics import (
 )
 
 from pipeline.model.decision import Decision, compute_softmax
-from pipeline.model.evaluation import PartScores, rank_classes, score_head
+from pipeline.model.evaluation import (
+    PartScores,
+    bootstrap_intervals,
+    rank_classes,
+    score_head,
+)
 from pipeline.model.metrics import Ranking
 from pipeline.model.saved import SavedHead
 from pipeline.model.tasks import TASK_TYPES
@@ -58,15 +65,16 @@ def test_scores_are_those_of_scikit_learn(classes: int) -> None:
     names = [f"class {index}" for index in range(classes)]
     actual, logits = make_rows(300, classes)
     binary = classes == 2
-    flat = score_part(actual, logits, names, 0.5 if binary else None).flatten()
+    flat = score_part(actual, logits, names, 0.5 if binary else None).to_record()
 
     predicted = (logits[:, 0] > 0).astype(int) if binary else logits.argmax(axis=1)
     report = classification_report(actual, predicted, target_names=names, output_dict=True)
-    for name in names:
+    assert list(flat["classes"]) == names
+    for name, of_class in flat["classes"].items():
         for metric in ("precision", "recall"):
-            assert flat[f"{metric}_{name}"] == pytest.approx(report[name][metric])
-        assert flat[f"f1_{name}"] == pytest.approx(report[name]["f1-score"])
-        assert flat[f"support_{name}"] == report[name]["support"]
+            assert of_class[metric] == pytest.approx(report[name][metric])
+        assert of_class["f1"] == pytest.approx(report[name]["f1-score"])
+        assert of_class["support"] == report[name]["support"]
     assert flat["rows"] == 300
     assert flat["accuracy"] == pytest.approx(accuracy_score(actual, predicted))
     assert flat["precision_macro"] == pytest.approx(report["macro avg"]["precision"])
@@ -106,17 +114,18 @@ def test_class_1_only_above_the_threshold(threshold: float, expected: list[int])
 
 def test_no_predicted_positives_is_a_precision_of_zero() -> None:
     actual = np.array([0, 0, 1])
-    flat = score_part(actual, np.full((3, 1), -5.0), ["ham", "spam"], 0.5).flatten()
-    assert flat["precision"] == flat["recall"] == flat["f1"] == flat["precision_spam"] == 0
+    flat = score_part(actual, np.full((3, 1), -5.0), ["ham", "spam"], 0.5).to_record()
+    assert flat["precision"] == flat["recall"] == flat["f1"] == 0
+    assert flat["classes"]["spam"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
     assert flat["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_what_one_class_leaves_undefined_is_left_out() -> None:
-    flat = score_part(np.zeros(4, int), np.full((4, 1), -5.0), ["ham", "spam"], 0.5).flatten()
-    assert flat["accuracy"] == flat["f1_macro"] == flat["f1_ham"] == 1
-    assert flat["support_spam"] == 0
-    assert not {"f1", "f1_spam", "roc_auc", "average_precision"} & set(flat)
-    only_spam = score_part(np.ones(4, int), np.full((4, 1), 5.0), ["ham", "spam"], 0.5).flatten()
+    flat = score_part(np.zeros(4, int), np.full((4, 1), -5.0), ["ham", "spam"], 0.5).to_record()
+    assert flat["accuracy"] == flat["f1_macro"] == flat["classes"]["ham"]["f1"] == 1
+    assert flat["classes"]["spam"] == {"support": 0}
+    assert not {"f1", "roc_auc", "average_precision"} & set(flat)
+    only_spam = score_part(np.ones(4, int), np.full((4, 1), 5.0), ["ham", "spam"], 0.5).to_record()
     assert only_spam["average_precision"] == only_spam["f1"] == 1
     assert "roc_auc" not in only_spam
 
@@ -124,15 +133,43 @@ def test_what_one_class_leaves_undefined_is_left_out() -> None:
 @pytest.mark.parametrize(("width", "threshold"), [(1, 0.5), (2, None)])
 def test_an_empty_part_has_no_scores(width: int, threshold: float | None) -> None:
     empty = score_part(np.empty(0, int), np.empty((0, width), np.float32), ["a", "b"], threshold)
-    assert empty.flatten() == {"rows": 0}
+    assert empty.to_record() == {"rows": 0}
 
 
-def test_a_class_named_like_an_average_does_not_hide_it() -> None:
-    actual = np.array([0, 0, 1, 1, 1])
-    flat = score_part(actual, np.eye(2)[[0, 1, 1, 1, 1]] * 9, ["macro", "weighted"], None).flatten()
-    first, second = flat["f1_class_macro"], flat["f1_class_weighted"]
-    assert first == pytest.approx(2 / 3)
-    assert flat["f1_macro"] == pytest.approx((first + second) / 2)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["macro", "weighted"],
+        ["low", "high"],
+        ["micro", "macro"],
+        ["classes", "intervals"],
+        ["f1", "rows"],
+        ["a.b", "a"],
+        ["", "sha256"],
+        ["f1_macro", "f1_low"],
+    ],
+)
+def test_no_name_of_a_class_hides_another_score(names: list[str]) -> None:
+    actual, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 1])
+    head, logits = make_head(names, None), np.eye(2)[predicted] * 9
+    scores = replace(
+        score_head(head, actual, logits),
+        intervals=bootstrap_intervals(head, actual, logits),
+        seeds={"accuracy": (0.5, 0.25)},
+    )
+    record = json.loads(json.dumps(scores.to_record()))
+    # Of class 0 one of two rows is found, of class 1 all three among four answers.
+    assert record["classes"] == {
+        names[0]: {"precision": 1, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
+        names[1]: {"precision": 0.75, "recall": 1, "f1": pytest.approx(6 / 7), "support": 3},
+    }
+    assert record["rows"] == 5
+    assert record["accuracy"] == pytest.approx(4 / 5)
+    assert record["f1_macro"] == pytest.approx((2 / 3 + 6 / 7) / 2)
+    interval = record["intervals"]["f1_macro"]
+    assert set(interval) == {"low", "high"}
+    assert 0 <= interval["low"] <= record["f1_macro"] <= interval["high"] <= 1
+    assert record["seeds"] == {"accuracy": {"mean": 0.5, "deviation": 0.25}}
 
 
 def test_probabilities_of_extreme_logits_are_finite() -> None:
@@ -169,7 +206,7 @@ def test_a_class_without_rows_has_no_curve() -> None:
 def test_equal_scores_are_passed_together(decimals: int) -> None:
     actual, logits = make_rows(400, 2, seed=decimals)
     rounded = np.round(logits, decimals)
-    flat = score_part(actual, rounded, ["ham", "spam"], 0.5).flatten()
+    flat = score_part(actual, rounded, ["ham", "spam"], 0.5).to_record()
     assert flat["roc_auc"] == pytest.approx(roc_auc_score(actual, rounded))
     assert flat["average_precision"] == pytest.approx(average_precision_score(actual, rounded))
 

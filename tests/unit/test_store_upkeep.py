@@ -18,6 +18,7 @@ import pytest
 
 from pipeline import cache_commands
 from pipeline.errors import LockedError, StoreError, WriteError
+from pipeline.files import hash_json
 from pipeline.project import Project
 from pipeline.store import (
     Recipe,
@@ -137,7 +138,7 @@ def test_a_manifest_of_another_form_is_damaged_though_its_hash_is_right(
     path = folder / "manifest.json"
     content = json.loads(path.read_bytes()) | change
     del content["sha256"]
-    content["sha256"] = layout._hash_json(content)
+    content["sha256"] = hash_json(content)
     path.write_text(json.dumps(content))
     with pytest.raises(StoreError, match=r"manifest\.json: damaged"):
         read_manifest(folder)
