@@ -221,7 +221,6 @@ def read_json(path: Path, *, stage: str) -> Any:
     :raises StageError: if it is missing or not JSON.
     :raises ReadError: if it cannot be read.
     """
-    number = _parse_finite if finite else None
     try:
         return parse_json(read_bounded(path))
     except FileNotFoundError as error:
