@@ -403,6 +403,7 @@ def _run_pip(command: Sequence[str], environment: dict[str, str], scratch: Path)
                     pace.check(measure_folder(scratch))
         except BaseException:
             process.kill()
+            process.wait()  # Popen itself does not wait for it after Ctrl-C
             raise
 
 
