@@ -304,6 +304,11 @@ class _DelimitedFile:
                 f"lines {list_lines(found.several)}; quotes also stand within texts, first in line "
                 f"{found.bare:,}, so look whether these are rows of their own"
             )
+        elif found.plain and found.joins and not found.shows_quoting:
+            warn(
+                f"{self.path}: rows of several lines, as a double quote opens and closes later: "
+                f"lines {list_lines(found.joins)}; with prepare.quoting: none each line is a row"
+            )
 
     def mention_oddities(self, table: _Table) -> None:
         """Name what was read in one of two ways that both make sense and differ in the texts."""

@@ -101,6 +101,11 @@ class Evidence:
         return not (self.has_unquoted_rows or self.has_unquoted_words)
 
     @property
+    def shows_quoting(self) -> bool:
+        """Whether cells of one line are as only who encloses cells in quotes writes them."""
+        return bool(self.doubled or self.needed or self.all_quoted)
+
+    @property
     def is_whole(self) -> bool:
         """Whether every row has its cells, and every quote closes where a cell ends."""
         return not (self.wrong_width or self.unclosed or self.broken)
@@ -247,7 +252,7 @@ def is_number(text: str) -> bool:
 def find_joined_rows(
     joins: Sequence[Join], samples: Sequence[Sequence[str]], dialect: Dialect
 ) -> list[Join]:
-    """The joins that look like rows of their own: their other cells are as those of other rows.
+    """The joins that look like several rows: their other cells are as those of other rows.
 
     A line of a text that happens to hold as many delimiters as a row is rarely that: where it has a
     label, it would have to name one of the classes.
@@ -299,10 +304,9 @@ def choose_quoting(found: Evidence, suspects: Sequence[Join], dialect: Dialect) 
         return "double"
     # Whoever writes quotes for the ends of cells encloses each cell that holds one, and doubles it.
     is_proper = found.is_whole and not found.bare
-    shows_quoting = bool(found.doubled or found.needed or found.all_quoted)
     if is_proper:
-        return "double" if shows_quoting else None
-    if shows_quoting or found.escaped or dialect.escape == "backslash":
+        return "double" if found.shows_quoting else None
+    if found.shows_quoting or found.escaped or dialect.escape == "backslash":
         return None
     return "none" if dialect.delimiter == "\t" and found.plain else None
 

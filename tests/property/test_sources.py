@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -134,7 +135,7 @@ def test_rows_written_without_quoting(
         return
     if len(plain[0]) == 1:
         return  # without a second column nothing tells a row from a line of a text
-    if "joined to the one before" in capsys.readouterr().out:
+    if re.search("joined to the one before|rows of several lines", capsys.readouterr().out):
         return
     assert len(frame) == len(plain)
     for found, written in zip(frame.to_numpy().ravel(), sum(plain, ()), strict=True):

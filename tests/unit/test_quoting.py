@@ -121,6 +121,10 @@ def test_labels_tell_rows_from_lines_of_a_text(
         read_source(path)
     path.write_text("\n".join([*lines, '5,ham,"one', 'well, yes, two"']) + "\n")
     assert read_source(path)["text"].tolist()[-1] == "one\nwell, yes, two"
+    assert "rows of several lines" in capsys.readouterr().out
+    # Once another cell shows that quotes enclose cells, there is no doubt.
+    path.write_text("\n".join([*lines, '5,ham,"one', 'well, yes, two"', '6,ham,"a, b"']) + "\n")
+    assert read_source(path)["text"].tolist()[-2:] == ["one\nwell, yes, two", "a, b"]
     assert capsys.readouterr().out == ""
 
 
@@ -135,6 +139,17 @@ def test_rows_of_several_lines_beside_bare_quotes_are_named(
     said = capsys.readouterr().out
     assert "rows of several lines, as a double quote opens and closes later: lines 3–4" in said
     assert "first in line 2" in said
+
+
+def test_a_join_that_nothing_bears_out_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = 'label,text\nham,"one\nspam,two"\n'
+    assert read(tmp_path, content, "a.csv") == [["ham", "one\nspam,two"]]
+    said = capsys.readouterr().out
+    assert "warning: " in said
+    assert "lines 2–3; with prepare.quoting: none each line is a row" in said
+    assert read(tmp_path, content, "a.csv", quoting="none") == [["ham", '"one'], ["spam", 'two"']]
 
 
 def test_where_quotes_enclose_cells_a_join_is_named_and_read(
