@@ -245,11 +245,11 @@ def test_odd_texts_go_through(own: Path, cli: Cli) -> None:
         'two\r\nlines, and "quotes"',
     ]
     write_rows(own / "data.csv", [*ROWS, *(("ham", t) for t in odd)], ("label", "message"))
-    blank = odd[7]  # nothing but separators: Python counts them as white space
+    blank = odd[1], odd[7]  # nothing but a control character, nothing but separators
     edit_params({"prepare.on_bad_rows": "drop"})
     run_stages(cli, "fetch", "prepare", "embed")
     texts = pq.read_table(Project(own).texts)["text"].to_pylist()
-    assert texts == [text for _, text in ROWS] + [text for text in odd if text != blank]
+    assert texts == [text for _, text in ROWS] + [text for text in odd if text not in blank]
     manifest = json.loads((Project(own).embeddings / "manifest.json").read_text())
     assert str(len(set(texts))) in json.dumps(manifest)
 

@@ -43,7 +43,7 @@ def learn(project: Path, tiny_backbone: Path, cli: Cli) -> Callable[..., str]:
         settings = {
             "fetch": {"dataset": "rows.jsonl", "backbones": [str(tiny_backbone)]},
             "prepare": {"text_column": "text", "labels": labels},
-            "heads": {"max_epochs": 5, **heads},
+            "heads": {"max_epochs": 5, **({"search": []} if "optimizer" in heads else {}), **heads},
             "runtime": {"max_memory": max_memory},
         }
         Project().settings.write_text(json.dumps(settings))
