@@ -16,6 +16,8 @@ from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import Settings
 from pipeline.console import count, format_bytes, say, show_progress, warn
 from pipeline.corpus.tables import TextReader, read_distinct_keys
+from pipeline.embed.lengths import count_uncounted
+from pipeline.embed.tokens import find_distinct, load_tokenizer
 from pipeline.errors import StoreError
 from pipeline.files import add_hash, write_json
 from pipeline.project import Project
@@ -62,6 +64,7 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
         recipe = make_recipe(asset, architecture, settings.embed, precision)
         if _is_complete(project.embeddings, recipe, keys):
             say(f"{project.embeddings}: holds all {len(keys):,} distinct texts of {asset.id}")
+            _count_cut(project, asset, recipe, keys, first_rows)
             _say_cut(read_manifest(project.embeddings), architecture)
             _record_run(project, len(keys), 0)
             return None
@@ -119,7 +122,7 @@ def _embed_missing(
     # These import torch, which a run with nothing to do does not need.
     from pipeline.device import choose_devices, describe_devices
     from pipeline.embed.embedder import Embedder
-    from pipeline.embed.shards import ShardReader, ShardRunner, count_uncounted
+    from pipeline.embed.shards import ShardReader, ShardRunner
 
     folder = asset.locate(project)
     check_files(asset, "backbone", folder)
@@ -147,7 +150,12 @@ def _embed_missing(
     with embedder, show_progress("embedding", len(keys), "texts") as advance:
         runner = ShardRunner(update, reader, embedder, advance)
         runner.run(plan.shards, at_once=2 * len(plan.devices))
-        count_uncounted(update, TextReader(project.texts), first_rows, embedder)
+        count_uncounted(
+            update,
+            TextReader(project.texts),
+            first_rows,
+            lambda texts: embedder.tokenize(texts).whole_lengths,
+        )
         device = describe_devices(plan.devices)
     manifest = update.commit(runner.fidelity.to_record() if runner.fidelity else None)
     seconds = time.perf_counter() - started
@@ -192,6 +200,27 @@ def _say_summary(details: dict[str, Any], texts: int) -> None:
         f"{details['device']}, {details['precision']}"
         + (f", cosine to float32 {cosine:.8f}" if cosine is not None else "")
     )
+
+
+def _count_cut(
+    project: Project,
+    asset: Asset,
+    recipe: Recipe,
+    keys: pa.Array,
+    first_rows: npt.NDArray[np.int64],
+) -> None:
+    """Count the texts that were cut of a store that has all vectors, if no run has done so."""
+    if not CutTexts.read(read_manifest(project.embeddings)).uncounted:
+        return
+    tokenizer = load_tokenizer(asset.locate(project), recipe.contents["max_tokens"])
+    update = StoreUpdate(project.embeddings, recipe, keys, first_rows)
+    count_uncounted(
+        update,
+        TextReader(project.texts),
+        first_rows,
+        lambda texts: find_distinct(tokenizer.tokenize(texts)).whole_lengths,
+    )
+    update.commit()
 
 
 def _say_cut(manifest: Manifest, architecture: Architecture) -> None:

@@ -150,29 +150,6 @@ class ShardReader:
             yield under_way.result()
 
 
-def count_uncounted(
-    update: StoreUpdate, reader: TextReader, first_rows: npt.NDArray[np.int64], embedder: Embedder
-) -> None:
-    """Count the texts that were cut of finished shards of which no run has counted them.
-
-    Such shards come from an earlier version, from an interrupted run, or from a store whose
-    manifest was made anew.
-
-    :param update: the change of the store.
-    :param reader: reader of the texts of the corpus, from its start.
-    :param first_rows: the row of the corpus in which each distinct text stands first: int64.
-    :param embedder: the embedder that tokenizes.
-    """
-    maximum = update.recipe.contents["max_tokens"]
-    for start, n_tokens in update.list_uncounted():
-        whole_lengths = n_tokens.astype(np.int64)
-        full = np.flatnonzero(whole_lengths >= maximum)
-        if len(full):
-            tokens = embedder.tokenize(reader.take(first_rows[start + full]))
-            whole_lengths[full] = tokens.whole_lengths
-        update.note_lengths(start, count_lengths(whole_lengths, maximum))
-
-
 class ShardRunner:
     """Embeds and writes shards, reading one and writing another while the device computes.
 

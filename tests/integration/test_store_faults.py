@@ -234,6 +234,7 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
     (Project().embeddings / "manifest.json").write_text("{}")
     assert cli("cache", "verify").returncode == 1
     assert cli("cache", "verify", "--repair").returncode == 0
+    assert "nothing to do" in cli("embed").stdout  # but counts which texts were cut
     assert read_store(corpus) == before
 
     # A smaller corpus: prune drops the rest without a backbone.
