@@ -95,6 +95,8 @@ def test_every_file_of_the_design_is_there(workspace: Path) -> None:
         "heads/heads.json",
         "heads/curves.csv",
         "report/metrics.json",
+        "report/summary.json",
+        "report/SHA256SUMS",
         "report/report.html",
     ):
         assert (cache / name).is_file(), name
@@ -105,8 +107,17 @@ def test_every_file_of_the_design_is_there(workspace: Path) -> None:
 
 def test_dvc_reads_metrics_and_plots(workspace: Path) -> None:
     shown = json.loads(dvc(workspace, "metrics", "show", "--json"))
-    metrics = next(iter(shown.values()))["data"]["cache/report/metrics.json"]["data"]
-    assert metrics == read_metrics(workspace)
+    (file,) = next(iter(shown.values()))["data"].items()
+    test = read_metrics(workspace)["test"]
+    headline = {"sentiment": ("accuracy", "f1_macro"), "spam": ("accuracy", "f1")}
+    figures = {task: {name: test[task][name] for name in headline[task]} for task in headline}
+    assert file == ("cache/report/summary.json", {"data": {"test": figures}})
+    header, row = dvc(workspace, "metrics", "show").splitlines()
+    names = [f"test.{task}.{name}" for task, of_task in headline.items() for name in of_task]
+    assert header.split() == ["Path", *names]
+    values = [float(value) for value in row.split()[1:]]
+    exact = [value for of_task in figures.values() for value in of_task.values()]
+    assert values == pytest.approx(exact, abs=1e-5)
     plots = dvc(workspace, "plots", "show", "-o", "plots-page")
     page = (workspace / "plots-page" / "index.html").read_text("utf-8")
     assert "index.html" in plots

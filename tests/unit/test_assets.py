@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.assets import Asset, check_files, read_assets
+from pipeline.assets import Asset, check_files, read_assets, write_assets
 from pipeline.errors import ReadError, StageError
 from pipeline.fetch import catalog
 from pipeline.fetch.catalog import HubSource, WheelSource
@@ -116,3 +118,36 @@ def test_damaged_record_of_a_project(
     with pytest.raises(StageError, match=r"cache/assets\.json: ") as caught:
         read_assets(Project().assets)
     assert caught.value.hint == "run `pipeline fetch` again"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["backbone"].update(id="acme/other"),
+        lambda record: record["dataset"]["files"].update({"corpus.csv": "0" * 64}),
+        lambda record: record.pop("lexicon"),
+        lambda record: record.update(sha256="0" * 64),
+        lambda record: record.update(sha257=record.pop("sha256")),
+    ],
+)
+def test_a_changed_record_of_a_project(
+    change: Callable[[dict[str, Any]], object], kept: Asset, tmp_path: Path
+) -> None:
+    path = tmp_path / "cache" / "assets.json"
+    assets = dict.fromkeys(("dataset", "lexicon", "backbone"), kept)
+    write_assets(path, assets)
+    assert read_assets(path) == assets
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(StageError, match=f"^{path}: damaged") as caught:
+        read_assets(path)
+    assert caught.value.hint == "run `pipeline fetch` again"
+
+
+def test_a_record_of_an_earlier_version_is_read(kept: Asset, tmp_path: Path) -> None:
+    """It states no hash."""
+    path = tmp_path / "assets.json"
+    assets = dict.fromkeys(("dataset", "backbone"), kept)
+    path.write_text(json.dumps({key: asset.to_record() for key, asset in assets.items()}))
+    assert read_assets(path) == assets

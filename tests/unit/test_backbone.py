@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embed.backbone import Architecture, Backbone
+from pipeline.architecture import Architecture
+from pipeline.embed.backbone import Backbone
 from pipeline.embed.embedder import Embedder
 from pipeline.errors import AssetError
 from tests.conftest import ROOT, make_tiny_backbone

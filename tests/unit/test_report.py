@@ -175,7 +175,18 @@ def two_tasks(project: Path) -> Path:
     return project
 
 
-def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        {"spam": ["ham", "spam"], "kind": HOSTILE},
+        # Names that ends of intervals and averages once had in the same place.
+        {"urgent": ["low", "high"], "kind": ["macro", "weighted", "micro", "f1.low"]},
+    ],
+)
+def test_metrics_are_those_of_the_heads_on_each_part(
+    project: Path, tasks: dict[str, list[str]]
+) -> None:
+    make_project(tasks)
     details = run_report(Project(), Settings())
     metrics = json.loads((Project().report / "metrics.json").read_text())
     labels, texts = pq.read_table(Project().labels), pq.read_table(Project().texts)
@@ -187,9 +198,9 @@ def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
     parts = {name: split == name for name in ("train", "validation", "test")}
     parts["test_unseen"] = parts["test"] & ~seen
     assert parts["test_unseen"].sum() < parts["test"].sum()
-    for name, classes in (("spam", ["ham", "spam"]), ("kind", HOSTILE)):
+    for name, classes in tasks.items():
         logits = vectors.reshape(ROWS, -1) @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
-        predicted = (logits[:, 0] > 0).astype(int) if name == "spam" else logits.argmax(axis=1)
+        predicted = (logits[:, 0] > 0).astype(int) if len(classes) == 2 else logits.argmax(axis=1)
         for part, chosen in parts.items():
             found = metrics[part][name]
             expected = classification_report(
@@ -204,6 +215,10 @@ def test_metrics_are_those_of_the_heads_on_each_part(two_tasks: Path) -> None:
             for class_name in classes:
                 of_class = found["classes"][class_name]
                 assert of_class["f1"] == pytest.approx(expected[class_name]["f1-score"])
+                assert of_class["support"] == expected[class_name]["support"]
+            if part.startswith("test"):
+                interval = found["intervals"]["f1_macro"]
+                assert interval["low"] < found["f1_macro"] < interval["high"]
     assert details["rows"] == ROWS
     assert details["heads"] == 2
 
