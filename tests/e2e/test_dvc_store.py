@@ -149,7 +149,7 @@ def test_going_back_to_earlier_settings_embeds_nothing(workspace: Path) -> None:
     edit_params({"embed.max_tokens": 128}, workspace / "params.yaml")
     assert run(workspace, "-m", "pipeline", "embed").returncode == 0
     last = json.loads((workspace / "cache/timings/embed-hits.json").read_text())
-    assert last == {"kept": ROWS, "embedded": 0}
+    assert (last["kept"], last["embedded"]) == (ROWS, 0)
     assert (workspace / "cache/embeddings.old").is_dir()
     repro(workspace)
     assert dvc(workspace, "status") == status

@@ -153,6 +153,7 @@ def test_what_was_fetched_before_the_quoting_was_recorded_is_read_as_it_was(
     prepare("a.csv", fails=True)
     record = json.loads(Project().assets.read_text())
     assert record["dataset"].pop("quoting") == "auto"
+    del record["sha256"]  # nor was the hash of the record
     Project().assets.write_text(json.dumps(record))
     run_stages(cli, "prepare")
     assert pq.read_table(Project().texts)["text"].to_pylist()[5] == "So they said"
