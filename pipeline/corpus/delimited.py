@@ -23,7 +23,7 @@ from pipeline.corpus.quoting import (
     find_joined_rows,
     list_lines,
 )
-from pipeline.corpus.reading import Columns, Reading
+from pipeline.corpus.reading import Columns, Reading, Stream, gather_rows
 from pipeline.errors import DataError
 
 _DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
@@ -47,7 +47,45 @@ def read_delimited(path: Path, reading: Reading, choice: ColumnChoice) -> Column
     :returns: name → cells.
     :raises DataError: if it is not well-formed, or if it cannot be told what its quotes mean.
     """
-    file = _DelimitedFile(path, reading, choice)
+    table = _read_as_meant(_DelimitedFile(path, reading, choice))
+    choice.mention_renamed(path, table.names)
+    return table.columns
+
+
+def stream_delimited(path: Path, reading: Reading, choice: ColumnChoice) -> Stream:
+    """Read a CSV or TSV file a part at a time, as ``read_delimited`` reads it.
+
+    The file is read twice: what its quotes mean is known only at its end.
+
+    :param path: the file.
+    :param reading: how it is to be read; what is ``auto`` is decided here, and said.
+    :param choice: the columns to take.
+    :returns: its columns, all strings, and its rows.
+    :raises DataError: if it is not well-formed, or if it cannot be told what its quotes mean.
+    """
+    import pyarrow as pa
+
+    table = _read_as_meant(_DelimitedFile(path, reading, ColumnChoice(all_others=False)))
+    picked = choice.pick(path, table.names, table.names_from)
+    choice.mention_renamed(path, table.names)
+
+    def iterate() -> Iterator[list[str]]:
+        rows = _DelimitedFile(path, reading, choice).iterate_rows(table)
+        return ([cells[position] for position in picked.values()] for cells in rows)
+
+    return Stream(
+        types=dict.fromkeys(picked, pa.string()),
+        rows=table.rows,
+        iterate_blocks=lambda rows: gather_rows(list(picked), iterate(), rows),
+    )
+
+
+def _read_as_meant(file: _DelimitedFile) -> _Table:
+    """Read a file, in the dialect that it is found to have if that is not given.
+
+    :raises DataError: if it is not well-formed, or if it cannot be told what its quotes mean.
+    """
+    reading = file.reading
     quoting: Quoting = "none" if reading.quoting == "none" else "double"
     table = file.read(Dialect(file.choose_delimiter(), quoting, reading.escape))
     suspects = file.find_suspects(table)
@@ -63,8 +101,7 @@ def read_delimited(path: Path, reading: Reading, choice: ColumnChoice) -> Column
     file.mention_joins(table, suspects)
     if reading.quoting == "auto":
         file.mention_oddities(table)
-    choice.mention_renamed(path, table.names)
-    return table.columns
+    return table
 
 
 @dataclass(frozen=True)
@@ -76,6 +113,7 @@ class _Table:
     :param names: the names of all of the file's columns.
     :param names_from: what gives these names.
     :param evidence: what was seen of quotes.
+    :param rows: the number of rows that have as many cells as there are columns.
     """
 
     dialect: Dialect
@@ -83,6 +121,7 @@ class _Table:
     names: Sequence[str]
     names_from: str
     evidence: Evidence
+    rows: int
 
 
 class _Row(NamedTuple):
@@ -148,12 +187,14 @@ class _DelimitedFile:
         evidence = Evidence()
         observer = QuoteObserver(dialect, len(names), evidence)
         header_line = 0 if self.reading.header else first.line
+        rows_read = 0
         for line, cells, lines in itertools.chain((first,), rows):
             observer.observe(line, cells, lines, is_header=line == header_line)
             if len(cells) == len(names) and line != header_line:
+                rows_read += 1
                 for keep, position in kept:
                     keep(cells[position])
-        table = _Table(dialect, columns, names, names_from, evidence)
+        table = _Table(dialect, columns, names, names_from, evidence, rows_read)
         if evidence.line_feed and evidence.carriage_return:
             self.refuse_faults(table)
             raise DataError(
@@ -164,6 +205,16 @@ class _DelimitedFile:
                 "another in double quotes",
             )
         return table
+
+    def iterate_rows(self, table: _Table) -> Iterator[list[str]]:
+        """The cells of the rows, one row in memory at a time.
+
+        :param table: what a pass over the file gave, in which no fault was found.
+        """
+        rows = (row for row in self._parse(table.dialect) if row.cells)
+        if not self.reading.header:
+            next(rows, None)
+        return (row.cells for row in rows)
 
     def _parse(self, dialect: Dialect) -> Iterator[_Row]:
         """The rows of the file, empty lines among them as rows without cells."""

@@ -7,12 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.corpus.columns import ColumnChoice
 from pipeline.corpus.opening import LONGEST_LINE_CHARACTERS, iterate_lines, open_text
-from pipeline.corpus.reading import Columns, Reading
+from pipeline.corpus.reading import Columns, Reading, Stream, gather_rows
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _CHUNK_CHARACTERS = 2**20
 _BLANKS = " \t\r\n"
@@ -37,9 +40,96 @@ def read_json(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
         pandas would turn whole numbers beside a missing value into floats.
     :raises DataError: naming the line of what is no object.
     """
-    names: dict[str, None] = {}
-    records: list[dict[str, Any]] = []
-    takes: dict[str, bool] = {}
+    names = _Names(choice)
+    records = [names.take(record) for record in _iterate_objects(path, reading, names)]
+    if not records:
+        return {}
+    found = list(names.taken)
+    picked = choice.pick(path, found, "an object")
+    choice.mention_renamed(path, found)
+    return {
+        name: [record.get(found[position]) for record in records]
+        for name, position in picked.items()
+    }
+
+
+def stream_json(path: Path, reading: Reading, choice: ColumnChoice) -> Stream:
+    """Read a file of JSON objects a part at a time.
+
+    The file is read twice: which keys its objects have, and of which types, is known only at its
+    end.
+
+    :param path: the file.
+    :param reading: its encoding.
+    :param choice: the columns to take.
+    :returns: its columns and its rows.
+    :raises DataError: naming the line of what is no object.
+    """
+    names = _Names(choice)
+    kinds: dict[str, set[type]] = {}
+    rows = 0
+    for record in _iterate_objects(path, reading, names):
+        rows += 1
+        for name, value in names.take(record).items():
+            kinds.setdefault(name, set()).add(_tell_kind(value))
+    found = list(names.taken)
+    picked = choice.pick(path, found, "an object") if rows else {}
+    if rows:
+        choice.mention_renamed(path, found)
+
+    def iterate() -> Iterator[list[Any]]:
+        objects = _iterate_objects(path, reading, _Names(choice))
+        return ([record.get(found[n]) for n in picked.values()] for record in objects)
+
+    return Stream(
+        types={name: _choose_type(kinds.get(found[n], set())) for name, n in picked.items()},
+        rows=rows,
+        iterate_blocks=lambda rows: gather_rows(list(picked), iterate(), rows),
+    )
+
+
+def _tell_kind(value: Any) -> type:
+    """The type of a value; a whole number that 64 bits do not hold has that of an object."""
+    return object if type(value) is int and not -(2**63) <= value < 2**63 else type(value)
+
+
+def _choose_type(kinds: set[type]) -> pa.DataType:
+    """The Arrow type of a column by the types of its values; text, if no other holds them all."""
+    import pyarrow as pa
+
+    kinds = kinds - {type(None)}
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
+
+
+class _Names:
+    """The keys that objects have, in order of first appearance, and which of them are taken.
+
+    :param choice: the columns to take.
+    :ivar taken: key → whether its values are taken.
+    """
+
+    def __init__(self, choice: ColumnChoice) -> None:
+        self._choice = choice
+        self.taken: dict[str, bool] = {}
+
+    def add(self, record: dict[str, Any]) -> None:
+        for name in record:
+            if name not in self.taken:
+                self.taken[name] = self._choice.may_take(name)
+
+    def take(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in record.items() if self.taken[name]}
+
+
+def _iterate_objects(path: Path, reading: Reading, names: _Names) -> Iterator[dict[str, Any]]:
+    """The objects of a file, one in memory at a time; their keys are added to ``names``.
+
+    :raises DataError: naming the line of what is no object, or of one whose keys do not tell.
+    """
     with open_text(path, reading.encoding, newline="\n") as file:
         for line, record in _iterate_records(path, file):
             if not isinstance(record, dict):
@@ -47,21 +137,9 @@ def read_json(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
                     f"{path}: line {line:,}: not a JSON object but {type(record).__name__}",
                     hint=_LINES_HINT,
                 )
-            for name in record:
-                if name not in names:
-                    names[name] = None
-                    takes[name] = choice.may_take(name)
-            _refuse_doubled_keys(path, line, record, takes)
-            records.append({name: value for name, value in record.items() if takes[name]})
-    if not records:
-        return {}
-    found = list(names)
-    picked = choice.pick(path, found, "an object")
-    choice.mention_renamed(path, found)
-    return {
-        name: [record.get(found[position]) for record in records]
-        for name, position in picked.items()
-    }
+            names.add(record)
+            _refuse_doubled_keys(path, line, record, names.taken)
+            yield record
 
 
 def _refuse_doubled_keys(

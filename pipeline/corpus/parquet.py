@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.console import warn
 from pipeline.corpus.columns import ColumnChoice
 from pipeline.corpus.opening import name_compression
-from pipeline.corpus.reading import Columns, Reading
+from pipeline.corpus.reading import BLOCK_CHARACTERS, Block, Columns, Reading, Stream
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,21 +33,11 @@ def read_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
     :returns: name → values, as Python objects; ``None`` where there is a null.
     :raises DataError: if it is no Parquet file, is damaged, or a wanted column cannot be read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            picked = choice.pick(path, names, "the schema")
-            chosen = None if choice.all_others else [names[n] for n in picked.values()]
-            table = file.read(columns=chosen)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from error
-        raise _describe_damage(path, error) from error
+    with _open_parquet(path) as file:
+        names = file.schema_arrow.names
+        picked = choice.pick(path, names, "the schema")
+        chosen = None if choice.all_others else [names[n] for n in picked.values()]
+        table = file.read(columns=chosen)
     choice.mention_renamed(path, names)
     columns: Columns = {}
     for name, position in picked.items():
@@ -58,6 +49,78 @@ def read_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
                 raise
             warn(f"{error.message}; it is left out")
     return columns
+
+
+def stream_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Stream:
+    """Read the chosen columns of a Parquet file a part at a time.
+
+    :param path: the file.
+    :param reading: not needed, as the file tells all.
+    :param choice: the columns to take. Those that are wanted become Python objects; the others stay
+        as Arrow has them.
+    :returns: its columns and its rows.
+    :raises DataError: if it is no Parquet file, is damaged, or a wanted column cannot be read.
+    """
+    import pyarrow as pa
+
+    with _open_parquet(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    picked = choice.pick(path, schema.names, "the schema")
+    choice.mention_renamed(path, schema.names)
+
+    chosen = [schema.names[position] for position in picked.values()]
+
+    def iterate(block_rows: int) -> Iterator[Block]:
+        with _open_parquet(path) as file:
+            for group in range(file.num_row_groups):
+                size = _count_block_rows(file.metadata.row_group(group), block_rows)
+                for batch in file.iter_batches(size, row_groups=[group], columns=chosen):
+                    yield take_values(batch)
+
+    def take_values(batch: pa.RecordBatch) -> Block:
+        values = {
+            name: batch.column(batch.schema.names.index(schema.names[position]))
+            for name, position in picked.items()
+        }
+        return {
+            name: _list_values(path, name, column, kind) if kind else column
+            for name, column in values.items()
+            for kind in [choice.get_kind(name)]
+        }
+
+    types = {name: schema.field(position).type for name, position in picked.items()}
+    texts = {name: pa.string() for name in picked if choice.get_kind(name) == "text"}
+    return Stream(types | texts, rows, iterate)
+
+
+def _count_block_rows(group: Any, most: int) -> int:
+    """The rows of a row group that a block holds, fewer of large rows.
+
+    :param group: a ``pyarrow.parquet.RowGroupMetaData``.
+    :param most: the most rows of a block.
+    """
+    row_bytes = group.total_byte_size / max(1, group.num_rows)
+    return max(1, min(most, int(BLOCK_CHARACTERS / max(1.0, row_bytes))))
+
+
+@contextlib.contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
+    """Open a Parquet file.
+
+    :raises DataError: if it is none, or is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from error
+        raise _describe_damage(path, error) from error
 
 
 def _describe_damage(path: Path, error: Exception) -> DataError:

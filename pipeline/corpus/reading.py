@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Format = Literal["csv", "tsv", "json", "jsonl", "parquet"]
 # Name of a column → its values, one a row, in the order of the file.
 Columns = dict[str, list[Any]]
+# The same of some rows; a column of a Parquet file may stay as Arrow has it.
+Block = Mapping[str, Any]
+BLOCK_CHARACTERS = 2**22  # of the texts of a block, of which some are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,44 @@ class Reading:
     quoting: Literal["auto", "double", "none"] = "auto"
     escape: Literal["none", "backslash"] = "none"
     encoding: str = "auto"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A file that is read a part at a time.
+
+    :param types: the Arrow type of each column, in the order of the file.
+    :param rows: the number of its rows; ``None`` if that is known only at its end.
+    :param iterate_blocks: a function that reads the file in blocks of at most as many rows as it is
+        called with: name → values, lists or Arrow arrays.
+    """
+
+    types: Mapping[str, pa.DataType]
+    rows: int | None
+    iterate_blocks: Callable[[int], Iterator[Block]]
+
+
+def gather_rows(
+    names: Sequence[str], rows: Iterable[Sequence[Any]], block_rows: int
+) -> Iterator[Columns]:
+    """Rows as blocks of columns; of long texts there are fewer in a block.
+
+    :param names: names of the columns.
+    :param rows: rows, each with a value for each column.
+    :param block_rows: the most rows of a block.
+    :yields: name → values.
+    """
+    held: list[Sequence[Any]] = []
+    characters = 0
+    for row in rows:
+        held.append(row)
+        characters += sum(len(value) for value in row if isinstance(value, str))
+        if len(held) == block_rows or characters >= BLOCK_CHARACTERS:
+            yield _turn_rows(names, held)
+            held, characters = [], 0
+    if held:
+        yield _turn_rows(names, held)
+
+
+def _turn_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Columns:
+    return {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}

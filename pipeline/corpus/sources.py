@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.corpus.columns import ColumnChoice
-from pipeline.corpus.delimited import read_delimited
-from pipeline.corpus.json_records import read_json
+from pipeline.corpus.delimited import read_delimited, stream_delimited
+from pipeline.corpus.json_records import read_json, stream_json
 from pipeline.corpus.opening import COMPRESSED_ENDINGS, open_text
-from pipeline.corpus.parquet import read_parquet
-from pipeline.corpus.reading import Columns, Format, Reading
+from pipeline.corpus.parquet import read_parquet, stream_parquet
+from pipeline.corpus.reading import Columns, Format, Reading, Stream
 from pipeline.errors import DataError
 from pipeline.files import describe_read_error
 
@@ -41,6 +41,14 @@ READERS: Mapping[Format, Callable[[Path, Reading, ColumnChoice], Columns]] = {
     "json": read_json,
     "jsonl": read_json,
     "parquet": read_parquet,
+}
+# What reads a file of each format a part at a time.
+STREAMERS: Mapping[Format, Callable[[Path, Reading, ColumnChoice], Stream]] = {
+    "csv": stream_delimited,
+    "tsv": stream_delimited,
+    "json": stream_json,
+    "jsonl": stream_json,
+    "parquet": stream_parquet,
 }
 
 
@@ -77,7 +85,7 @@ def read_source(
 
 def _read_columns(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
     """The columns of a file, read by the reader of its format."""
-    file_format = reading.format if reading.format != "auto" else _name_format(path)
+    file_format = reading.format if reading.format != "auto" else name_format(path)
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty", hint="give a file with a header and rows")
     if file_format is None:
@@ -90,7 +98,7 @@ def _read_columns(path: Path, reading: Reading, choice: ColumnChoice) -> Columns
     return READERS[file_format](path, replace(reading, format=file_format), choice)
 
 
-def _name_format(path: Path) -> Format | None:
+def name_format(path: Path) -> Format | None:
     """The format of a file by the ending of its name; ``None`` if that does not tell."""
     endings = [ending.lower() for ending in path.suffixes]
     while endings and endings[-1] in COMPRESSED_ENDINGS:

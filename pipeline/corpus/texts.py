@@ -1,8 +1,9 @@
-"""What a text shows, and which texts a reader would call the same."""
+"""What can serve as a text, what it shows, and which texts a reader would call the same."""
 
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 # Characters that show nothing although they are classed as letters or symbols: the fillers of
 # Hangul and the blank of Braille. The replacement character stands for what could not be decoded.
@@ -52,3 +53,18 @@ def fold_text(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(text.casefold().split())
+
+
+def find_fault(value: Any) -> str | None:
+    """Why a value cannot serve as a text, or ``None`` if it can."""
+    if value is None or (isinstance(value, float) and value != value):
+        return "no text"
+    if not isinstance(value, str):
+        return f"text is not a string: {value!r:.40}"
+    if is_blank(value):
+        return "blank text"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return "text is not valid Unicode: a lone surrogate"
+    return None

@@ -28,7 +28,7 @@ from pipeline.corpus.tables import (
     encode_labels,
     write_table,
 )
-from pipeline.corpus.texts import fold_text, is_blank
+from pipeline.corpus.texts import find_fault, fold_text
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
 from pipeline.prepare.labelers.base import NO_VALUE, Labels, make_labeler
@@ -244,21 +244,6 @@ def _take_rows(labels: Labels, rows: npt.NDArray[np.int64]) -> Labels:
     """The labels of some rows, all of which can be used."""
     scores = {column: values[rows] for column, values in labels.scores.items()}
     return replace(labels, values=labels.values[rows], unusable={}, scores=scores)
-
-
-def find_fault(value: Any) -> str | None:
-    """Why a value cannot serve as a text, or ``None`` if it can."""
-    if value is None or (isinstance(value, float) and value != value):
-        return "no text"
-    if not isinstance(value, str):
-        return f"text is not a string: {value!r:.40}"
-    if is_blank(value):
-        return "blank text"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return "text is not valid Unicode: a lone surrogate"
-    return None
 
 
 def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> DataError:
