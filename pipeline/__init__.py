@@ -1,3 +1,23 @@
 """Precomputed-embedding pipeline: embed once, cache, train any number of heads."""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from pipeline.predict.model import load as load
+    from pipeline.project import Project as Project
+
+# What a program imports from here → the module that has it, which is imported on first use.
+_LAZY = {"load": "pipeline.predict.model", "Project": "pipeline.project"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a program asks for when it does."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

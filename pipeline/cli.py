@@ -154,6 +154,77 @@ def report(project: Project, params: Path, show: bool) -> None:
     _run_stage("report", project, params, stage)
 
 
+@cli.command()
+@_in_project
+@click.argument("inputs", nargs=-1, metavar="[INPUT | -]...")
+@click.option("--text", "texts", multiple=True, help="A text itself; may be given several times.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file to write.")
+@click.option(
+    "--format",
+    type=click.Choice(["csv", "tsv", "jsonl", "parquet"]),
+    help="The format of standard input, and of the output where OUT does not tell it.  "
+    "[default: a text a line, and CSV]",
+)
+@click.option(
+    "--input-format",
+    type=click.Choice(["lines", "csv", "tsv", "json", "jsonl", "parquet"]),
+    help="The format of the inputs, where their names do not tell it.",
+)
+@click.option("--text-column", help="The column of the texts.  [default: prepare.text_column]")
+@click.option("--tasks", help="The tasks to answer, such as spam,mood.  [default: all]")
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="TASK=P",
+    help="Answer class 1, or a tag, above this probability.  [default: the head's own]",
+)
+@click.option("--probabilities", is_flag=True, help="Add a column TASK:CLASS for each class.")
+@click.option("--model-column", is_flag=True, help="Add a column that tells by which model.")
+@click.option(
+    "--on-bad-rows",
+    type=click.Choice(["keep", "stop", "drop"]),
+    default="keep",
+    show_default=True,
+    help="What to do with rows that have no usable text.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+def predict(
+    project: Project,
+    params: Path,
+    tasks: str | None,
+    thresholds: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Label texts: files, folders, standard input (-) or --text.
+
+    Files are CSV, TSV, JSON Lines, JSON, Parquet, or text with one text a line (.txt). Without OUT,
+    a terminal gets a table to read, anything else CSV. Exit status 3 means that rows were kept
+    without labels, as their texts cannot be used.
+    """
+    if bool(options["inputs"]) == bool(options["texts"]):
+        raise click.UsageError("give either files, folders or -, or --text")
+    from pipeline.config import load_settings
+    from pipeline.predict.run import PredictOptions, run_predict
+
+    settings = load_settings(params)
+    chosen = PredictOptions(
+        tasks=tuple(name.strip() for name in tasks.split(",")) if tasks is not None else None,
+        thresholds=dict(map(_parse_threshold, thresholds)),
+        **options,
+    )
+    click.get_current_context().exit(run_predict(project, settings, chosen))
+
+
+def _parse_threshold(given: str) -> tuple[str, float]:
+    """``TASK=P`` as a task and a probability."""
+    task, sign, number = given.rpartition("=")
+    try:
+        return task.strip(), float(number if sign else "")
+    except ValueError as error:
+        raise click.UsageError(f"--threshold: {given!r} is not TASK=P, such as spam=0.9") from error
+
+
 @cli.group(cls=_Commands)
 def cache() -> None:
     """Look after the store of vectors."""

@@ -86,6 +86,7 @@ $ pipeline report --params experiments/three-folds.yaml
 | 0 | done |
 | 1 | a mistake or a mishap: one message, no traceback, and what was on disk before is still there |
 | 2 | wrong usage |
+| 3 | `predict` kept rows without labels, as their texts cannot be used |
 | 130 | interrupted by Ctrl-C |
 | 143 | interrupted by SIGTERM |
 """
