@@ -308,10 +308,11 @@ def _run_stage(
 
     from pipeline.config import load_settings
     from pipeline.console import say
-    from pipeline.files import add_hash, write_json
+    from pipeline.files import add_hash, clear_scratch, write_json
 
     settings = load_settings(params)
     with _locked(project):
+        clear_scratch(project.cache, project.timings, project.heads, project.report)
         try:
             details = stage(settings)
         except SettingsError as error:

@@ -143,6 +143,22 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             os.fsync(file.fileno())
 
 
+def is_scratch(path: Path) -> bool:
+    """Whether a file was left half-written by a run that was killed, or is being written."""
+    return path.name.startswith(SCRATCH_PREFIX) and path.is_file() and not path.is_symlink()
+
+
+def clear_scratch(*folders: Path) -> None:
+    """Remove what killed runs left half-written in folders to which nothing else writes now.
+
+    :param *folders: folders, which need not exist.
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not there, or read-only, which the stage will say
+            for path in filter(is_scratch, list(folder.iterdir())):
+                path.unlink(missing_ok=True)
+
+
 def format_json(value: Any) -> bytes:
     """``value`` as indented JSON with a final newline."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

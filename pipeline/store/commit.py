@@ -21,11 +21,16 @@ from typing import TypeVar
 
 from pipeline.console import say, warn
 from pipeline.errors import StoreError
-from pipeline.files import SCRATCH_PREFIX, describe_write_error, sync_folder, write_bytes
+from pipeline.files import (
+    SCRATCH_PREFIX,
+    describe_write_error,
+    is_scratch,
+    sync_folder,
+    write_bytes,
+)
 from pipeline.store.folders import (
     COMMIT,
     clear_folder,
-    is_scratch,
     kept_folder,
     list_kept,
     list_staging,

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.files import SCRATCH_PREFIX
+from pipeline.files import is_scratch
 from pipeline.store.manifest import MANIFEST, Shard, is_shard_file
 
 COMMIT = "commit.json"
@@ -86,11 +86,6 @@ def name_staged(shard: Shard) -> str:
 def is_waiting(name: str) -> bool:
     """Whether a file waits for a commit and carries its hash in its name."""
     return _WAITING.fullmatch(name) is not None
-
-
-def is_scratch(path: Path) -> bool:
-    """Whether a file was left half-written by a run that was killed."""
-    return path.name.startswith(SCRATCH_PREFIX) and path.is_file() and not path.is_symlink()
 
 
 def clear_folder(folder: Path) -> None:

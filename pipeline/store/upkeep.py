@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipeline.console import show_progress
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
-from pipeline.files import describe_write_error, hash_file, write_aside
+from pipeline.files import describe_write_error, hash_file, is_scratch, write_aside
 from pipeline.store.commit import (
     Snapshot,
     drop_kept,
@@ -24,7 +24,6 @@ from pipeline.store.commit import (
 )
 from pipeline.store.folders import (
     clear_folder,
-    is_scratch,
     list_staging,
     list_strays,
     move_aside,

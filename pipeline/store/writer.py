@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from pipeline.console import count, warn
 from pipeline.errors import LockedError, StoreError, WriteError
-from pipeline.files import describe_write_error, hash_file, sync_folder, write_aside, write_bytes
+from pipeline.files import (
+    SCRATCH_PREFIX,
+    describe_write_error,
+    hash_file,
+    is_scratch,
+    sync_folder,
+    write_aside,
+    write_bytes,
+)
 from pipeline.store import manifest as layout
 from pipeline.store.commit import (
     Snapshot,
@@ -28,7 +36,6 @@ from pipeline.store.commit import (
 )
 from pipeline.store.folders import (
     OWNER,
-    is_scratch,
     is_waiting,
     kept_folder,
     list_kept,
@@ -222,18 +229,19 @@ class StoreUpdate:
         if self._skeleton is None or self._skeleton.rows != len(places):
             self._skeleton = make_skeleton(self.recipe, len(places))
         pieces, checks = self._skeleton.fill(self.keys.take(pa.array(places)), rows)
-        unnamed = self.staged / f"{stem}.parquet"
+        # A kill before it has its name leaves a file that says of itself that it is of no use.
+        unnamed = self.staged / f"{SCRATCH_PREFIX}{stem}.parquet"
         try:
             with ThreadPoolExecutor(1) as beside:
                 hashed = beside.submit(hash_pieces, pieces)
                 with write_aside(unnamed) as file:
                     file.writelines(pieces)
                 sha256 = hashed.result()
-            path = unnamed.with_name(name_waiting(stem, sha256))
+            path = self.staged / name_waiting(stem, sha256)
             unnamed.replace(path)
             sync_folder(self.staged)
         except OSError as error:
-            raise describe_write_error(error, unnamed) from error
+            raise describe_write_error(error, self.staged) from error
         except WriteError as error:
             self._claim.hold()  # a run that took over may have removed what was half-written
             cause = error.__cause__

@@ -4,6 +4,7 @@ lost manifests, other runs at work, links, settings that changed and changed bac
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -534,6 +535,29 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
     with pytest.raises(LockedError, match="another run has taken over"):
         first.save_progress(np.array([0]), make_rows([0], recipe))
     check(folder, texts)
+
+
+def test_a_kill_at_each_step_before_the_commit_leaves_nothing_beside_the_store(
+    tmp_path: Path,
+) -> None:
+    # The steps are those of keeping halves of two shards and of writing the first of these.
+    texts = range(12)
+    for number in itertools.count(1):
+        folder = tmp_path / str(number) / "s"
+        child = os.fork()
+        if not child:
+            disk = Disk(pytest.MonkeyPatch(), tmp_path, removals=True)
+            disk.kills, disk.fails_at = True, number
+            update(folder, make_recipe(), texts, stop_after=1, keep_parts=True)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        update(folder, make_recipe(), texts)
+        check(folder, texts)
+        assert [path.name for path in folder.parent.iterdir()] == ["s"], number
+        assert sorted(path.name for path in folder.iterdir())[0] == "manifest.json", number
+        if status == 0:
+            break
+    assert number > 20
 
 
 def test_a_store_that_another_command_changed_is_not_written_over(tmp_path: Path) -> None:
