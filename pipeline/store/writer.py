@@ -241,6 +241,7 @@ class StoreUpdate:
             unnamed.replace(path)
             sync_folder(self.staged)
         except OSError as error:
+            unnamed.unlink(missing_ok=True)
             raise describe_write_error(error, self.staged) from error
         except WriteError as error:
             self._claim.hold()  # a run that took over may have removed what was half-written
