@@ -372,7 +372,7 @@ class _UnknownLabel(LabelSettings):
         raise ValueError(describe_choice(labeler, LABELERS))
 
 
-class SplitSettings(Section):
+class DrawnSplit(Section):
     """Which share of the rows each part gets, drawn at random.
 
     The parts are drawn in two steps, as the notebook did that this project replaces: first the
@@ -389,9 +389,10 @@ class SplitSettings(Section):
         description="The share of the rows that configurations, thresholds and temperatures are "
         "chosen by, between 0 and 1.",
     )
-    test: Share = Field(
+    test: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         default=0.15,
-        description="The share of the rows that only the report looks at, between 0 and 1.",
+        description="The share of the rows that only the report looks at, from 0 to below 1. With "
+        "0 there is no test part, and the report shows the validation rows instead.",
     )
     seed: Seed = Field(
         default=0, description="The seed of the random draw; the same seed gives the same parts."
@@ -407,12 +408,113 @@ class SplitSettings(Section):
         "or invisible characters count as the same.",
     )
 
+    @field_validator("train", "validation", "test", mode="before")
+    @classmethod
+    def _is_no_list(cls, share: Any) -> Any:
+        if isinstance(share, list | tuple | str):
+            raise ValueError(
+                "must be a number, the share of the rows; values of a column need "
+                f"prepare.split.column, which names it, got {share!r:.60}"
+            )
+        return share
+
     @model_validator(mode="after")
-    def _sum_to_one(self) -> SplitSettings:
+    def _sum_to_one(self) -> DrawnSplit:
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-9:
             raise ValueError(f"train + validation + test must be 1, got {total:g}")
         return self
+
+    @property
+    def drawn_shares(self) -> Mapping[str, float]:
+        """The parts that are drawn and the share of the rows that each gets; the rest trains."""
+        drawn = {"validation": self.validation, "test": self.test}
+        return {part: share for part, share in drawn.items() if share}
+
+    def get_columns(self) -> tuple[WantedColumn, ...]:
+        """The columns of the source that the split needs."""
+        return ()
+
+
+class GivenSplit(Section):
+    """Which part each row is in by a column of the source.
+
+    Parts are lists of values of that column here, where a split without ``column`` has shares of
+    the rows. Every value of the column must stand in one of the lists.
+    """
+
+    column: Name = Field(
+        description="The column whose values name the part of each row. With this key, `train`, "
+        "`validation` and `test` are lists of its values."
+    )
+    train: Annotated[tuple[LabelValue, ...], Field(min_length=1)] = Field(
+        default=("train",),
+        description="The values of the rows that heads are trained on, such as `[train]`, or "
+        "`[0, 1, 2]` of a column of folds.",
+    )
+    validation: tuple[LabelValue, ...] = Field(
+        default=(),
+        description="The values of the rows that configurations, thresholds and temperatures are "
+        "chosen by. If the list is empty, a share of the training rows is drawn for it.",
+    )
+    test: tuple[LabelValue, ...] = Field(
+        default=("test",),
+        description="The values of the rows that only the report looks at. If the list is empty, "
+        "there is no test part, and the report shows the validation rows instead.",
+    )
+    leave_out: tuple[LabelValue, ...] = Field(
+        default=(),
+        description='The values of rows that are not used at all. `""` is a row without a value.',
+    )
+    validation_share: Share = Field(
+        default=0.15,
+        description="The share of the training rows that is drawn for validation, between 0 and "
+        "1, if `validation` lists no value.",
+    )
+    seed: Seed = Field(
+        default=0, description="The seed of that draw; the same seed gives the same parts."
+    )
+    stratify_by: tuple[TaskName, ...] = Field(
+        default=(),
+        description="The labels whose joint distribution that draw keeps. They must hold classes.",
+    )
+    keep_duplicates_together: StrictBool = Field(
+        default=False,
+        description="Whether that draw takes all training rows with the same text, or none of "
+        "them. Rows stay in the part that the column gives, whatever their texts.",
+    )
+
+    @field_validator("train", "validation", "test", "leave_out", mode="before")
+    @classmethod
+    def _is_no_share(cls, values: Any) -> Any:
+        if not isinstance(values, list | tuple):
+            raise ValueError(
+                "must be a list of values of prepare.split.column; a share of the rows is for a "
+                f"split without that key, got {values!r:.60}"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _each_value_once(self) -> GivenSplit:
+        first: dict[str, str] = {}
+        for key in ("train", "validation", "test", "leave_out"):
+            for value in getattr(self, key):
+                other = first.setdefault(normalize_value(value).strip(), key)
+                if other != key:
+                    raise NestedKeyError((key,), f"{value!r} stands in {other} too")
+        return self
+
+    @property
+    def drawn_shares(self) -> Mapping[str, float]:
+        """The parts that are drawn from the training rows, and the share of them that each gets."""
+        return {} if self.validation else {"validation": self.validation_share}
+
+    def get_columns(self) -> tuple[WantedColumn, ...]:
+        """The columns of the source that the split needs."""
+        return (WantedColumn(self.column, "prepare.split.column", "class"),)
+
+
+SplitSettings = DrawnSplit | GivenSplit
 
 
 # The other columns of the files that labels stand in or are joined with: texts.parquet,
@@ -496,9 +598,22 @@ class PrepareSettings(Section):
         "that labeler's settings. The name becomes a column of `labels.parquet`.",
     )
     split: SplitSettings = Field(
-        default=SplitSettings(),
-        description="How the rows are divided into training, validation and test rows.",
+        default=DrawnSplit(),
+        description="How the rows are divided into training, validation and test rows: drawn at "
+        "random by shares, or, with `column`, as a column of the source says.",
     )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _choose_split(cls, split: Any) -> Any:
+        """Validate the split by the model that it means, so that errors name only its keys."""
+        if not isinstance(split, dict):
+            return split
+        model = GivenSplit if "column" in split else DrawnSplit
+        try:
+            return model.model_validate(split)
+        except ValidationError as error:
+            raise SectionError([(None, model, error)]) from error
 
     @field_validator("missing", mode="before")
     @classmethod
@@ -577,12 +692,27 @@ class PrepareSettings(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _split_column_is_its_own(self) -> PrepareSettings:
+        named = {self.text_column: "prepare.text_column"}
+        for task, label in self.labels.items():
+            named |= {want.name: want.key for want in label.get_columns(task) or ()}
+        for want in self.split.get_columns():
+            if want.name in named:
+                raise NestedKeyError(
+                    ("split", "column"), f"{want.name!r} is the column of {named[want.name]} too"
+                )
+        return self
+
     def list_columns(self) -> tuple[tuple[WantedColumn, ...], bool]:
-        """The columns of the source that texts and labels need, and whether all are read.
+        """The columns of the source that texts, labels and the split need.
 
         :returns: the columns, and whether a labeler may want others beside them.
         """
-        wanted = [WantedColumn(self.text_column, "prepare.text_column", "text")]
+        wanted = [
+            WantedColumn(self.text_column, "prepare.text_column", "text"),
+            *self.split.get_columns(),
+        ]
         may_be_any = False
         for task, label in self.labels.items():
             columns = label.get_columns(task)

@@ -28,7 +28,8 @@ class NestedKeyError(ValueError):
 class SectionError(ValueError):
     """The errors of sections that the validator of the section above validates by hand.
 
-    :param errors: for each section its key, its model and what pydantic raised.
+    :param errors: for each section its key, its model and what pydantic raised; the key is ``None``
+        for the section itself, whose validator has chosen among models.
     """
 
     def __init__(self, errors: Sequence[tuple[Any, type[BaseModel], ValidationError]]) -> None:
@@ -71,7 +72,8 @@ def _collect(
         if isinstance(cause, SectionError):
             inside = functools.reduce(operator.getitem, keys, content)
             for name, inner, inner_error in cause.errors:
-                problems |= _collect(inner_error, inner, (*path, str(name)), inside[name])
+                at, value = (path, inside) if name is None else ((*path, str(name)), inside[name])
+                problems |= _collect(inner_error, inner, at, value)
             continue
         if isinstance(cause, NestedKeyError):
             path, what = (*path, *cause.keys), str(cause)

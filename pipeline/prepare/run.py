@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.config import LabelSettings, PrepareSettings, Settings, normalize_value
+from pipeline.config import (
+    GivenSplit,
+    LabelSettings,
+    PrepareSettings,
+    Settings,
+    normalize_value,
+)
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.columns import ColumnChoice
@@ -33,7 +39,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
 from pipeline.prepare.labelers.base import NO_VALUE, Labels, make_labeler
 from pipeline.prepare.labelers.class_checks import show_name
-from pipeline.prepare.split import split_rows
+from pipeline.prepare.split import LEFT_OUT, Parts, read_parts, split_rows
 from pipeline.project import Project
 
 if TYPE_CHECKING:
@@ -68,10 +74,12 @@ class BadRows:
 
     :param dropped: row that was left out → why.
     :param unlabelled: task → row that was kept without its label for it → what stands there.
+    :param left_out: the number of rows that settings leave out by the column of the parts.
     """
 
     dropped: Mapping[int, str]
     unlabelled: Mapping[str, Mapping[int, str]]
+    left_out: int = 0
 
 
 def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
@@ -91,13 +99,16 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
         source, _choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
     )
     try:
-        corpus, bad = select_rows(frame, own, files)
+        given = _read_given_parts(frame, own)
+        left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
+        corpus, bad = select_rows(frame, own, files, left_out)
     except DataError as error:
         raise DataError(f"{source}: {error.message}", hint=error.hint) from error
     check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
     keys = hash_texts(corpus.texts)
     alike = hash_texts([fold_text(text) for text in corpus.texts])
-    split = split_rows(alike, corpus.labels, own.split)
+    given = given[corpus.rows] if given is not None else None
+    split = split_rows(alike, corpus.labels, own.split, given)
     _write_corpus(project, corpus, keys, split, own.labels)
     _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split)
     return {
@@ -105,6 +116,13 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
         "distinct_texts": len(set(keys)),
         "dropped": len(bad.dropped),
     }
+
+
+def _read_given_parts(frame: pd.DataFrame, settings: PrepareSettings) -> Parts | None:
+    """The part of each row of the source, [B]; ``None`` if parts are drawn."""
+    if not isinstance(settings.split, GivenSplit):
+        return None
+    return read_parts(frame[settings.split.column].tolist(), settings.split)
 
 
 def _check_asset(project: Project, key: str, asset: Asset) -> Path:
@@ -153,21 +171,25 @@ def _find_label_assets(
 
 
 def select_rows(
-    frame: pd.DataFrame, settings: PrepareSettings, assets: Mapping[str, Path]
+    frame: pd.DataFrame,
+    settings: PrepareSettings,
+    assets: Mapping[str, Path],
+    left_out: Collection[int] = (),
 ) -> tuple[LabelledTexts, BadRows]:
     """Label all rows and keep those that can be used.
 
     :param frame: the source's columns.
     :param settings: the text column, the labels, and what to do with rows that cannot be used.
     :param assets: key of each asset that a labeler wants → its file.
+    :param left_out: rows that are not to be used, whatever they hold.
     :returns: the usable rows, and what was left out.
     :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
         label for some task.
     """
-    texts, faults = _read_texts(frame, settings.text_column)
-    labelled = _clear_missing(frame, settings)
+    texts, faults = _read_texts(frame, settings.text_column, left_out)
+    labelled = _clear_missing(frame, settings, left_out)
     labels = {
-        task: make_labeler(task, label).label(labelled, texts, assets)
+        task: _forget_rows(make_labeler(task, label).label(labelled, texts, assets), left_out)
         for task, label in settings.labels.items()
     }
     reasons = dict(faults)
@@ -180,7 +202,8 @@ def select_rows(
     # row whose labels are all missing, as settings allow, is kept for the text's sake.
     serves = np.any([made.present for made in labels.values()], axis=0)
     dropped = {row: why for row, why in reasons.items() if row in faults or not serves[row]}
-    usable = np.array([row for row in range(len(texts)) if row not in dropped], np.int64)
+    unused = {*dropped, *left_out}
+    usable = np.array([row for row in range(len(texts)) if row not in unused], np.int64)
     if not len(usable):
         raise DataError(f"none of the {len(texts):,} rows can be used; {_list_rows(reasons)}")
     _refuse_empty_labels(labels)
@@ -194,16 +217,21 @@ def select_rows(
             texts=[texts[row] for row in usable],
             labels={task: _take_rows(made, usable) for task, made in labels.items()},
         ),
-        BadRows(dropped, unlabelled),
+        BadRows(dropped, unlabelled, len(left_out)),
     )
 
 
-def _clear_missing(frame: pd.DataFrame, settings: PrepareSettings) -> pd.DataFrame:
-    """The columns that labels may come from, with ``None`` for each word for a missing label."""
+def _clear_missing(
+    frame: pd.DataFrame, settings: PrepareSettings, left_out: Collection[int]
+) -> pd.DataFrame:
+    """The columns that labels may come from, with ``None`` for each word for a missing label.
+
+    All cells of rows that are left out are ``None``: what stands there must be no class.
+    """
     import pandas as pd
 
     words = {normalize_value(word).strip() for word in settings.missing}
-    if not words:
+    if not words and not left_out:
         return frame
     cleared = frame.copy(deep=False)
     for name in frame.columns:
@@ -215,8 +243,16 @@ def _clear_missing(frame: pd.DataFrame, settings: PrepareSettings) -> pd.DataFra
             else cell
             for cell in frame[name].tolist()
         ]
+        for row in left_out:
+            cells[row] = None
         cleared[name] = pd.Series(cells, index=frame.index, dtype=object)
     return cleared
+
+
+def _forget_rows(labels: Labels, rows: Collection[int]) -> Labels:
+    """Labels without what is wrong with some rows, which are not used."""
+    unusable = {row: what for row, what in labels.unusable.items() if row not in rows}
+    return replace(labels, unusable=unusable)
 
 
 def _refuse_empty_labels(labels: Mapping[str, Labels]) -> None:
@@ -233,11 +269,18 @@ def _refuse_empty_labels(labels: Mapping[str, Labels]) -> None:
             )
 
 
-def _read_texts(frame: pd.DataFrame, column: str) -> tuple[list[str], dict[int, str]]:
+def _read_texts(
+    frame: pd.DataFrame, column: str, left_out: Collection[int]
+) -> tuple[list[str], dict[int, str]]:
     """The texts, [B], empty where there is no usable one, and why there is none: row → reason."""
     values = frame[column].tolist()
-    reasons = {row: why for row, value in enumerate(values) if (why := find_fault(value))}
-    return ["" if row in reasons else value for row, value in enumerate(values)], reasons
+    reasons = {
+        row: why
+        for row, value in enumerate(values)
+        if row not in left_out and (why := find_fault(value))
+    }
+    texts = ["" if row in reasons or row in left_out else value for row, value in enumerate(values)]
+    return texts, reasons
 
 
 def _take_rows(labels: Labels, rows: npt.NDArray[np.int64]) -> Labels:
@@ -364,7 +407,11 @@ def _show_summary(
     unlike = len(set(alike))
     if unlike < distinct:
         say(f"without regard to case, blanks and Unicode form: {count(unlike, 'distinct text')}")
+    if bad.left_out:
+        say(f"{count(bad.left_out, 'row')} left out, as prepare.split.leave_out says")
     _warn_of_bad_rows(bad)
+    if not (split == PARTS.index("test")).any():
+        say("no test part: the report will show the validation rows")
     in_training = {key for key, part in zip(alike, split, strict=True) if part == 0}
     leaks = np.array([key in in_training for key in alike]) & (split > 0)
     rows: list[tuple[object, ...]] = [

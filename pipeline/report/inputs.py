@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from pipeline.store import find_alike
 
 METRICS = "metrics.json"
 CHECKSUMS = "SHA256SUMS"
-REPORTED_PARTS = (*PARTS, "test_unseen")
 TIMED_STAGES = ("fetch", "prepare", "embed", "train-heads")
 _RELABEL = "run `pipeline prepare`, then `pipeline train-heads`"
 
@@ -32,8 +31,9 @@ class ScoredRows:
 
     :param keys: the keys of the distinct texts: pyarrow fixed-size binary of 16, [N].
     :param codes: the index in ``keys`` of each row's text: int64, [B].
-    :param parts: reported part → indices of its rows, int64. ``test_unseen`` has the rows of the
-        test part whose text, or one with the same vector, stands in no training row.
+    :param parts: reported part → indices of its rows, int64. Beside the parts of the split that
+        have rows there is one that has those of ``judged`` whose text, or one with the same vector,
+        stands in no training row.
     :param labels: task → the label of each row, as in ``TaskLabels``.
     :param present: task → whether each row has a label, [B].
     """
@@ -43,6 +43,19 @@ class ScoredRows:
     parts: Mapping[str, Ints]
     labels: Mapping[str, npt.NDArray[Any]]
     present: Mapping[str, npt.NDArray[np.bool_]]
+
+    @property
+    def judged(self) -> str:
+        """The part whose figures tell how good heads are: the test part, if there is one.
+
+        Without a test part it is the validation part, by which heads were chosen.
+        """
+        return "test" if "test" in self.parts else "validation"
+
+    @property
+    def unseen(self) -> str:
+        """The part of the rows of ``judged`` that are unlike all training rows."""
+        return f"{self.judged}_unseen"
 
     def take_rows(self, part: str, task: str) -> Ints:
         """The indices of the rows of a part that have a label of a task.
@@ -75,15 +88,17 @@ def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
     coded = rows.keys.dictionary_encode()
     codes = coded.indices.to_numpy().astype(np.int64)
     parts = {part: rows.select(part) for part in PARTS}
-    alike = find_alike(project.embeddings, coded.dictionary, heads.fingerprint)[codes]
-    parts["test_unseen"] = parts["test"][~np.isin(alike[parts["test"]], alike[parts["train"]])]
-    return ScoredRows(
+    scored = ScoredRows(
         keys=coded.dictionary,
         codes=codes,
-        parts=parts,
+        parts={part: of_part for part, of_part in parts.items() if part != "test" or len(of_part)},
         labels={task: of_task.values for task, of_task in labels.items()},
         present={task: of_task.present for task, of_task in labels.items()},
     )
+    alike = find_alike(project.embeddings, coded.dictionary, heads.fingerprint)[codes]
+    judged = parts[scored.judged]
+    unseen = judged[~np.isin(alike[judged], alike[parts["train"]])]
+    return replace(scored, parts={**scored.parts, scored.unseen: unseen})
 
 
 def _take_labels(project: Project, rows: LabelledRows, head: SavedHead) -> TaskLabels:
@@ -145,6 +160,7 @@ def _check_about(about: Mapping[str, Any]) -> None:
     :raises TypeError: if it cannot; ``KeyError`` and ``ValueError`` likewise.
     """
     int(about["best_epoch"]), float(about["validation_loss"])
+    float(about.get("held_out_score") or 0)
     if not isinstance(about.get("configuration"), dict | None):
         raise TypeError("configuration is no mapping")
     if not isinstance(about.get("metric", ""), str):

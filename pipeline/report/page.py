@@ -16,7 +16,7 @@ from pipeline.model.decision import Ints
 from pipeline.model.evaluation import PartScores
 from pipeline.model.metrics import METRICS
 from pipeline.model.saved import Heads, SavedHead
-from pipeline.report.inputs import REPORTED_PARTS, ScoredRows
+from pipeline.report.inputs import ScoredRows
 from pipeline.report.plots import (
     SERIES_COLORS,
     Curve,
@@ -34,6 +34,7 @@ _PART_TITLES = {
     "validation": "Validation",
     "test": "Test",
     "test_unseen": "Test, unseen texts",
+    "validation_unseen": "Validation, unseen texts",
 }
 
 
@@ -47,7 +48,7 @@ class PageContent:
     :param rows: the rows that they are scored on.
     :param cut: what cutting long texts has cost, in words.
     :param scores: part → task → scores.
-    :param curves: task → its curves on the test part.
+    :param curves: task → its curves on the judged part.
     :param timings: what the stages took, a record each.
     :param files: the names of the machine-readable files beside the page, relative to it.
     """
@@ -88,6 +89,9 @@ def render_page(content: PageContent) -> str:
             if key not in ("backbone", "dataset")
         },
         parts=describe_parts(content.rows),
+        judged=content.rows.judged,
+        judged_rows=len(content.rows.parts[content.rows.judged]),
+        unseen_rows=len(content.rows.parts[content.rows.unseen]),
         cut=content.cut,
         tasks=[describe_head(content, head) for head in content.heads.heads],
         features=content.heads.features,
@@ -140,7 +144,7 @@ def describe_parts(rows: ScoredRows) -> list[dict[str, Any]]:
             "texts": rows.count_texts(part),
             "share": len(rows.parts[part]) / max(len(rows.codes), 1),
         }
-        for part in REPORTED_PARTS
+        for part in rows.parts
     ]
 
 
@@ -150,8 +154,9 @@ def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
     :param content: what the page tells.
     :param head: the head.
     """
-    scores = {part: content.scores[part][head.name] for part in REPORTED_PARTS}
-    test, history = scores["test"], head.history
+    scores = {part: content.scores[part][head.name] for part in content.rows.parts}
+    judged, unseen = scores[content.rows.judged], scores[content.rows.unseen]
+    history = head.history
     kept_epoch = int(head.about["best_epoch"])
     given = {metric for of_part in scores.values() for metric in of_part.overall}
     columns = [metric for metric in METRICS if metric in given - _ONLY_IN_FILES]
@@ -165,20 +170,23 @@ def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
         "threshold": head.threshold,
         "positive_class": head.classes[head.type.positive_class or 0] if head.classes else None,
         "classes": head.classes,
-        "headline": [_describe_figure(head, metric, scores) for metric in head.type.headline],
+        "headline": [
+            _describe_figure(head, metric, judged, unseen) for metric in head.type.headline
+        ],
         "columns": [METRICS[metric].title for metric in columns],
         "parts": [
             (_PART_TITLES[part], of_part.rows, [of_part.overall.get(m) for m in columns])
             for part, of_part in scores.items()
         ],
-        "scores": scores,
-        "confusion": shade_confusion(test.confusion, head.classes)
-        if 0 < len(test.confusion) <= _MATRIX_CLASSES
+        "held_out": head.about.get("held_out_score") if head.about.get("metric") else None,
+        "by_class": list(zip(judged.classes, unseen.classes, strict=True)),
+        "confusion": shade_confusion(judged.confusion, head.classes)
+        if 0 < len(judged.confusion) <= _MATRIX_CLASSES
         else None,
-        "confusions": list_confusions(test.confusion, head.classes),
-        "has_confusion": bool(len(test.confusion)),
+        "confusions": list_confusions(judged.confusion, head.classes),
+        "has_confusion": bool(len(judged.confusion)),
         "search": describe_search(head),
-        "figures": draw_figures(content, head) if test.rows else [],
+        "figures": draw_figures(content, head) if judged.rows else [],
         "training": Markup(draw_history(history, kept_epoch)) if history.epochs else None,
         "kept_epoch": kept_epoch,
         "configuration": ", ".join(
@@ -190,22 +198,24 @@ def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
 
 
 def _describe_figure(
-    head: SavedHead, metric: str, scores: Mapping[str, PartScores]
+    head: SavedHead, metric: str, judged: PartScores, unseen: PartScores
 ) -> tuple[object, ...]:
     """One large figure of the page.
 
-    :returns: its name, its value on test rows and on unseen ones, its interval, and its mean and
+    :param judged: the scores on the judged part.
+    :param unseen: those on the rows of this part that are unlike all training rows.
+    :returns: its name, its value on judged rows and on unseen ones, its interval, and its mean and
         deviation over the seeds.
     """
-    title, test = METRICS[metric].title, scores["test"]
+    title = METRICS[metric].title
     if metric == "f1" and head.type.positive_class is not None:
         title = f"{title} of {head.classes[head.type.positive_class]}"
     return (
         title,
-        test.overall.get(metric),
-        scores["test_unseen"].overall.get(metric),
-        test.intervals.get(metric),
-        test.seeds.get(metric),
+        judged.overall.get(metric),
+        unseen.overall.get(metric),
+        judged.intervals.get(metric),
+        judged.seeds.get(metric),
     )
 
 
@@ -260,20 +270,21 @@ def list_confusions(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, 
 
 
 def draw_figures(content: PageContent, head: SavedHead) -> list[dict[str, Any]]:
-    """ROC and precision-recall curves on the test part, with what their legends say.
+    """ROC and precision-recall curves on the judged part, with what their legends say.
 
     :param content: what the page tells.
     :param head: the head that the curves are of.
     """
-    curves, test = content.curves[head.name], content.scores["test"][head.name]
+    curves = content.curves[head.name]
+    judged = content.scores[content.rows.judged][head.name]
     marks: tuple[Any, Any] = (None, None)
     if head.threshold is not None:
-        recall, false_positive_rate, precision = _find_threshold(test)
+        recall, false_positive_rate, precision = _find_threshold(judged)
         marks = (false_positive_rate, recall), (recall, precision)
     rates, shares = ("false positive rate", "true positive rate"), ("recall", "precision")
     drawn = [
-        _draw_figure("ROC", curves.roc, rates, marks[0], head, test, diagonal=True),
-        _draw_figure("Precision–recall", curves.precision_recall, shares, marks[1], head, test),
+        _draw_figure("ROC", curves.roc, rates, marks[0], head, judged, diagonal=True),
+        _draw_figure("Precision–recall", curves.precision_recall, shares, marks[1], head, judged),
     ]
     return [figure for figure in drawn if figure is not None]
 

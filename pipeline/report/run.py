@@ -21,7 +21,6 @@ from pipeline.recipe import check_store
 from pipeline.report.inputs import (
     CHECKSUMS,
     METRICS,
-    REPORTED_PARTS,
     ScoredRows,
     check_heads,
     format_checksums,
@@ -62,7 +61,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     logits = score_texts(project.embeddings, heads, rows.keys)
     scores = score_parts(heads, rows, logits)
     curves = trace_curves(heads, rows, logits)
-    files = list_files(heads, scores["test"], curves)
+    files = list_files(heads, scores[rows.judged], curves)
     page = render_page(
         PageContent(
             title=settings.report.title,
@@ -83,7 +82,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     contents = {
         **{f"{_PLOTS}/{name}": content for name, content in files.items()},
         METRICS: format_json(metrics),
-        _SUMMARY: format_json(summarize(heads, scores["test"])),
+        _SUMMARY: format_json({rows.judged: summarize(heads, scores[rows.judged])}),
         _PAGE: page.encode("utf-8"),
     }
     contents[CHECKSUMS] = format_checksums(contents)
@@ -130,7 +129,7 @@ def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Lo
 def score_parts(
     heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
 ) -> dict[str, dict[str, PartScores]]:
-    """Score every head on every part; with intervals on the test rows.
+    """Score every head on every part; with intervals on the part that heads are judged by.
 
     :param heads: the heads.
     :param rows: the rows to score them on.
@@ -139,7 +138,7 @@ def score_parts(
     """
     return {
         part: {head.name: _score_part(head, part, rows, logits[head.name]) for head in heads.heads}
-        for part in REPORTED_PARTS
+        for part in rows.parts
     }
 
 
@@ -151,7 +150,7 @@ def _score_part(
     actual, texts = rows.labels[head.name][chosen], rows.codes[chosen]
     by_seed = [score_head(head, actual, of_seed[texts]) for of_seed in logits]
     scores = by_seed[0]
-    if part.startswith("test"):
+    if part in (rows.judged, rows.unseen):
         intervals = bootstrap_intervals(head, actual, logits[0][texts])
         scores = replace(scores, intervals=intervals)
     if len(by_seed) == 1:
@@ -168,7 +167,7 @@ def _score_part(
 def trace_curves(
     heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
 ) -> dict[str, TaskCurves]:
-    """ROC and precision-recall curves on the test part, of every class that a head ranks rows by.
+    """ROC and precision-recall curves on the judged part, of every class that a head ranks.
 
     :param heads: the heads.
     :param rows: the rows to rank.
@@ -177,31 +176,27 @@ def trace_curves(
     """
     traced = {}
     for head in heads.heads:
-        chosen = rows.take_rows("test", head.name)
+        chosen = rows.take_rows(rows.judged, head.name)
         actual = rows.labels[head.name][chosen]
         rankings = rank_classes(head, actual, logits[head.name][0][rows.codes[chosen]])
         traced[head.name] = TaskCurves(trace_roc(rankings), trace_precision_recall(rankings))
     return traced
 
 
-def summarize(
-    heads: Heads, scores: Mapping[str, PartScores]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """The few figures that ``dvc metrics show`` prints: the test part's, by task.
+def summarize(heads: Heads, scores: Mapping[str, PartScores]) -> dict[str, dict[str, float]]:
+    """The few figures that ``dvc metrics show`` prints of the judged part, by task.
 
     :param heads: the heads.
-    :param scores: task → scores on the test part.
-    :returns: part → task → metric → value, of the first headline metrics of each type of task.
+    :param scores: task → scores on that part.
+    :returns: task → metric → value, of the first headline metrics of each type of task.
     """
     return {
-        "test": {
-            head.name: {
-                metric: scores[head.name].overall[metric]
-                for metric in head.type.headline[:_SUMMARY_METRICS]
-                if metric in scores[head.name].overall
-            }
-            for head in heads.heads
+        head.name: {
+            metric: scores[head.name].overall[metric]
+            for metric in head.type.headline[:_SUMMARY_METRICS]
+            if metric in scores[head.name].overall
         }
+        for head in heads.heads
     }
 
 
@@ -231,7 +226,13 @@ def _show_summary(project: Project, backbone: Asset, metrics: Mapping[str, Any])
             for task, values in tasks.items()
         ],
     )
-    say("test_unseen: rows of the test part whose vector is that of no training row")
+    judged = "test" if "test" in metrics else "validation"
+    say(f"{judged}_unseen: rows of the {judged} part whose vector is that of no training row")
+    if judged != "test":
+        warn(
+            "there is no test part: the figures are of validation rows, by which heads were "
+            "chosen, so those of new texts will be lower"
+        )
     wanted = backbone.extra.get("wanted")
     say(f"backbone: {backbone.id}")
     if wanted and wanted != backbone.id:

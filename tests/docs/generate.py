@@ -163,8 +163,8 @@ def _list_sections() -> list[_Section]:
     sections = list(_walk(Settings, ""))
     paths = [section.path for section in sections]
     for section in sections:
-        if paths.count(section.path) > 1:
-            section.title = f"{section.path} with {_tell_apart(section.model)}"
+        if paths.count(section.path) > 1 and (key := _tell_apart(section.model)):
+            section.title = f"{section.path} with {key}"
     return sections
 
 
@@ -198,14 +198,17 @@ def _list_kinds(model: type[BaseModel]) -> list[type[BaseModel]]:
     return list(LABELERS.values()) if model is LabelSettings else [model]
 
 
-def _tell_apart(model: type[BaseModel]) -> str:
-    """What says which of several models is meant: the key with a single value of its own."""
+def _tell_apart(model: type[BaseModel]) -> str | None:
+    """What says which of several models is meant; ``None`` if it is the one that needs no saying.
+
+    It is the key that has a single value of its own, or that must be given.
+    """
     for key, info in model.model_fields.items():
         values = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
         default = info.default if isinstance(info.default, str) else None
         if values:
             return f"{key}: {default or values[0]}"
-    raise ValueError(f"{model.__name__}: no key says that it is meant")
+    return next((key for key, info in model.model_fields.items() if info.is_required()), None)
 
 
 def _describe_model(model: type[BaseModel]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import SplitSettings
+from pipeline.config import DrawnSplit
 from pipeline.errors import DataError
 from pipeline.prepare.labelers.base import Labels
 from pipeline.prepare.run import split_rows
@@ -32,7 +32,7 @@ def test_a_split_is_whole_repeatable_and_keeps_duplicates_together(
     keys = [number.to_bytes(16, "big") for number, _ in texts]
     labels = {"t": Labels(("a", "b", "c"), np.array([label for _, label in texts], np.int32))}
     train, validation, test = (share / sum(shares) for share in shares)
-    chosen = SplitSettings(
+    chosen = DrawnSplit(
         train=train,
         validation=validation,
         test=test,

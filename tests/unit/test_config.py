@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import (
     LABELERS,
+    DrawnSplit,
     HeadsSettings,
     Section,
     Settings,
-    SplitSettings,
     TaskSettings,
     load_settings,
     normalize_value,
@@ -325,6 +325,48 @@ runtimes: {}
             "runtime.devices: must be auto, cpu, cuda, cuda:N, mps, or a ",
         ),
         ("runtime: {devices: [auto, cpu]}", "runtime.devices: must be auto alone, or name the "),
+        ("prepare: {split: {test: -0.1}}", "prepare.split.test: must be >= 0, got -0.1"),
+        ("prepare: {split: {test: 0}}", "prepare.split: train + validation + test must be 1"),
+        ("prepare: {split: 0.7}", "prepare.split: must be a mapping of names to values, got 0.7"),
+        (
+            "prepare: {split: {train: [train]}}",
+            "prepare.split.train: must be a number, the share of the rows; values of a column need "
+            "prepare.split.column, which names it, got ['train']",
+        ),
+        (
+            "prepare: {split: {column: part, test: 0}}",
+            "prepare.split.test: must be a list of values of prepare.split.column; a share of the "
+            "rows is for a split without that key, got 0",
+        ),
+        (
+            "prepare: {split: {column: part, train: []}}",
+            "prepare.split.train: must be a list of 1 or more, got []",
+        ),
+        (
+            "prepare: {split: {column: part, test: [dev, 1], validation: ['dev', '1.0']}}",
+            "prepare.split.test: 'dev' stands in validation too",
+        ),
+        (
+            "prepare: {split: {column: part, leave_outs: [x]}}",
+            "prepare.split.leave_outs: unknown key; did you mean `leave_out`?",
+        ),
+        (
+            "prepare: {split: {leave_out: [x]}}",
+            "prepare.split.leave_out: unknown key; known: train, validation, test, seed, "
+            "stratify_by, keep_duplicates_together",
+        ),
+        (
+            "prepare: {split: {column: message}}",
+            "prepare.split.column: 'message' is the column of prepare.text_column too",
+        ),
+        (
+            "prepare: {split: {column: label}}",
+            "prepare.split.column: 'label' is the column of prepare.labels.spam.column too",
+        ),
+        (
+            "prepare: {split: {column: part, stratify_by: [spm]}}",
+            "prepare.split.stratify_by: no such label in prepare.labels: 'spm'; did you mean `sp",
+        ),
         ("prepare: {split: {train: 1}}", "prepare.split.train: must be < 1, got 1"),
         (
             "prepare: {split: {train: 0.5, validation: 0.2, test: 0.2}}",
@@ -545,10 +587,10 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_shares_may_miss_one_by_rounding_only() -> None:
-    assert SplitSettings(train=1 / 3, validation=1 / 3, test=1 / 3).test == 1 / 3
-    assert SplitSettings(train=0.6, validation=0.3, test=0.1).train == 0.6
+    assert DrawnSplit(train=1 / 3, validation=1 / 3, test=1 / 3).test == 1 / 3
+    assert DrawnSplit(train=0.6, validation=0.3, test=0.1).train == 0.6
     with pytest.raises(ValidationError, match="must be 1"):
-        SplitSettings(train=0.7, validation=0.15, test=0.1501)
+        DrawnSplit(train=0.7, validation=0.15, test=0.1501)
 
 
 @pytest.mark.parametrize(

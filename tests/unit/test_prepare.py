@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import train_test_split
 
-from pipeline.config import SplitSettings, load_settings, parse_settings
+from pipeline.config import DrawnSplit, load_settings, parse_settings
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.tables import PARTS, read_labelled_rows
 from pipeline.corpus.texts import fold_text
@@ -70,7 +70,7 @@ def test_split_is_two_calls_to_scikit_learn(
         random_state=seed,
         stratify=None if labels is None else labels[rest],
     )
-    settings = SplitSettings(
+    settings = DrawnSplit(
         train=shares[0],
         validation=shares[1],
         test=shares[2],
@@ -84,7 +84,7 @@ def test_split_is_two_calls_to_scikit_learn(
 def test_every_part_keeps_the_joint_shares_of_the_labels() -> None:
     rng = np.random.default_rng(0)
     spam, mood = (rng.random(4000) < 0.13).astype(int), rng.choice(3, 4000, p=[0.2, 0.3, 0.5])
-    settings = SplitSettings(stratify_by=("spam", "mood"))
+    settings = DrawnSplit(stratify_by=("spam", "mood"))
     split = split_rows(
         make_keys(4000), {"spam": make_labels(spam), "mood": make_labels(mood)}, settings
     )
@@ -95,7 +95,7 @@ def test_every_part_keeps_the_joint_shares_of_the_labels() -> None:
 
 
 def test_another_seed_gives_another_split_of_the_same_sizes() -> None:
-    first, second = (split_rows(make_keys(100), {}, SplitSettings(seed=seed)) for seed in (0, 1))
+    first, second = (split_rows(make_keys(100), {}, DrawnSplit(seed=seed)) for seed in (0, 1))
     assert np.bincount(first).tolist() == np.bincount(second).tolist() == [70, 15, 15]
     assert first.tolist() != second.tolist()
 
@@ -105,27 +105,27 @@ def test_identical_texts_stay_together_when_asked(stratify_by: tuple[str, ...]) 
     numbers = np.random.default_rng(1).integers(0, 60, 300)
     keys = [make_keys(60)[number] for number in numbers]
     labels = {"t": make_labels(numbers % 2)}
-    settings = SplitSettings(keep_duplicates_together=True, stratify_by=stratify_by)
+    settings = DrawnSplit(keep_duplicates_together=True, stratify_by=stratify_by)
     together = split_rows(keys, labels, settings)
     assert all(len({*together[numbers == number]}) <= 1 for number in range(60))
-    apart = split_rows(keys, labels, SplitSettings(stratify_by=stratify_by))
+    apart = split_rows(keys, labels, DrawnSplit(stratify_by=stratify_by))
     assert any(len({*apart[numbers == number]}) > 1 for number in range(60))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_too_few_rows(rows: int) -> None:
     with pytest.raises(DataError, match=rf"too few rows to split: {rows} rows? cannot give") as e:
-        split_rows(make_keys(rows), {}, SplitSettings())
+        split_rows(make_keys(rows), {}, DrawnSplit())
     assert "prepare.split" in (e.value.hint or "")
     with pytest.raises(DataError, match=r"1 distinct text cannot give every part"):
-        split_rows([b"k" * 16] * 50, {}, SplitSettings(keep_duplicates_together=True))
+        split_rows([b"k" * 16] * 50, {}, DrawnSplit(keep_duplicates_together=True))
 
 
 @pytest.mark.parametrize("few", [1, 2])
 @pytest.mark.parametrize("together", [False, True])
 def test_a_stratum_too_small_is_named(few: int, together: bool) -> None:
     labels = {"a": make_labels([0, 1] * 50), "b": make_labels([0] * (100 - few) + [1] * few)}
-    settings = SplitSettings(stratify_by=("a", "b"), keep_duplicates_together=together)
+    settings = DrawnSplit(stratify_by=("a", "b"), keep_duplicates_together=together)
     with pytest.raises(DataError, match=r"a = c\d, b = c1 has only 1 of 100 ") as caught:
         split_rows(make_keys(100), labels, settings)
     assert "stratify_by" in (caught.value.hint or "")
@@ -136,7 +136,7 @@ def test_a_stratum_that_only_copies_have_is_left_out() -> None:
     keys = [*make_keys(4), make_keys(1)[0]]
     labels = {"t": Labels(("x", "y", "z"), np.array([0, 1, 1, 1, 2], np.int32))}
     with pytest.raises(DataError, match=r"t = x has only 1 of 4 distinct texts"):
-        split_rows(keys, labels, SplitSettings(stratify_by=("t",), keep_duplicates_together=True))
+        split_rows(keys, labels, DrawnSplit(stratify_by=("t",), keep_duplicates_together=True))
 
 
 def test_keys_are_blake2b_of_the_utf_8_bytes() -> None:

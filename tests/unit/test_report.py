@@ -428,15 +428,24 @@ def test_a_part_of_one_class_has_no_auc_and_no_nan(project: Path) -> None:
     assert not (Project().report / "plots" / "roc").exists()
 
 
-def test_an_empty_part_is_reported_as_such(project: Path) -> None:
+def test_without_test_rows_the_validation_rows_are_shown(project: Path) -> None:
     make_project({"spam": ["ham", "spam"], "kind": HOSTILE})
+    run_report(Project(), Settings())
+    whole = json.loads((Project().report / "metrics.json").read_text())
     table = pq.read_table(Project().labels)
     split = ["train" if part == "test" else part for part in table["split"].to_pylist()]
     pq.write_table(table.set_column(1, "split", pa.array(split)), Project().labels)
     retrain()
     run_report(Project(), Settings())
     metrics = json.loads((Project().report / "metrics.json").read_text())
-    assert metrics["test"] == {"spam": {"rows": 0}, "kind": {"rows": 0}}
+    assert list(metrics) == ["train", "validation", "validation_unseen"]
+    for task, scores in metrics["validation"].items():
+        assert {k: v for k, v in scores.items() if k != "intervals"} == whole["validation"][task]
+        assert scores["intervals"]["f1_macro"]["low"] < scores["f1_macro"]
+        assert metrics["validation_unseen"][task]["rows"] == scores["rows"] == 30
+    page = (Project().report / "report.html").read_text("utf-8")
+    assert "There is no test part." in page
+    assert "on test" not in page
 
 
 @pytest.mark.parametrize(
