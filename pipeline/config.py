@@ -1033,6 +1033,14 @@ class HeadsSettings(Section):
         description="Whether a temperature is fitted to the held-out rows, so that probabilities "
         "are as high as the head is often right.",
     )
+    refit: Literal["train", "train+validation", "all"] = Field(
+        default="train",
+        description="The rows that the heads which label new texts are trained on: those of "
+        "`train`, as the heads that the report scores, or also the validation rows, or all. With "
+        "more rows the chosen configurations are trained again, and temperatures and thresholds "
+        "stay as chosen on held-out rows; the report still scores heads that saw only training "
+        "rows.",
+    )
     seed: Seed = Field(
         default=0,
         description="The seed of start weights, of the order of batches and of the folds.",

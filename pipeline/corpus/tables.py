@@ -115,9 +115,9 @@ class LabelledRows:
     split: npt.NDArray[np.str_]
     tasks: Mapping[str, TaskLabels]
 
-    def select(self, part: str) -> npt.NDArray[np.int64]:
-        """Indices of the rows of a part, in their order."""
-        return np.flatnonzero(self.split == part)
+    def select(self, *parts: str) -> npt.NDArray[np.int64]:
+        """Indices of the rows of some parts, in their order."""
+        return np.flatnonzero(np.isin(self.split, parts))
 
     @property
     def identity(self) -> CorpusIdentity:

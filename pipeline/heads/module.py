@@ -206,7 +206,7 @@ class GradientHeads(LightningModule):
             for task in self.tasks
         }
         self.eval()
-        for rows, block in features.blocks():
+        for rows, block in features.blocks() if first_row < features.rows else ():
             if isinstance(rows, slice):
                 for name, values in self(block[first_row:]).items():
                     logits[name][:] = values

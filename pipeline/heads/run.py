@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from pipeline.config import HeadsSettings, Settings
 from pipeline.console import count, say, show_progress, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.identity import CorpusIdentity
-from pipeline.corpus.tables import LabelledRows, read_labelled_rows
+from pipeline.corpus.tables import PARTS, LabelledRows, read_labelled_rows
 from pipeline.device import choose_devices
 from pipeline.errors import DataError
 from pipeline.heads.choosing import list_scores
@@ -26,8 +28,10 @@ from pipeline.heads.configurations import (
     list_idle_settings,
 )
 from pipeline.heads.loggers import log_curves, make_logger
-from pipeline.heads.tasks import Task, check_search, make_tasks, resolve_loss
+from pipeline.heads.tasks import Task, check_search, make_tasks, resolve_loss, widen_tasks
 from pipeline.heads.threads import choose_threads, shorten_spinning
+from pipeline.model.outgoing import FOLDER as OUTGOING
+from pipeline.model.outgoing import save_heads
 from pipeline.model.saved import Heads, History, SavedHead
 from pipeline.model.tasks import TASK_TYPES
 from pipeline.project import Project
@@ -35,6 +39,8 @@ from pipeline.recipe import check_store
 from pipeline.store import Manifest, find_alike, read_manifest
 
 if TYPE_CHECKING:
+    from pipeline.heads.refit import Refit
+    from pipeline.heads.stored import StoredFeatures
     from pipeline.heads.training import Fit, TrainedHead
 
 _SHOWN_SCORES = 5
@@ -68,12 +74,19 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     configurations = leave_out_kernels(configurations, len(parts[0]))
     logger = make_logger(settings.runtime.logger, project.logs)
     fit = _fit(project, settings, rows, parts, tasks, configurations, manifest)
+    refit = _refit(project, settings, rows, fit, manifest)
     corpus = rows.identity.select_tasks([task.name for task in tasks])
     described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
-    described.save(project.heads)
-    _show_summary(project, fit, configurations)
+    if refit is None:
+        save_heads(project.heads, described, None)
+    else:
+        training = {**described.training, "refit": "+".join(refit.parts), "refit_rows": refit.rows}
+        described = replace(described, training=training)
+        save_heads(project.heads, described, describe_refit(described, fit, refit))
+    _show_summary(project, fit, configurations, refit)
     if logger is not None:
         log_curves(logger, fit.heads)
+    again = {"refit_seconds": round(refit.seconds, 2)} if refit is not None else {}
     return {
         "tasks": len(tasks),
         "configurations": len(configurations),
@@ -81,6 +94,7 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
         "features": max(len(c.layers) for c in configurations) * manifest.width,
         "epochs": fit.epochs,
         "fit_seconds": round(fit.fit_seconds, 2),
+        **again,
     }
 
 
@@ -112,7 +126,6 @@ def _fit(
     """
     import torch
 
-    from pipeline.heads.stored import StoredFeatures
     from pipeline.heads.targets import make_targets
     from pipeline.heads.training import fit_heads
 
@@ -127,15 +140,8 @@ def _fit(
     keys = rows.keys.take(chosen)
     folds = _draw_folds(project, settings.heads, keys[:train_rows], manifest.fingerprint)
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
-    features_of = StoredFeatures(
-        project.embeddings,
-        keys,
-        train_rows,
-        sorted({layer for c in configurations for layer in c.layers}),
-        manifest.width,
-        standardize=settings.heads.standardize,
-        memory_bytes=_limit_memory(settings),
-        device=device,
+    features_of = _open_features(
+        project, settings, keys, train_rows, configurations, manifest, device
     )
     total = settings.heads.max_epochs * len({c.shape for c in configurations})
     with show_progress("training", total, "epochs") as advance:
@@ -148,6 +154,72 @@ def _fit(
             device=device,
             advance=advance,
         )
+
+
+def _refit(
+    project: Project, settings: Settings, rows: LabelledRows, fit: Fit, manifest: Manifest
+) -> Refit | None:
+    """Train the chosen heads again on the rows that ``heads.refit`` names.
+
+    :returns: ``None`` if those are the rows that they were trained on.
+    """
+    from pipeline.heads.refit import Refit, group_alike, refit_heads
+    from pipeline.heads.targets import make_targets
+
+    wanted = settings.heads.refit
+    parts = PARTS if wanted == "all" else tuple(wanted.split("+"))
+    parts = tuple(part for part in parts if len(rows.select(part)))
+    if parts == ("train",):
+        return None
+    chosen = rows.select(*parts)
+    device = str(choose_devices(settings.runtime.devices)[0])
+    tasks = widen_tasks([head.task for head in fit.heads], rows, parts)
+    configurations = [head.configuration for head in fit.heads]
+    features_of = _open_features(
+        project, settings, rows.keys.take(chosen), len(chosen), configurations, manifest, device
+    )
+    labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
+    started = time.perf_counter()
+    total = settings.heads.max_epochs * len(group_alike(fit.heads))
+    with show_progress("training again", total, "epochs") as advance:
+        candidates = refit_heads(
+            features_of,
+            make_targets(tasks, labels, len(chosen), None, device),
+            tasks,
+            fit.heads,
+            settings.heads,
+            device=device,
+            advance=advance,
+        )
+    seconds = time.perf_counter() - started
+    return Refit(candidates, tuple(tasks), parts, len(chosen), seconds)
+
+
+def _open_features(
+    project: Project,
+    settings: Settings,
+    keys: pa.Array,
+    train_rows: int,
+    configurations: Sequence[Configuration],
+    manifest: Manifest,
+    device: str,
+) -> StoredFeatures:
+    """The stored vectors of some rows, of all layers that some configurations want.
+
+    :param keys: the keys of the texts of the rows, training rows first.
+    """
+    from pipeline.heads.stored import StoredFeatures
+
+    return StoredFeatures(
+        project.embeddings,
+        keys,
+        train_rows,
+        sorted({layer for c in configurations for layer in c.layers}),
+        manifest.width,
+        standardize=settings.heads.standardize,
+        memory_bytes=_limit_memory(settings),
+        device=device,
+    )
 
 
 def _draw_folds(
@@ -220,6 +292,36 @@ def describe_fit(
     )
 
 
+def describe_refit(scored: Heads, fit: Fit, refit: Refit) -> Heads:
+    """The heads that were trained again, which decide as those that they follow.
+
+    :param scored: the heads that were chosen.
+    :param fit: the training run that they are of.
+    :param refit: the same heads, trained again.
+    """
+    made = []
+    for head, chosen, candidate, task in zip(
+        scored.heads, fit.heads, refit.candidates, refit.tasks, strict=True
+    ):
+        about = {
+            "class_weights": _name_weights(task, chosen.configuration),
+            "layer_mix": candidate.layer_mix,
+        }
+        made.append(
+            replace(
+                head,
+                weights=(candidate.head,),
+                seeds=head.seeds[:1],
+                center=task.labels.center,
+                spread=task.labels.spread,
+                about={**head.about, **about},
+                search=(),
+                history=History(),
+            )
+        )
+    return replace(scored, heads=tuple(made), trained_parts=refit.parts)
+
+
 def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -> SavedHead:
     task, calibration, candidate = head.task, head.calibration, head.candidate
     losses = candidate.curve.tolist()
@@ -235,7 +337,7 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
         spread=task.labels.spread,
         about={
             "loss_weight": task.loss_weight,
-            "class_weights": _name_weights(head),
+            "class_weights": _name_weights(task, head.configuration),
             "best_epoch": candidate.epoch,
             "validation_loss": candidate.validation_loss,
             "metric": task.metric,
@@ -256,12 +358,14 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
     )
 
 
-def _name_weights(head: TrainedHead) -> dict[str, float] | None:
-    weights = resolve_loss(head.task, head.configuration.loss_changes).class_weights
-    return dict(zip(head.task.classes, weights, strict=True)) if weights else None
+def _name_weights(task: Task, configuration: Configuration) -> dict[str, float] | None:
+    weights = resolve_loss(task, configuration.loss_changes).class_weights
+    return dict(zip(task.classes, weights, strict=True)) if weights else None
 
 
-def _show_summary(project: Project, fit: Fit, configurations: Sequence[Configuration]) -> None:
+def _show_summary(
+    project: Project, fit: Fit, configurations: Sequence[Configuration], refit: Refit | None
+) -> None:
     if len(configurations) > 1:
         for head in fit.heads:
             _show_scores(head, _list_scores(head, configurations)[:_SHOWN_SCORES])
@@ -284,6 +388,11 @@ def _show_summary(project: Project, fit: Fit, configurations: Sequence[Configura
         f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
         f"{fit.fit_seconds:.2f} s → {project.heads}"
     )
+    if refit is not None:
+        say(
+            f"trained again on the {refit.rows:,} rows of {', '.join(refit.parts)}, for new texts: "
+            f"{refit.seconds:.2f} s → {project.heads / OUTGOING}"
+        )
 
 
 def _list_scores(

@@ -60,7 +60,8 @@ class Targets:
         :param dim: the axis of models; behind the split, the last fit is the full one.
         """
         before, after = stacked.shape[:dim], stacked.shape[dim + 1 :]
-        return stacked.reshape(*before, -1, self.fits, *after)
+        K = stacked.shape[dim] // self.fits  # -1 would not do for a tensor of no rows
+        return stacked.reshape(*before, K, self.fits, *after)
 
     def take_held_out(self, logits: torch.Tensor) -> torch.Tensor:
         """For each judged row, what the fit that has not trained on it says.

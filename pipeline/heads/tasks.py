@@ -128,6 +128,23 @@ def _make_task(
     return task
 
 
+def widen_tasks(tasks: Sequence[Task], rows: LabelledRows, parts: Sequence[str]) -> list[Task]:
+    """The same tasks for heads that train on the rows of several parts.
+
+    :param tasks: the tasks as they are for the training rows.
+    :param rows: the corpus.
+    :param parts: the names of the parts.
+    """
+    chosen = rows.select(*parts)
+    widened = []
+    for task in tasks:
+        labels = rows.tasks[task.name]
+        values = labels.values[chosen][labels.present[chosen]]
+        summary = task.target.summarize(values, len(task.classes))
+        widened.append(replace(task, labels=summary))
+    return widened
+
+
 def _choose_type(name: str, settings: TaskSettings, labels: TaskLabels) -> TargetType:
     if settings.type is None:
         return next(target for target in TARGET_TYPES.values() if target.suits(labels))

@@ -127,7 +127,7 @@ def fit_heads(
     candidates: dict[int, dict[str, Candidate]] = {}
     epochs = 0
     for group in group_by_shape(configurations):
-        for numbers, stack in _make_stacks(
+        for numbers, stack in make_stacks(
             group, features_of, targets, tasks, settings, device, advance
         ):
             trained, ran = stack.fit()
@@ -148,7 +148,7 @@ def fit_heads(
     return Fit(heads, len(configurations), judged_rows, epochs, seconds)
 
 
-def _make_stacks(
+def make_stacks(
     group: Sequence[tuple[int, Configuration]],
     features_of: FeaturesOf,
     targets: Targets,
@@ -160,6 +160,13 @@ def _make_stacks(
     """Stacks that are small enough, and the numbers of their configurations.
 
     :param group: numbered configurations of one shape.
+    :param features_of: a function that gives the features of some layers.
+    :param targets: labels and masks of the same rows.
+    :param tasks: what heads learn.
+    :param settings: the settings that all configurations share.
+    :param device: ``cpu``, ``cuda`` or ``cuda:N``.
+    :param advance: called after each epoch.
+    :yields: the numbers of the configurations of a stack, and the stack.
     """
     first = group[0][1]
     features, scaling = features_of(first.layers)

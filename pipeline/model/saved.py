@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pipeline.config import TASK_NAME, TASK_NAME_CHARACTERS
 from pipeline.corpus.identity import CorpusIdentity
+from pipeline.corpus.tables import PARTS
 from pipeline.errors import StageError
 from pipeline.files import (
     add_hash,
@@ -45,11 +46,13 @@ from pipeline.model.weights import (
     read_weights,
 )
 
-_DESCRIPTION = "heads.json"
+DESCRIPTION = "heads.json"
 _TENSORS = "heads.safetensors"
 _CURVES = "curves.csv"
 _STAGE = "train-heads"
 _RETRAIN = f"run `pipeline {_STAGE}` again"
+# The parts that heads were trained on where heads.json does not say.
+_TRAINED_PARTS = ("train",)
 # Entries of a head in heads.json that have fields of their own in SavedHead.
 _FIELDS = {
     "type", "classes", "threshold", "kernel", "temperature", "layers", "seeds", "center", "spread",
@@ -137,6 +140,9 @@ class Heads:
     :param features: how vectors became features, for people.
     :param training: the settings that all heads share, for people.
     :param folder: the folder that they were read from; empty for heads that are not saved yet.
+    :param trained_parts: the parts of the corpus whose rows they were trained on.
+    :param scored_sha256: for heads that were trained again on more rows, the SHA-256 of the
+        ``heads.json`` of those that they follow, by whose held-out rows they were chosen.
     """
 
     heads: tuple[SavedHead, ...]
@@ -149,6 +155,8 @@ class Heads:
     features: Mapping[str, Any]
     training: Mapping[str, Any]
     folder: Path = Path()
+    trained_parts: tuple[str, ...] = _TRAINED_PARTS
+    scored_sha256: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Heads:
@@ -160,7 +168,7 @@ class Heads:
             a tensor is not of the shape that ``heads.json`` tells; naming the file and, where it is
             one head's, the head.
         """
-        path = folder / _DESCRIPTION
+        path = folder / DESCRIPTION
         record = _read_description(path)
         tensors = _read_tensors(folder / _TENSORS, record)
         histories = _read_curves(folder / _CURVES, record)
@@ -187,6 +195,8 @@ class Heads:
                 features=record["features"],
                 training=dict(record["training"]),
                 folder=folder,
+                trained_parts=_read_parts(record),
+                scored_sha256=record.get("scored_sha256"),
             )
 
     def save(self, folder: Path) -> None:
@@ -195,6 +205,10 @@ class Heads:
         :param folder: the folder to write to; what it holds stays until all is on the disk.
         :raises WriteError: if the disk does not take it.
         """
+        write_together({folder / name: content for name, content in self.encode().items()})
+
+    def encode(self) -> dict[str, bytes]:
+        """The contents of the files, by their names; the description, which ties them, is last."""
         from safetensors.numpy import save
 
         kernels = self._name_kernels()
@@ -218,13 +232,15 @@ class Heads:
             "search": {head.name: _replace_odd(list(head.search)) for head in self.heads},
             "training": self.training,
         }
-        write_together(
-            {
-                folder / _TENSORS: content,
-                folder / _CURVES: curves,
-                folder / _DESCRIPTION: format_json(add_hash(description)),
-            }
-        )
+        if self.trained_parts != _TRAINED_PARTS:
+            description["trained_parts"] = list(self.trained_parts)
+        if self.scored_sha256 is not None:
+            description["scored_sha256"] = self.scored_sha256
+        return {
+            _TENSORS: content,
+            _CURVES: curves,
+            DESCRIPTION: format_json(add_hash(description)),
+        }
 
     def check_corpus(self, now: CorpusIdentity, path: Path) -> None:
         """Make sure that a corpus is the one that the heads were trained on.
@@ -336,7 +352,7 @@ def _read_file(path: Path, record: Mapping[str, Any], key: str) -> bytes:
     :param key: the key of the hash.
     :raises StageError: if it has another hash.
     """
-    described = path.with_name(_DESCRIPTION)
+    described = path.with_name(DESCRIPTION)
     with reading(described, _STAGE):
         stated = record[key]
     content = path.read_bytes()
@@ -354,6 +370,17 @@ def _read_shape(features: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
     if not width or list(layers) != sorted(layers):
         raise ValueError(f"layers {list(layers)} of width {width}")
     return width, layers
+
+
+def _read_parts(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts that the heads were trained on, from ``heads.json``.
+
+    :raises ValueError: if one is no part, or there are none.
+    """
+    parts = tuple(record.get("trained_parts", _TRAINED_PARTS))
+    if not parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
+        raise ValueError(f"trained_parts {list(parts)!r:.60}")
+    return parts
 
 
 def _take_whole(entry: Mapping[str, Any], key: str) -> int:

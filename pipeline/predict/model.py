@@ -20,7 +20,8 @@ from pipeline.corpus.texts import find_fault
 from pipeline.errors import DataError
 from pipeline.files import hash_file, reading
 from pipeline.model.decision import Logits
-from pipeline.model.saved import Heads
+from pipeline.model.outgoing import load_outgoing
+from pipeline.model.saved import DESCRIPTION, Heads
 from pipeline.model.weights import Floats
 from pipeline.predict.answers import choose_heads, list_columns, make_answers
 from pipeline.predict.known import KnownVectors
@@ -51,7 +52,7 @@ def load(project: str | os.PathLike[str] | Project = ".", **options: Any) -> Mod
 
     :param project: the project, or its folder.
     :param **options: ``devices``, ``threads``, ``token_budget``, as ``Embedder`` has them, and
-        ``tasks`` and ``thresholds``, as ``Model`` has them.
+        ``tasks``, ``thresholds`` and ``refit``, as ``Model`` has them.
     :raises StageError: if no heads were trained, a file is damaged, or the backbone's files are not
         those that the heads were trained on.
     :raises SettingsError: if a task or a threshold cannot be.
@@ -76,9 +77,12 @@ class Model:
     :param tasks: tasks to answer; ``None`` for all.
     :param thresholds: task → probability above which class 1, or a tag, is answered, instead of
         that of the saved head.
+    :param refit: whether the heads that ``heads.refit`` had trained again on more rows answer,
+        where there are any, rather than those that ``report`` scores.
     :ivar heads: the heads of these tasks.
     :ivar identity: the facts that tell by what the answers were made: ``version`` of this package,
-        ``heads_sha256`` of ``heads.json``, ``backbone`` and ``fingerprint`` of its vectors.
+        ``heads_sha256`` of ``heads.json``, the parts of the corpus that they were ``trained_on``,
+        ``backbone`` and ``fingerprint`` of its vectors.
     :ivar chunk_texts: the number of texts that are computed together.
     :raises StageError: if no heads were trained, a file is damaged, or the backbone's files are not
         those that the heads were trained on.
@@ -94,10 +98,11 @@ class Model:
         token_budget: int | None = None,
         tasks: Sequence[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        refit: bool = True,
     ) -> None:
-        saved = Heads.load(project.heads)
+        saved = load_outgoing(project.heads) if refit else Heads.load(project.heads)
         self.heads = choose_heads(saved, tasks, thresholds or {})
-        self._recipe = _read_recipe(project, self.heads)
+        self._recipe = _read_recipe(self.heads)
         self._folder = _check_backbone(project, saved)
         self._devices = devices
         self._threads = threads
@@ -108,7 +113,8 @@ class Model:
         self._embedder: Embedder | None = None
         self.identity: Mapping[str, str] = {
             "version": __version__,
-            "heads_sha256": hash_file(project.heads / "heads.json"),
+            "heads_sha256": hash_file(saved.folder / DESCRIPTION),
+            "trained_on": "+".join(saved.trained_parts),
             "backbone": self._recipe.backbone,
             "fingerprint": saved.fingerprint,
         }
@@ -297,10 +303,10 @@ def _ignore(amount: float) -> None:
     """Take no notice of work that was done."""
 
 
-def _read_recipe(project: Project, heads: Heads) -> Recipe:
+def _read_recipe(heads: Heads) -> Recipe:
     """What makes the vectors that heads were trained on, for the layers that the heads want."""
     contents = heads.recipe
-    with reading(project.heads / "heads.json", "train-heads"):
+    with reading(heads.folder / DESCRIPTION, "train-heads"):
         for key in ("files", "max_tokens", "pooling", "precision", "dtype"):
             contents[key]
         name = str(heads.backbone["id"])
@@ -309,7 +315,7 @@ def _read_recipe(project: Project, heads: Heads) -> Recipe:
 
 def _check_backbone(project: Project, heads: Heads) -> Path:
     """The folder of the backbone, whose files must be those that the heads were trained on."""
-    with reading(project.heads / "heads.json", "train-heads"):
+    with reading(heads.folder / DESCRIPTION, "train-heads"):
         asset = Asset.from_record({**heads.backbone, "files": dict(heads.recipe["files"])})
     folder = asset.locate(project)
     check_files(asset, "backbone", folder)

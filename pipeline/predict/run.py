@@ -185,8 +185,9 @@ class _Table:
         """By what the answers were made, in one line."""
         facts = self.model.identity
         return (
-            f"embedding-pipeline {facts['version']}, heads {facts['heads_sha256'][:_SHORT_HASH]}, "
-            f"backbone {facts['backbone']} {facts['fingerprint'][:_SHORT_HASH]}"
+            f"embedding-pipeline {facts['version']}, heads {facts['heads_sha256'][:_SHORT_HASH]} "
+            f"of {facts['trained_on']}, backbone {facts['backbone']} "
+            f"{facts['fingerprint'][:_SHORT_HASH]}"
         )
 
     @contextlib.contextmanager

@@ -228,6 +228,7 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
         "keep": "last",
         "folds": None,
         "calibrate": False,
+        "refit": "train",
         "search": (),
     }
 
