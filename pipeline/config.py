@@ -491,9 +491,9 @@ class PrepareSettings(Section):
     )
     labels: dict[TaskName, SerializeAsAny[LabelSettings]] = Field(
         default_factory=_default_labels,
-        min_length=1,
         description="Where the label of each task comes from: name of the task → its labeler and "
-        "that labeler's settings. The name becomes a column of `labels.parquet`.",
+        "that labeler's settings. The name becomes a column of `labels.parquet`. An empty mapping, "
+        "`{}`, is a corpus without labels: `prepare` and `embed` serve it, and no head is trained.",
     )
     split: SplitSettings = Field(
         default=SplitSettings(),

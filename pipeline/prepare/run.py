@@ -178,7 +178,9 @@ def select_rows(
         raise _refuse_rows(reasons, labels)
     # A row without a text serves no task, and one whose labels are all missing or unusable, too; a
     # row whose labels are all missing, as settings allow, is kept for the text's sake.
-    serves = np.any([made.present for made in labels.values()], axis=0)
+    serves = np.zeros(len(texts), bool)
+    for made in labels.values():
+        serves |= made.present
     dropped = {row: why for row, why in reasons.items() if row in faults or not serves[row]}
     usable = np.array([row for row in range(len(texts)) if row not in dropped], np.int64)
     if not len(usable):
