@@ -420,7 +420,7 @@ class SplitSettings(Section):
 _RESERVED = re.compile(r"row|split|key|text|n_tokens|layer_\d+", re.ASCII | re.IGNORECASE)
 
 
-def _is_reserved(column: str) -> bool:
+def is_reserved(column: str) -> bool:
     """Whether a label may not be called so, as another column is."""
     return _RESERVED.fullmatch(column) is not None
 
@@ -547,7 +547,7 @@ class PrepareSettings(Section):
         first: dict[str, str] = {}  # names are compared as databases and some file systems do
         for name in labels:
             other = first.setdefault(name.lower(), name)
-            if _is_reserved(name) or name.lower() in {score.lower() for score in scores}:
+            if is_reserved(name) or name.lower() in {score.lower() for score in scores}:
                 raise NestedKeyError(
                     (name,),
                     "is the name of another column of labels.parquet or of an exported file; "
@@ -556,7 +556,7 @@ class PrepareSettings(Section):
             if other != name:
                 raise NestedKeyError((name,), f"differs from {other} in nothing but case")
         for score, times in Counter(score.lower() for score in scores).items():
-            if times > 1 or _is_reserved(score):
+            if times > 1 or is_reserved(score):
                 raise ValueError(
                     f"two columns of labels.parquet or of an exported file would be called {score}"
                 )

@@ -88,7 +88,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     files = _find_label_assets(project, settings, assets)
     wanted, may_be_any = own.list_columns()
     frame = read_source(
-        source, _choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
+        source, choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
     )
     try:
         corpus, bad = select_rows(frame, own, files)
@@ -114,10 +114,13 @@ def _check_asset(project: Project, key: str, asset: Asset) -> Path:
     return folder / next(iter(asset.files), "")
 
 
-def _choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
+def choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
     """How the dataset's file is to be read: as the settings say, else as is known of the dataset.
 
     What ``fetch`` wrote before it told the quoting was read with quotes enclosing cells.
+
+    :param settings: the settings that say how.
+    :param dataset: the dataset as ``fetch`` got it.
     """
     known: Mapping[str, Any] = {
         "format": "auto", "header": None, "quoting": "double", **dataset.extra
