@@ -11,7 +11,7 @@ from pipeline.errors import SettingsError
 
 # An exponent of more than three digits is no rating, and would make a number of millions of digits.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-_PLAIN_YAML = re.compile(r"[A-Za-z][\w ./-]*\w|[A-Za-z]", re.ASCII)
+_PLAIN_YAML = re.compile(r"[A-Za-z/][\w ./-]*\w|[A-Za-z]", re.ASCII)
 _YAML_WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,15}", re.ASCII)
 # Words that are no text in YAML 1.2 or, for the sake of other programs, in YAML 1.1.
 _YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}

@@ -43,7 +43,7 @@ _TIME = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d{1,2}[./-]\d{1,2}[./-](\d\d|\d
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+")
 _ROWS_A_CLASS = 2  # that a class has on average; where there are fewer, the values are no classes
 _RATINGS = 11  # whole numbers that may be grades of one scale, such as those from 0 to 10
-_REUSED_SHARE = 0.8  # of the parts of cells, those that stand in other cells too, if parts are tags
+_REUSED_SHARE = 0.7  # of the parts of cells, those that stand in other cells too, if parts are tags
 _TAG_CHARACTERS = 40  # of a tag, on average
 _TEXT_WORDS = 4  # of a text, on average
 _CLASS_WORDS = 10  # of the name of a class, on average; what has more is a text that often recurs
@@ -256,7 +256,10 @@ def _read_ordinal(values: Sequence[Any], counts: Mapping[str, int], words: Itera
 
 def _read_tags(values: Sequence[Any], counts: Mapping[str, int], words: Iterable[str]) -> Guess:
     are_lists = all(parse_list(name) is not None for name in counts)
-    separator = None if are_lists else find_separator(counts) or SEPARATORS[0]
+    separator = None
+    if not are_lists:  # a person may know better than any sign: then what most cells hold
+        by_cells = max(SEPARATORS, key=lambda sign: sum(sign in name for name in counts))
+        separator = find_separator(counts) or by_cells
     guess = _finish(values, "tags", words, separator=separator)
     are_empty = [isinstance(value, str) and is_missing(value) for value in values]
     if not any(are_empty):

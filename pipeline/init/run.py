@@ -106,7 +106,6 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
     data = options.data or _choose_data(folder)
     source = open_source(data, _make_reading(own))
     options = _complete_options(source, folder, options)
-    _allow_replacing(project, options)
     tasks, frame = _read_tasks(source, options)
     faults = sum(find_fault(value) is not None for value in frame[options.text_column].tolist())
     text = write_settings(
@@ -119,7 +118,10 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
     settings = _check_settings(text, str(project.settings))
     made = _label(frame, settings.prepare, tasks, source)
     flow = files.make_flow(files.name_data(project.root, data), has_tasks=bool(tasks))
-    _write(project, {project.settings: text, project.root / files.FLOW_FILE: flow})
+    written = {project.settings: text, project.root / files.FLOW_FILE: flow}
+    if not options.force:
+        _allow_replacing(written)
+    _write(project, written)
     say(f"{data}: {count(len(frame), 'row')}, texts in the column {options.text_column!r}")
     if faults:
         warn(f"{count(faults, 'row')} without a usable text: prepare.on_bad_rows is drop")
@@ -129,7 +131,7 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
 
 
 def _add_tasks(project: Project, options: InitOptions) -> None:
-    text = _read_settings(project.settings)
+    text = _read_text(project.settings)
     settings = parse_settings(text, str(project.settings))
     if not options.tasks:
         _write(project, {})
@@ -158,7 +160,7 @@ def _add_tasks(project: Project, options: InitOptions) -> None:
     changed = {project.settings: text}
     flow = project.root / files.FLOW_FILE
     if not settings.prepare.labels and flow.exists():
-        longer = files.add_head_stages(_read_settings(flow))
+        longer = files.add_head_stages(_read_text(flow))
         changed |= {flow: longer} if longer is not None else {}
     _write(project, changed)
     _show_tasks(tasks, made)
@@ -336,20 +338,19 @@ def _write_command(
     return shlex.join(words)
 
 
-def _allow_replacing(project: Project, options: InitOptions) -> None:
+def _allow_replacing(written: Mapping[Path, str]) -> None:
     """Make sure that files that are there may be replaced.
 
+    :param written: files and what they are to hold.
     :raises WriteError: if they may not.
     """
     there = [
-        str(path)
-        for path in (project.settings, project.root / files.FLOW_FILE)
-        if path.exists()
+        os.path.relpath(path)
+        for path, text in written.items()
+        if path.exists() and _read_text(path) != text
     ]
-    if not there or options.force:
-        return
     what = " and ".join(there)
-    if not (is_terminal() and click.confirm(f"Replace {what}?")):
+    if there and not (is_terminal() and click.confirm(f"Replace {what}?")):
         raise WriteError(
             f"{what} {'is' if len(there) == 1 else 'are'} there; nothing was written",
             hint="replace what is there with --force, name another folder by `pipeline init DIR`, "
@@ -443,8 +444,8 @@ def _open_dataset(project: Project, settings: Settings) -> Source:
     return open_source(fetched, choose_reading(settings.prepare, dataset))
 
 
-def _read_settings(path: Path) -> str:
-    """The text of a file that is to be changed."""
+def _read_text(path: Path) -> str:
+    """The text of a file of the project."""
     try:
         return read_bounded(path, _SETTINGS_BYTES).decode("utf-8")
     except OSError as error:
@@ -466,7 +467,7 @@ def _write(project: Project, changed: Mapping[Path, str]) -> None:
     written = dict(changed) | files.list_ignore_files(project.root)
     flow = project.root / files.FLOW_FILE
     if not flow.exists() and flow not in written:
-        settings = parse_settings(_read_settings(project.settings), str(project.settings))
+        settings = parse_settings(_read_text(project.settings), str(project.settings))
         data = settings.fetch.dataset
         is_file = project.resolve(data).is_file()
         written[flow] = files.make_flow(
@@ -535,6 +536,6 @@ def _say_next(project: Project, folder: Path) -> None:
     if files.find_dvc() is not None and files.find_dvc_folder(project.root) is not None:
         say(f"next: {change}dvc repro")
         return
-    settings = parse_settings(_read_settings(project.settings), str(project.settings))
+    settings = parse_settings(_read_text(project.settings), str(project.settings))
     stages = STAGES if settings.prepare.labels else STAGES[:3]
     say(f"next: {change}{' && '.join(f'pipeline {stage}' for stage in stages)}")

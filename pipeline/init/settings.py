@@ -90,7 +90,7 @@ class NewTask:
             classes = ", ".join(map(format_yaml_class, guess.classes))
             values["classes"] = f"[{classes}]" if classes else "null"
         values["optional"] = "true" if guess.optional else "false"
-        return [f"{self.name}:", *_list_lines(values, _LABEL_COMMENTS, said)]
+        return [f"{quote_yaml(self.name)}:", *_list_lines(values, _LABEL_COMMENTS, said)]
 
     def list_head_lines(self, said: set[str]) -> list[str]:
         """Its entry of ``heads.tasks``.
@@ -110,7 +110,7 @@ class NewTask:
             comments.pop("type")
         if losses[1:]:
             comments["loss"] = f"or {', '.join(losses[1:])}"
-        return [f"{self.name}:", *_list_lines(values, comments, said)]
+        return [f"{quote_yaml(self.name)}:", *_list_lines(values, comments, said)]
 
 
 def _list_lines(
@@ -173,7 +173,7 @@ def add_task(text: str, task: NewTask, *, has_heads: bool, labels: Sequence[str]
     if has_heads or not labels:
         return add_lines(text, ("heads", "tasks"), head)
     if task.kind == "ordinal":
-        return add_lines(text, ("heads", "tasks"), [*(f"{name}: {{}}" for name in labels), *head])
+        return add_lines(text, ("heads", "tasks"), [*(f"{quote_yaml(name)}: {{}}" for name in labels), *head])
     return text
 
 
