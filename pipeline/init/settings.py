@@ -131,7 +131,10 @@ def _read_head_comments() -> dict[str, str]:
     """
     heads = read_preset(_PRESET).partition("\nheads:\n")[2].partition("\n  layers:")[0]
     comments = dict(re.findall(r"^      (\w+): .*? # (.+)$", heads, re.MULTILINE))
-    return {key: re.sub(r"\{.+\}", "a weight for each class", c) for key, c in comments.items()}
+    comments["class_weights"] = re.sub(
+        r"\{.+\}", "a weight for each class", comments["class_weights"]
+    )
+    return comments
 
 
 def write_settings(

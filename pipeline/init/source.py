@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,8 @@ def open_source(path: Path, reading: Reading) -> Source:
         raise DataError(f"{path}: the file is empty", hint="give a file with a header and rows")
     sample: dict[str, list[Any]] = {}
     try:
-        stream = STREAMERS[file_format](path, reading, ColumnChoice())
+        known = replace(reading, format=file_format)
+        stream = STREAMERS[file_format](path, known, ColumnChoice())
         for block in stream.iterate_blocks(_BLOCK_ROWS):
             for name, values in block.items():
                 sample.setdefault(name, []).extend(_list_values(values))

@@ -438,6 +438,17 @@ def test_other_settings_hold_for_reading_and_are_written(folder: Path) -> None:
     assert "max_tokens: 64\n" in (folder / "params.yaml").read_text()
 
 
+def test_a_file_without_a_header_goes_by_its_ending(folder: Path) -> None:
+    lines = [f"{('ham', 'spam')[n % 3 == 0]}\ttext {n}, of two parts, or three\n" for n in range(30)]
+    (folder / "messages.tsv").write_text("".join(lines))
+    init(
+        folder, "--data", "messages.tsv", "--set", "prepare.header=[label, message]",
+        "--text", "message", "--task", "spam=label",
+    )  # fmt: skip
+    settings = load_settings(folder / "params.yaml")
+    assert settings.prepare.labels["spam"].get_classes() == ("ham", "spam")
+
+
 def test_large_files_are_described_by_their_first_rows_and_read_whole(folder: Path) -> None:
     rows: list[dict[str, object]] = [
         {"body": f"text number {n} of many", "kind": "common"} for n in range(25_000)
