@@ -52,7 +52,9 @@ def set_value(text: str, keys: Sequence[str], value: str) -> str:
     return text[:start] + blank + value + text[end:]
 
 
-def add_lines(text: str, keys: Sequence[str], added: Sequence[str], *, replace: bool = False) -> str:
+def add_lines(
+    text: str, keys: Sequence[str], added: Sequence[str], *, replace: bool = False
+) -> str:
     """A file in which some entries stand at the end of a mapping.
 
     :param text: a YAML file whose top is a mapping.
@@ -64,19 +66,19 @@ def add_lines(text: str, keys: Sequence[str], added: Sequence[str], *, replace: 
     :raises EditError: if it is no mapping, or one that is written in braces.
     """
     if not keys:
-        end = "" if not text or text.endswith("\n") else "\n"
-        return text + end + "".join(f"{line}\n" for line in added)
+        gap = "" if not text or text.endswith("\n") else "\n"
+        return text + gap + "".join(f"{line}\n" for line in added)
     entry = _find(text, keys)
     if entry is None:
         below = [f"{keys[-1]}:", *(" " * _INDENT + line for line in added)]
         return add_lines(text, keys[:-1], below)
     if _is_mapping(entry.value) and _is_block(entry.value):
         lines = text.splitlines(keepends=True)
-        first, end = _find_lines(entry.value, lines)
-        if end == len(lines) and not lines[-1].endswith("\n"):
+        first, behind = _find_lines(entry.value, lines)
+        if behind == len(lines) and not lines[-1].endswith("\n"):
             lines[-1] += "\n"
         new = _indent(added, entry.value.start_mark.column)
-        return "".join(lines[: first if replace else end] + new + lines[end:])
+        return "".join(lines[: first if replace else behind] + new + lines[behind:])
     if getattr(entry.value, "value", None) not in ("", "null", "~", []):
         raise EditError(
             f"{'.'.join(keys)}: is written in braces or is no mapping",

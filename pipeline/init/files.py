@@ -18,7 +18,9 @@ DvcState = Literal["there", "made", "made without git", "missing", "failed"]
 FLOW_FILE = "dvc.yaml"
 _TEMPLATES = Path(__file__).parent / "templates"
 _DVC_FOLDER = ".dvc"
-_PLOTS_TEMPLATE = "plots/curves.json"  # below the folder of DVC
+# What DVC's own folder needs: the template of curves for its plots, and what git leaves out of it,
+# which `dvc init --no-scm` does not write. File below the folder → template.
+_DVC_FILES = {"plots/curves.json": "curves.json", ".gitignore": "dvc-gitignore"}
 # The lines of the template that stand where the data file goes.
 _DEPS_START = "    # Add your own data file here"
 _DEPS_END = "    # deps: [data.csv]\n"
@@ -69,16 +71,20 @@ def list_ignore_files(root: Path) -> dict[Path, str]:
     return changed
 
 
-def find_plots_template(root: Path) -> tuple[Path, str] | None:
-    """The template of curves that DVC's plots need, if DVC has a folder and lacks it.
+def list_dvc_files(root: Path) -> dict[Path, str]:
+    """The files that DVC's folder is to hold and lacks, if there is such a folder.
 
     :param root: the project's folder.
-    :returns: the file and its text.
+    :returns: file → its text.
     """
     folder = find_dvc_folder(root)
-    if folder is None or (folder / _PLOTS_TEMPLATE).exists():
-        return None
-    return folder / _PLOTS_TEMPLATE, _read_template("curves.json")
+    if folder is None:
+        return {}
+    return {
+        folder / name: _read_template(template)
+        for name, template in _DVC_FILES.items()
+        if not (folder / name).exists()
+    }
 
 
 def find_dvc_folder(root: Path) -> Path | None:

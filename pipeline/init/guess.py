@@ -74,9 +74,9 @@ class Guess:
     remark: str = ""
 
     @property
-    def is_task(self) -> bool:
-        """Whether heads can learn it."""
-        return self.kind in READERS
+    def task_kind(self) -> TaskKind | None:
+        """What labels it holds; ``None`` if it holds nothing that heads can learn."""
+        return next((kind for kind in READERS if kind == self.kind), None)
 
 
 def guess_column(values: Sequence[Any]) -> Guess:
@@ -283,9 +283,7 @@ READERS: Mapping[TaskKind, Callable[[Sequence[Any], Counter[str], Iterable[str]]
 }
 
 
-def _finish(
-    values: Sequence[Any], kind: ColumnKind, words: Iterable[str], **details: Any
-) -> Guess:
+def _finish(values: Sequence[Any], kind: ColumnKind, words: Iterable[str], **details: Any) -> Guess:
     """A guess that tells whether rows lack a value, and by which words."""
     missing = tuple(dict.fromkeys(word.strip() for word in sorted(words)))
     return Guess(kind, missing=missing, optional=_lacks_values(values, missing), **details)

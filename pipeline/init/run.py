@@ -174,13 +174,11 @@ def _check_kept(old: Settings, new: Settings, names: Sequence[str]) -> None:
     """
     labels = {name: of for name, of in new.prepare.labels.items() if name not in names}
     heads = {name: of for name, of in (new.heads.tasks or {}).items() if name not in names}
-    is_same = labels == old.prepare.labels and (
-        old.heads.tasks is None or heads == old.heads.tasks
-    )
+    is_same = labels == old.prepare.labels and (old.heads.tasks is None or heads == old.heads.tasks)
     if not is_same:
         raise SettingsError(
             "prepare.labels: is written in a form that cannot be added to",
-            hint="write the task into the file by hand; docs/own-data.md shows how",
+            hint="write the task into the file by hand, as docs/heads.md shows",
         )
 
 
@@ -322,9 +320,7 @@ def _name_task(column: str) -> str:
     return column if name == column else f"{name}={column}"
 
 
-def _write_command(
-    source: Source, folder: Path, options: InitOptions, tasks: Sequence[str]
-) -> str:
+def _write_command(source: Source, folder: Path, options: InitOptions, tasks: Sequence[str]) -> str:
     """A whole command, to copy."""
     words = ["pipeline", "init"]
     words += [str(folder)] if folder != Path() else []
@@ -473,9 +469,7 @@ def _write(project: Project, changed: Mapping[Path, str]) -> None:
         written[flow] = files.make_flow(
             data if is_file else None, has_tasks=bool(settings.prepare.labels)
         )
-    template = files.find_plots_template(project.root)
-    if template is not None:
-        written[template[0]] = template[1]
+    written |= files.list_dvc_files(project.root)
     write_together(files.encode_files(written))
     if written:
         say(f"written: {', '.join(os.path.relpath(path) for path in written)}")

@@ -55,25 +55,19 @@ class NewTask:
 
     :param name: its name.
     :param column: the column that holds its labels.
-    :param guess: how the column is to be read; its ``kind`` is one of ``TASK_FORMS``.
+    :param kind: what its labels are.
+    :param guess: how the column is to be read.
     """
 
     name: str
     column: str
+    kind: TaskKind
     guess: Guess
 
     @property
     def form(self) -> TaskForm:
         """What the settings say of its head."""
         return TASK_FORMS[self.kind]
-
-    @property
-    def kind(self) -> TaskKind:
-        """What its labels are."""
-        kind = self.guess.kind
-        if kind not in TASK_FORMS:
-            raise ValueError(f"{kind} is no kind of task")
-        return kind
 
     def list_label_lines(self, said: set[str]) -> list[str]:
         """Its entry of ``prepare.labels``.
@@ -176,7 +170,8 @@ def add_task(text: str, task: NewTask, *, has_heads: bool, labels: Sequence[str]
     if has_heads or not labels:
         return add_lines(text, ("heads", "tasks"), head)
     if task.kind == "ordinal":
-        return add_lines(text, ("heads", "tasks"), [*(f"{quote_yaml(name)}: {{}}" for name in labels), *head])
+        others = [f"{quote_yaml(name)}: {{}}" for name in labels]
+        return add_lines(text, ("heads", "tasks"), [*others, *head])
     return text
 
 

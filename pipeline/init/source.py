@@ -77,14 +77,14 @@ class Source:
 
         :param text_column: the column of the texts.
         """
-        return [c.name for c in self.columns if c.guess.is_task and c.name != text_column]
+        return [c.name for c in self.columns if c.guess.task_kind and c.name != text_column]
 
     def describe_columns(self) -> str:
         """The columns with guesses and examples, a line each."""
         shown = self.columns[:_MOST_COLUMNS]
         cells = [("column", "filled", "looks like", "such as")]
         for column in shown:
-            kind = column.guess.kind
+            kind: str = column.guess.kind
             if column.guess.separator is not None:
                 kind += f" parted by {column.guess.separator}"
             examples = " | ".join(column.examples)

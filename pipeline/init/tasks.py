@@ -116,25 +116,21 @@ def make_task(
     :raises DataError: if its column cannot be of its kind, or does not tell what it needs.
     """
     values = frame[task.column].tolist()
-    kind = task.kind
+    guessed = guess_column(values)
+    kind = task.kind or guessed.task_kind
     if kind is None:
-        guessed = guess_column(values)
-        if guessed.kind not in TASK_FORMS:
-            raise DataError(
-                f"--task {task.name}: {source.path}: column {task.column!r} does not look like "
-                f"labels but like {_describe(guessed.kind)}",
-                hint=f"name the kind if it is one of {', '.join(TASK_FORMS)}: --task "
-                + shlex.quote(f"{task.name}={task.column}:number"),
-            )
-        kind = guessed.kind
-    guess = read_task(values, kind)
-    remark = guess.remark or guess_column(values).remark if task.kind is None else guess.remark
-    guess = replace(guess, remark=remark)
+        raise DataError(
+            f"--task {task.name}: {source.path}: column {task.column!r} does not look like "
+            f"labels but like {_describe(guessed.kind)}",
+            hint=f"name the kind if it is one of {', '.join(TASK_FORMS)}: --task "
+            + shlex.quote(f"{task.name}={task.column}:number"),
+        )
+    guess = guessed if task.kind is None else read_task(values, kind)
     if classes is not None:
-        return NewTask(task.name, task.column, replace(guess, classes=tuple(classes)))
-    if kind in ("binary", "ordinal") and not guess.classes:
+        guess = replace(guess, classes=tuple(classes))
+    elif kind in ("binary", "ordinal") and not guess.classes:
         raise _refuse_classes(task, kind, values, guess.missing)
-    return NewTask(task.name, task.column, guess)
+    return NewTask(task.name, task.column, kind, guess)
 
 
 def _describe(kind: str) -> str:

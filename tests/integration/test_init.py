@@ -94,7 +94,7 @@ def test_a_project_of_own_data_is_one_command(folder: Path, tiny_backbone: Path)
     said = init(folder, "--data", "tickets.csv", *FULL, "--task", "topics", "--task", "grade")
     assert set(list_files(folder)) == {
         "params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/plots/curves.json",
-        "tickets.csv",
+        ".dvc/.gitignore", "tickets.csv",
     }  # fmt: skip
     settings = load_settings(folder / "params.yaml")
     labels = {name: label.model_dump() for name, label in settings.prepare.labels.items()}
@@ -123,7 +123,7 @@ def test_a_project_of_own_data_is_one_command(folder: Path, tiny_backbone: Path)
     assert made["team"].tolist() == [teams.index(str(row["team"])) for row in rows]
     assert made["hours"].isna().tolist() == [row["hours"] in ("", "n/a") for row in rows]
     assert made["grade"].tolist() == [int(str(row["grade"])) - 1 for row in rows]
-    topics = [[flag for flag in flags] for flags in made["topics"]]
+    topics = [list(flags) for flags in made["topics"]]
     assert topics == [
         ["invoice" in str(row["topics"]), "login" in str(row["topics"])] for row in rows
     ]
@@ -152,6 +152,7 @@ def test_what_the_wheel_holds_is_what_this_project_has() -> None:
     assert (TEMPLATES / "dvcignore").read_bytes() == (ROOT / ".dvcignore").read_bytes()
     curves = ROOT / ".dvc" / "plots" / "curves.json"
     assert (TEMPLATES / "curves.json").read_bytes() == curves.read_bytes()
+    assert (TEMPLATES / "dvc-gitignore").read_bytes() == (ROOT / ".dvc/.gitignore").read_bytes()
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     for line in (TEMPLATES / "gitignore").read_text().splitlines():
         assert line in {*ignored, "/cache/", "/dvc_plots/"}
@@ -160,8 +161,9 @@ def test_what_the_wheel_holds_is_what_this_project_has() -> None:
 def test_the_flow_is_this_projects_with_the_data_as_a_dependency(folder: Path) -> None:
     init(folder, "--data", "tickets.csv", *FULL)
     yaml = YAML(typ="safe", pure=True)
-    flow, shipped = yaml.load((folder / "dvc.yaml").read_text()), yaml.load(
-        (ROOT / "dvc.yaml").read_text()
+    flow, shipped = (
+        yaml.load((folder / "dvc.yaml").read_text()),
+        yaml.load((ROOT / "dvc.yaml").read_text()),
     )
     assert flow["stages"]["fetch"].pop("deps") == ["tickets.csv"]
     assert flow == shipped
@@ -234,7 +236,9 @@ def test_a_task_is_added_where_heads_are_left_to_the_labels(folder: Path) -> Non
 
 
 def test_settings_in_braces_are_left_as_they_are(folder: Path) -> None:
-    text = "fetch: {dataset: tickets.csv}\nprepare: {text_column: body, labels: {t: {column: team}}}\n"
+    text = (
+        "fetch: {dataset: tickets.csv}\nprepare: {text_column: body, labels: {t: {column: team}}}\n"
+    )
     (folder / "params.yaml").write_text(text)
     said = init(folder, "--task", "hours", status=1)
     assert "prepare.labels: is written in braces" in said
@@ -351,7 +355,7 @@ def test_mistakes_are_one_message_and_write_nothing(
 
 
 def test_odd_names_of_columns_classes_and_files(folder: Path, tiny_backbone: Path) -> None:
-    columns = ["a=b:c", "tëxt \"x\" # y", "null", "1", "row"]
+    columns = ["a=b:c", 'tëxt "x" # y', "null", "1", "row"]
     rows = [
         [("yes: no", "#1")[n % 2], f"text {n} of some words here", ("[x]", "{y}", "'z'")[n % 3],
          ("007", "08", "9")[n % 3], ("on", "off")[n % 2]]
@@ -439,7 +443,9 @@ def test_other_settings_hold_for_reading_and_are_written(folder: Path) -> None:
 
 
 def test_a_file_without_a_header_goes_by_its_ending(folder: Path) -> None:
-    lines = [f"{('ham', 'spam')[n % 3 == 0]}\ttext {n}, of two parts, or three\n" for n in range(30)]
+    lines = [
+        f"{('ham', 'spam')[n % 3 == 0]}\ttext {n}, of two parts, or three\n" for n in range(30)
+    ]
     (folder / "messages.tsv").write_text("".join(lines))
     init(
         folder, "--data", "messages.tsv", "--set", "prepare.header=[label, message]",
@@ -565,6 +571,13 @@ def test_dvc_is_started_as_git_is_there_or_not(place: str, tmp_path: Path) -> No
         "fetch", "prepare", "embed", "train-heads", "report"
     ]  # fmt: skip
     assert "done:" not in init(folder)
+    if place == "none":  # git may come later, and must then leave DVC's cache alone
+        subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", "."],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not [name for name in listed.stdout.split() if ".dvc/tmp" in name]
 
 
 def test_without_dvc_it_is_said_and_the_stages_are_the_next_commands(

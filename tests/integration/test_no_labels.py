@@ -43,9 +43,7 @@ def test_a_corpus_without_labels_is_prepared_embedded_and_exported(
     assert len(np.unique(vectors, axis=0)) == 30
 
 
-def test_bad_rows_of_a_corpus_without_labels(
-    project: Path, tiny_backbone: Path, cli: Cli
-) -> None:
+def test_bad_rows_of_a_corpus_without_labels(project: Path, tiny_backbone: Path, cli: Cli) -> None:
     set_up(project, tiny_backbone, '" "', '"\u200b"')
     assert cli("fetch").returncode == 0
     stopped = cli("prepare")
