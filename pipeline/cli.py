@@ -83,6 +83,48 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @cli.command()
+@click.argument(
+    "folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path, file_okay=False)
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The file of texts.")
+@click.option("--text", "text_column", metavar="COLUMN", help="The column of the texts.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="A task to learn and the column of its labels; NAME=COLUMN:KIND names the kind: binary, "
+    "multiclass, ordinal, tags or number.  [default: by the column; never ordinal]",
+)
+@click.option("--no-tasks", is_flag=True, help="Texts and vectors only.")
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="NAME=A,B",
+    help="A task's classes in their order: of two, the second is what to find; of an ordinal task, "
+    "from the lowest.",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another setting, such as embed.max_tokens=256.",
+)
+@click.option("--force", is_flag=True, help="Replace params.yaml and dvc.yaml.")
+def init(folder: Path, **options: Any) -> None:
+    """Make a project of your own data, or add a task to one.
+
+    It writes params.yaml and dvc.yaml into DIR, by default this folder. On a terminal it asks for
+    what the options leave open, and shows the columns of the file. Where params.yaml is there and
+    --data is not given, --task adds to it.
+    """
+    from pipeline.init.run import InitOptions, run_init
+
+    run_init(folder, InitOptions(**options))
+
+
+@cli.command()
 @_in_project
 @click.option("--refresh", is_flag=True, help="Fetch again what is already on this machine.")
 def fetch(project: Project, params: Path, refresh: bool) -> None:

@@ -522,7 +522,7 @@ SplitSettings = DrawnSplit | GivenSplit
 _RESERVED = re.compile(r"row|split|key|text|n_tokens|layer_\d+", re.ASCII | re.IGNORECASE)
 
 
-def _is_reserved(column: str) -> bool:
+def is_reserved(column: str) -> bool:
     """Whether a label may not be called so, as another column is."""
     return _RESERVED.fullmatch(column) is not None
 
@@ -593,9 +593,9 @@ class PrepareSettings(Section):
     )
     labels: dict[TaskName, SerializeAsAny[LabelSettings]] = Field(
         default_factory=_default_labels,
-        min_length=1,
         description="Where the label of each task comes from: name of the task → its labeler and "
-        "that labeler's settings. The name becomes a column of `labels.parquet`.",
+        "that labeler's settings. The name becomes a column of `labels.parquet`. An empty mapping, "
+        "`{}`, is a corpus without labels: `prepare` and `embed` serve it, and no head is trained.",
     )
     split: SplitSettings = Field(
         default=DrawnSplit(),
@@ -662,7 +662,7 @@ class PrepareSettings(Section):
         first: dict[str, str] = {}  # names are compared as databases and some file systems do
         for name in labels:
             other = first.setdefault(name.lower(), name)
-            if _is_reserved(name) or name.lower() in {score.lower() for score in scores}:
+            if is_reserved(name) or name.lower() in {score.lower() for score in scores}:
                 raise NestedKeyError(
                     (name,),
                     "is the name of another column of labels.parquet or of an exported file; "
@@ -671,7 +671,7 @@ class PrepareSettings(Section):
             if other != name:
                 raise NestedKeyError((name,), f"differs from {other} in nothing but case")
         for score, times in Counter(score.lower() for score in scores).items():
-            if times > 1 or _is_reserved(score):
+            if times > 1 or is_reserved(score):
                 raise ValueError(
                     f"two columns of labels.parquet or of an exported file would be called {score}"
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -12,7 +11,10 @@ from pipeline.errors import SettingsError
 
 # An exponent of more than three digits is no rating, and would make a number of millions of digits.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
-_PLAIN_YAML = re.compile(r"[A-Za-z][\w ]*\w|[A-Za-z]|\d+", re.ASCII)
+_PLAIN_YAML = re.compile(r"[A-Za-z/][\w ./-]*\w|[A-Za-z]", re.ASCII)
+_YAML_WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,15}", re.ASCII)
+# Words that are no text in YAML 1.2 or, for the sake of other programs, in YAML 1.1.
+_YAML_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
 _SHOWN_CLASSES = 20
 
 
@@ -47,7 +49,7 @@ def check_class_order(settings: Settings, classes: Mapping[str, Sequence[str]]) 
         found = list(classes[task])
         numbers = [parse_number(name) for name in found]
         if any(number is None for number in numbers):
-            shown = ", ".join(map(_format_yaml, found[:_SHOWN_CLASSES]))
+            shown = ", ".join(map(format_yaml_class, found[:_SHOWN_CLASSES]))
             shown += ", …" if len(found) > _SHOWN_CLASSES else ""
             raise SettingsError(
                 f"prepare.labels.{task}.classes: must give the order of the classes, as "
@@ -64,7 +66,28 @@ def check_class_order(settings: Settings, classes: Mapping[str, Sequence[str]]) 
             )
 
 
-def _format_yaml(name: str) -> str:
-    """A name as it may stand in a list in the settings file."""
-    is_plain = _PLAIN_YAML.fullmatch(name) and name.lower() not in {"null", "true", "false"}
-    return name if is_plain else json.dumps(name, ensure_ascii=False)
+def quote_yaml(text: str) -> str:
+    """A text as a scalar in YAML that is read back as this text, on one line, in a list too.
+
+    :param text: any text but half a surrogate pair.
+    """
+    is_plain = _PLAIN_YAML.fullmatch(text) and text.lower() not in _YAML_WORDS
+    if is_plain:
+        return text
+    characters = [
+        f"\\{character}"
+        if character in '"\\'
+        else character
+        if character.isprintable()
+        else f"\\U{ord(character):08X}"
+        for character in text
+    ]
+    return f'"{"".join(characters)}"'
+
+
+def format_yaml_class(name: str) -> str:
+    """The name of a class as the settings may hold it: as ``quote_yaml``, but for numbers.
+
+    :param name: a name as ``normalize_value`` has it, which is the same for ``1`` and ``"1"``.
+    """
+    return name if _YAML_WHOLE_NUMBER.fullmatch(name) else quote_yaml(name)

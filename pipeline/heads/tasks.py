@@ -79,10 +79,17 @@ def make_tasks(
     :param settings: the settings of each task by its name; ``None`` makes a task of every label.
     :param rows: the corpus; class weights and checks look at its training rows only.
     :param kept: the settings that no configuration changes where a task gives them.
-    :raises SettingsError: if a task has no label, or its type or weights do not fit its classes.
+    :raises SettingsError: if there is no task, a task has no label, or its type or weights do not
+        fit its classes.
     :raises DataError: if its training rows have no label, fewer than two classes, or one number.
     """
     chosen = settings if settings is not None else {name: TaskSettings() for name in rows.tasks}
+    if not chosen:
+        raise SettingsError(
+            "prepare.labels: the corpus has no labels, so there is no head to train",
+            hint="add a task by `pipeline init --task NAME=COLUMN` or in prepare.labels, then run "
+            "`pipeline prepare`",
+        )
     return [_make_task(name, task, rows, kept) for name, task in chosen.items()]
 
 

@@ -96,7 +96,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     files = _find_label_assets(project, settings, assets)
     wanted, may_be_any = own.list_columns()
     frame = read_source(
-        source, _choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
+        source, choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
     )
     try:
         given = _read_given_parts(frame, own)
@@ -132,10 +132,13 @@ def _check_asset(project: Project, key: str, asset: Asset) -> Path:
     return folder / next(iter(asset.files), "")
 
 
-def _choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
+def choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
     """How the dataset's file is to be read: as the settings say, else as is known of the dataset.
 
     What ``fetch`` wrote before it told the quoting was read with quotes enclosing cells.
+
+    :param settings: the settings that say how.
+    :param dataset: the dataset as ``fetch`` got it.
     """
     known: Mapping[str, Any] = {
         "format": "auto", "header": None, "quoting": "double", **dataset.extra
@@ -200,7 +203,9 @@ def select_rows(
         raise _refuse_rows(reasons, labels)
     # A row without a text serves no task, and one whose labels are all missing or unusable, too; a
     # row whose labels are all missing, as settings allow, is kept for the text's sake.
-    serves = np.any([made.present for made in labels.values()], axis=0)
+    serves = np.zeros(len(texts), bool)
+    for made in labels.values():
+        serves |= made.present
     dropped = {row: why for row, why in reasons.items() if row in faults or not serves[row]}
     unused = {*dropped, *left_out}
     usable = np.array([row for row in range(len(texts)) if row not in unused], np.int64)

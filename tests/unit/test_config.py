@@ -377,7 +377,7 @@ runtimes: {}
             "prepare: {split: {stratify_by: [spm]}}",
             "prepare.split.stratify_by: no such label in prepare.labels: 'spm'; did you mean `sp",
         ),
-        ("prepare: {labels: {}}", "prepare.labels: must be a mapping of 1 or more, got {}"),
+        ("heads: {tasks: {}}", "heads.tasks: must be a mapping of 1 or more, got {}"),
         ("prepare: {labels: {s: }}", "prepare.labels.s: must be a mapping of names to values, got"),
         ("prepare: {labels: {s: {}}}", "prepare.labels.s.column: is missing"),
         (

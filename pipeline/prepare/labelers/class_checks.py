@@ -16,7 +16,7 @@ _FEW_CLASSES = 20
 _ROWS_OF_A_NUMBER = 20  # that a class whose name is a number has on average
 _ROWS_OF_A_NAME = 2  # that any other has
 # What programs and people write where a value is missing, in lower case.
-_MISSING_WORDS = {
+MISSING_WORDS = {
     "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "nil", "(null)", "nat",
     "undefined", "-", "--", "–", "—", "?", ".",
 }  # fmt: skip
@@ -105,7 +105,7 @@ def _note_missing_words(counts: Mapping[str, int], given: Sequence[str]) -> Iter
     words = {
         word: rows
         for word, rows in counts.items()
-        if word.strip().lower() in _MISSING_WORDS and word not in given
+        if word.strip().lower() in MISSING_WORDS and word not in given
     }
     if words:
         listed = ", ".join(f'"{word.strip()}"' for word in words)

@@ -1,0 +1,1 @@
+"""From a file of texts to a project that ``dvc repro`` runs."""
