@@ -40,7 +40,7 @@ _DECISIVE = ("max_tokens", "pooling", "precision", "algorithm")  # of a recipe, 
 
 def show_info(project: Project) -> None:
     """Print what the store holds, and how much of the last run it served."""
-    snapshot = read_snapshot(project.embeddings)
+    snapshot = read_snapshot(project.store)
     manifest = snapshot.manifest
     layers = ", ".join(map(str, manifest.layers))
     rows: list[tuple[object, ...]] = [
@@ -67,20 +67,20 @@ def show_info(project: Project) -> None:
         cosine, error = (manifest.fidelity[k] for k in ("lowest_cosine", "largest_error"))
         found = f"cosine {cosine:.8f}, error {error:.1e}, {manifest.fidelity['texts']} texts"
         rows.append(("worst fidelity to float32", found))
-    show_table(("store", str(project.embeddings)), rows)
+    show_table(("store", str(project.store)), rows)
     _show_kept(project)
     if snapshot.staged:
         say(
             "a run was cut short while it moved what it had finished into the store; nothing is "
             "lost: `pipeline embed` moves the rest"
         )
-    elif any(staging_folder(project.embeddings).glob("*.parquet")):
+    elif any(staging_folder(project.store).glob("*.parquet")):
         say("an interrupted run has left work to take up: run `pipeline embed`")
 
 
 def _show_kept(project: Project) -> None:
     """Say which stores of earlier settings there are, and how to be rid of them."""
-    kept = read_kept(project.embeddings)
+    kept = read_kept(project.store)
     for store in kept:
         if store.manifest is None:
             what = "what an interrupted run has left"
@@ -112,7 +112,7 @@ def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = Tr
     :param is_locked: whether this run holds the lock, without which it changes nothing.
     :raises StoreError: if something is damaged and not repaired.
     """
-    folder = project.embeddings
+    folder = project.store
     if is_locked:
         finish_commit(folder)
     try:
@@ -150,15 +150,15 @@ def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = Tr
 def _describe_lack(project: Project, params: Path) -> str:
     """How many texts of the corpus the settings' next run embeds, in words."""
     recipes = _list_recipes(project, params)
-    held = read_manifest(project.embeddings)
+    held = read_manifest(project.store)
     recipe = next((r for r in recipes if r.fingerprint == held.fingerprint), (*recipes, None)[0])
     try:
-        keys, _ = read_distinct_keys(project.texts)
+        keys, _ = read_distinct_keys(project.texts_file)
     except PipelineError:
         recipe = None
     if recipe is None:
         return f"the store holds {count(held.rows, 'text')}; `pipeline embed` adds what it lacks"
-    known = StoreUpdate(project.embeddings, recipe, keys).has_vectors()
+    known = StoreUpdate(project.store, recipe, keys).has_vectors()
     return f"`pipeline embed` embeds {count(len(known) - int(known.sum()), 'text')} again"
 
 
@@ -183,7 +183,7 @@ def _list_recipes(project: Project, params: Path) -> list[Recipe]:
 
 def export(project: Project, target: Path, layers: str) -> None:
     """Write the vectors of all rows of the corpus, in their order, to one file."""
-    manifest = read_manifest(project.embeddings)
+    manifest = read_manifest(project.store)
     wanted: Any = layers
     if layers not in ("all", "last"):
         try:
@@ -196,9 +196,9 @@ def export(project: Project, target: Path, layers: str) -> None:
     if target.suffix == ".parquet":
         import pyarrow as pa
 
-        extra = {"text": read_text_column(project.texts), "split": pa.array(rows.split)}
+        extra = {"text": read_text_column(project.texts_file), "split": pa.array(rows.split)}
         extra |= {name: encode_labels(task.values, task.kind) for name, task in rows.tasks.items()}
-    shape = export_vectors(project.embeddings, rows.keys, chosen, target, extra)
+    shape = export_vectors(project.store, rows.keys, chosen, target, extra)
     size = format_bytes(target.stat().st_size)
     say(f"{target}: {shape[0]:,} rows × {shape[1]} layers × {shape[2]}, {manifest.dtype}, {size}")
 
@@ -209,12 +209,12 @@ def prune(project: Project, params: Path) -> None:
     :param project: the project.
     :param params: the settings file: a store kept for the settings that hold now stays.
     """
-    keys, _ = read_distinct_keys(project.texts)
+    keys, _ = read_distinct_keys(project.texts_file)
     wanted = frozenset(recipe.fingerprint for recipe in _list_recipes(project, params))
-    dropped = prune_store(project.embeddings, keys, wanted)
-    manifest = read_manifest(project.embeddings)
+    dropped = prune_store(project.store, keys, wanted)
+    manifest = read_manifest(project.store)
     say(
-        f"{project.embeddings}: dropped {count(dropped.texts, 'text')}; "
+        f"{project.store}: dropped {count(dropped.texts, 'text')}; "
         f"holds {count(manifest.rows, 'text')}, {format_bytes(manifest.bytes)}"
     )
     if dropped.bytes:

@@ -20,9 +20,9 @@ class Project:
     :ivar settings: the settings file that holds where the command line names no other.
     :ivar cache: the folder that all stages write to.
     :ivar assets: what ``fetch`` resolved.
-    :ivar texts: the rows' texts and their keys, by ``prepare``.
-    :ivar labels: the rows' splits and labels, by ``prepare``.
-    :ivar embeddings: the folder of the embedding store.
+    :ivar texts_file: the rows' texts and their keys, by ``prepare``.
+    :ivar labels_file: the rows' splits and labels, by ``prepare``.
+    :ivar store: the folder of the embedding store.
     :ivar heads: the folder of the trained heads.
     :ivar report: the folder of metrics, plots and the page.
     :ivar timings: the folder that tells how long each stage's last real run took.
@@ -36,9 +36,9 @@ class Project:
         self.settings = self.root / SETTINGS_FILE
         self.cache = self.root / "cache"
         self.assets = self.cache / "assets.json"
-        self.texts = self.cache / "texts.parquet"
-        self.labels = self.cache / "labels.parquet"
-        self.embeddings = self.cache / "embeddings"
+        self.texts_file = self.cache / "texts.parquet"
+        self.labels_file = self.cache / "labels.parquet"
+        self.store = self.cache / "embeddings"
         self.heads = self.cache / "heads"
         self.report = self.cache / "report"
         self.timings = self.cache / "timings"

@@ -109,7 +109,7 @@ def check_store(project: Project, settings: EmbedSettings, manifest: Manifest) -
     wanted = _describe_contents(asset, settings, layers, precision)
     if held.get("files") != wanted["files"]:
         raise StageError(
-            f"{project.embeddings} holds vectors of {manifest.backbone}, but {project.assets} now "
+            f"{project.store} holds vectors of {manifest.backbone}, but {project.assets} now "
             f"names {asset.id}" + (" with other files" if asset.id == manifest.backbone else ""),
             hint="run `pipeline embed` first",
         )
@@ -122,7 +122,7 @@ def check_store(project: Project, settings: EmbedSettings, manifest: Manifest) -
     ]
     if changes:
         raise StageError(
-            f"{project.embeddings} holds vectors made with {', and with '.join(changes)}",
+            f"{project.store} holds vectors made with {', and with '.join(changes)}",
             hint="run `pipeline embed` first",
         )
 

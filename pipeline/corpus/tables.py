@@ -162,15 +162,15 @@ def read_labelled_rows(project: Project) -> LabelledRows:
     """
     import pyarrow as pa
 
-    labels = _read_table(project.labels, None)
-    texts = _read_table(project.texts, ["row", "key"])
-    keys = _check_keys(project.texts, texts)
-    with reading(project.labels, _STAGE, pa.ArrowException):
+    labels = _read_table(project.labels_file, None)
+    texts = _read_table(project.texts_file, ["row", "key"])
+    keys = _check_keys(project.texts_file, texts)
+    with reading(project.labels_file, _STAGE, pa.ArrowException):
         about = _read_metadata(labels, {_TEXTS_HASH, _IDENTITY})
         is_pair = about.get(_TEXTS_HASH) == hash_keys(keys)
         if not is_pair or {"row", "split"} - set(labels.column_names):
             raise StageError(
-                f"{project.labels} and {project.texts} are not of one run",
+                f"{project.labels_file} and {project.texts_file} are not of one run",
                 hint="run `pipeline prepare` again",
             )
         if not labels["row"].equals(texts["row"]):

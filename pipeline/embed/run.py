@@ -58,14 +58,14 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
     asset = read_assets(project.assets)["backbone"]
     architecture = Architecture.read(asset.locate(project))
     architecture.check_max_tokens(settings.embed.max_tokens)
-    keys, first_rows = read_distinct_keys(project.texts)
-    finish_commit(project.embeddings)
+    keys, first_rows = read_distinct_keys(project.texts_file)
+    finish_commit(project.store)
     for precision in list_possible_precisions(settings):
         recipe = make_recipe(asset, architecture, settings.embed, precision)
-        if _is_complete(project.embeddings, recipe, keys):
-            say(f"{project.embeddings}: holds all {len(keys):,} distinct texts of {asset.id}")
+        if _is_complete(project.store, recipe, keys):
+            say(f"{project.store}: holds all {len(keys):,} distinct texts of {asset.id}")
             _count_cut(project, asset, recipe, keys, first_rows)
-            _say_cut(read_manifest(project.embeddings), architecture)
+            _say_cut(read_manifest(project.store), architecture)
             _record_run(project, len(keys), 0)
             return None
     return _embed_missing(project, settings, asset, architecture, keys, first_rows)
@@ -129,13 +129,13 @@ def _embed_missing(
     devices = choose_devices(settings.runtime.devices)
     precision = resolve_precision(settings.embed.precision, devices[0].type)
     recipe = make_recipe(asset, architecture, settings.embed, precision)
-    update = StoreUpdate(project.embeddings, recipe, keys, first_rows)
+    update = StoreUpdate(project.store, recipe, keys, first_rows)
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
     if update.kept_rows:
         say(f"{count(update.kept_rows, 'text')} kept from when these settings were in use before")
     _say_size(recipe, len(keys))
-    texts = TextReader(project.texts)
+    texts = TextReader(project.texts_file)
     plan = plan_run(recipe, update.list_missing(), devices)
     embedder = Embedder.from_recipe(
         recipe,
@@ -152,7 +152,7 @@ def _embed_missing(
         runner.run(plan.shards, at_once=2 * len(plan.devices))
         count_uncounted(
             update,
-            TextReader(project.texts),
+            TextReader(project.texts_file),
             first_rows,
             lambda texts: embedder.tokenize(texts).whole_lengths,
         )
@@ -210,13 +210,13 @@ def _count_cut(
     first_rows: npt.NDArray[np.int64],
 ) -> None:
     """Count the texts that were cut of a store that has all vectors, if no run has done so."""
-    if not CutTexts.read(read_manifest(project.embeddings)).uncounted:
+    if not CutTexts.read(read_manifest(project.store)).uncounted:
         return
     tokenizer = load_tokenizer(asset.locate(project), recipe.contents["max_tokens"])
-    update = StoreUpdate(project.embeddings, recipe, keys, first_rows)
+    update = StoreUpdate(project.store, recipe, keys, first_rows)
     count_uncounted(
         update,
-        TextReader(project.texts),
+        TextReader(project.texts_file),
         first_rows,
         lambda texts: find_distinct(tokenizer.tokenize(texts)).whole_lengths,
     )
@@ -242,7 +242,7 @@ def _warn_of_hollow(project: Project, rows: npt.NDArray[np.int64]) -> None:
         more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
         warn(
             f"{count(len(rows), 'text')} without any piece that the backbone knows, so that the "
-            f"vectors tell nothing of them: rows {named}{more} of {project.texts} (the first is 0)"
+            f"vectors tell nothing of them: rows {named}{more} of {project.texts_file} (the first is 0)"
         )
 
 

@@ -63,7 +63,7 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     check_class_order(settings, {name: labels.classes for name, labels in rows.tasks.items()})
     tasks = make_tasks(settings.heads.tasks, rows, settings.heads.kept)
     check_search(tasks, settings.heads)
-    manifest = read_manifest(project.embeddings)
+    manifest = read_manifest(project.store)
     backbone = read_assets(project.assets)["backbone"]
     check_store(project, settings.embed, manifest)
     configurations = list_configurations(settings.heads, manifest.layers)
@@ -211,7 +211,7 @@ def _open_features(
     from pipeline.heads.stored import StoredFeatures
 
     return StoredFeatures(
-        project.embeddings,
+        project.store,
         keys,
         train_rows,
         sorted({layer for c in configurations for layer in c.layers}),
@@ -236,7 +236,7 @@ def _draw_folds(
         return None
     coded = keys.dictionary_encode()
     texts = coded.indices.to_numpy().astype(np.int64)
-    alike = find_alike(project.embeddings, coded.dictionary, fingerprint)[texts]
+    alike = find_alike(project.store, coded.dictionary, fingerprint)[texts]
     # With fewer than two training rows that differ a fold, some folds would be about empty.
     if len(np.unique(alike)) < 2 * settings.folds:
         return None

@@ -108,7 +108,7 @@ class Model:
         self._threads = threads
         self._token_budget = token_budget
         self._known = KnownVectors(
-            project.embeddings, saved.fingerprint, self.heads.layers, saved.width
+            project.store, saved.fingerprint, self.heads.layers, saved.width
         )
         self._embedder: Embedder | None = None
         self.identity: Mapping[str, str] = {

@@ -344,12 +344,12 @@ def _write_corpus(
     import pyarrow as pa
 
     exact = pa.array(keys, pa.binary(16))
-    with write_aside(project.texts) as file:
+    with write_aside(project.texts_file) as file:
         write_table(_make_texts_table(corpus, exact), file, _GROUP_ROWS)
         # A full disk shows here, while neither has its name yet.
         file.flush()
         os.fsync(file.fileno())
-        with write_aside(project.labels) as labels_file:
+        with write_aside(project.labels_file) as labels_file:
             write_table(_make_labels_table(corpus, exact, split, settings), labels_file)
 
 

@@ -84,7 +84,7 @@ def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
     """
     rows = read_labelled_rows(project)
     labels = {head.name: _take_labels(project, rows, head) for head in heads.heads}
-    heads.check_corpus(rows.identity, project.labels)
+    heads.check_corpus(rows.identity, project.labels_file)
     coded = rows.keys.dictionary_encode()
     codes = coded.indices.to_numpy().astype(np.int64)
     parts = {part: rows.select(part) for part in PARTS}
@@ -95,7 +95,7 @@ def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
         labels={task: of_task.values for task, of_task in labels.items()},
         present={task: of_task.present for task, of_task in labels.items()},
     )
-    alike = find_alike(project.embeddings, coded.dictionary, heads.fingerprint)[codes]
+    alike = find_alike(project.store, coded.dictionary, heads.fingerprint)[codes]
     judged = parts[scored.judged]
     unseen = judged[~np.isin(alike[judged], alike[parts["train"]])]
     return replace(scored, parts={**scored.parts, scored.unseen: unseen})
@@ -105,20 +105,20 @@ def _take_labels(project: Project, rows: LabelledRows, head: SavedHead) -> TaskL
     """One task's labels, if they are of the kind and the classes that its head was trained on."""
     if head.name not in rows.tasks:
         raise StageError(
-            f"{project.labels}: no labels {head.name!r}, but {project.heads} holds a head of that "
+            f"{project.labels_file}: no labels {head.name!r}, but {project.heads} holds a head of that "
             "name",
             hint=_RELABEL,
         )
     labels = rows.tasks[head.name]
     if labels.kind != head.type.label_kind:
         raise StageError(
-            f"{project.labels}: {head.name} is a label of the kind {labels.kind}; its head in "
+            f"{project.labels_file}: {head.name} is a label of the kind {labels.kind}; its head in "
             f"{project.heads} is {head.type.name}, of the kind {head.type.label_kind}",
             hint=_RELABEL,
         )
     if labels.classes != head.classes:
         raise StageError(
-            f"{project.labels}: {head.name} has the classes {', '.join(labels.classes)}; its "
+            f"{project.labels_file}: {head.name} has the classes {', '.join(labels.classes)}; its "
             f"head in {project.heads} was trained on {', '.join(head.classes)}",
             hint=_RELABEL,
         )
@@ -142,7 +142,7 @@ def check_heads(project: Project, backbone: Asset, heads: Heads, fingerprint: st
         trained_on = dict(heads.recipe["files"]).items()
     if heads.fingerprint != fingerprint:
         raise StageError(
-            f"{project.heads} was trained on other vectors than those in {project.embeddings} "
+            f"{project.heads} was trained on other vectors than those in {project.store} "
             f"(fingerprint {heads.fingerprint[:12]}, now {fingerprint[:12]})",
             hint="run `pipeline train-heads`",
         )

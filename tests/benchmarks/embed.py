@@ -159,7 +159,7 @@ def write_texts(texts: list[str]) -> None:
     table = {"row": np.arange(len(texts)), "text": texts}
     keys = pa.array(hash_texts(texts), pa.binary(16))
     pq.write_table(
-        pa.table(table).append_column("key", keys), Project().texts, row_group_size=16_384
+        pa.table(table).append_column("key", keys), Project().texts_file, row_group_size=16_384
     )
 
 
@@ -267,7 +267,7 @@ def run_growth(root: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
             settings = Project().settings.read_text().replace("embed: {}", "embed: {layers: last}")
             Project().settings.write_text(settings)
             messages = read_messages()
-        shutil.rmtree(Project().embeddings, ignore_errors=True)
+        shutil.rmtree(Project().store, ignore_errors=True)
         write_texts(make_messages(messages, size))
         run = subprocess.run(
             [sys.executable, "-c", _EMBED_FREE if free else _EMBED],

@@ -67,12 +67,12 @@ class Case:
 
 def load_messages() -> Case | None:
     """The SMS corpus with every layer of its backbone, if it is there."""
-    if not (Project().embeddings / "manifest.json").exists() or not Project().labels.exists():
+    if not (Project().store / "manifest.json").exists() or not Project().labels_file.exists():
         return None
     rows = read_labelled_rows(Project())
     chosen = np.concatenate([rows.select("train"), rows.select("validation")])
-    layers = read_manifest(Project().embeddings).layers
-    vectors = read_vectors(Project().embeddings, rows.keys.take(chosen), layers)
+    layers = read_manifest(Project().store).layers
+    vectors = read_vectors(Project().store, rows.keys.take(chosen), layers)
     labels = {name: task.values[chosen] for name, task in rows.tasks.items()}
     return make_case("SMS", vectors.reshape(len(chosen), -1), labels, len(rows.select("train")))
 
@@ -298,8 +298,8 @@ def try_seeds(number: int) -> list[dict[str, Any]]:
     from pipeline.report.run import run_report
 
     settings = load_settings(Project().settings)
-    inputs = [path.absolute() for path in (Project().assets, Project().texts, Project().labels)]
-    inputs.append(Project().embeddings.absolute())
+    inputs = [path.absolute() for path in (Project().assets, Project().texts_file, Project().labels_file)]
+    inputs.append(Project().store.absolute())
     rows: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Project().cache.mkdir()

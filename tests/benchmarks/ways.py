@@ -163,16 +163,16 @@ class Ours(Way):
                 "runtime": settings.runtime.model_copy(update={"devices": str(case.device)}),
             }
         )
-        shutil.rmtree(Project().embeddings, ignore_errors=True)
+        shutil.rmtree(Project().store, ignore_errors=True)
         fewest = 0 if self.compiled else run._TEXTS_TO_COMPILE
         with (
             contextlib.redirect_stdout(io.StringIO()),
             mock.patch.object(run, "_TEXTS_TO_COMPILE", fewest),
         ):
             run.run_embed(Project(), settings)
-        keys = pq.read_table(Project().texts)["key"].combine_chunks()
-        top = read_manifest(Project().embeddings).layers[-1]
-        return read_vectors(Project().embeddings, keys, (top,))[:, 0]
+        keys = pq.read_table(Project().texts_file)["key"].combine_chunks()
+        top = read_manifest(Project().store).layers[-1]
+        return read_vectors(Project().store, keys, (top,))[:, 0]
 
 
 class Free(PackedBert):

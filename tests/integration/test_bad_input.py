@@ -248,9 +248,9 @@ def test_odd_texts_go_through(own: Path, cli: Cli) -> None:
     blank = odd[1], odd[7]  # nothing but a control character, nothing but separators
     edit_params({"prepare.on_bad_rows": "drop"})
     run_stages(cli, "fetch", "prepare", "embed")
-    texts = pq.read_table(Project(own).texts)["text"].to_pylist()
+    texts = pq.read_table(Project(own).texts_file)["text"].to_pylist()
     assert texts == [text for _, text in ROWS] + [text for text in odd if text not in blank]
-    manifest = json.loads((Project(own).embeddings / "manifest.json").read_text())
+    manifest = json.loads((Project(own).store / "manifest.json").read_text())
     assert str(len(set(texts))) in json.dumps(manifest)
 
 

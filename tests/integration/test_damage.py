@@ -133,7 +133,7 @@ def restore(folder: Path, whole: Path, command: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole, folder)
     if command.endswith(" anew"):
-        shutil.rmtree(Project(folder).embeddings)
+        shutil.rmtree(Project(folder).store)
     return command.removesuffix(" anew")
 
 

@@ -122,13 +122,13 @@ def test_embed_on_several_devices_writes_the_same_store(
     monkeypatch.setattr(run, "_SHARDS_A_DEVICE", 1)
     edit_params({"fetch.backbones": [str(tiny_backbone)], "embed.dtype": "float32"})
     run_stages(cli, "fetch", "prepare", "embed")
-    one = {file.name: file.read_bytes() for file in Project().embeddings.glob("*.parquet")}
-    shutil.rmtree(Project().embeddings)
+    one = {file.name: file.read_bytes() for file in Project().store.glob("*.parquet")}
+    shutil.rmtree(Project().store)
     edit_params({"runtime.devices": ["cpu", "cpu"]})
     result = cli("embed")
     assert result.returncode == 0, result.stderr
     assert "2 devices" in result.stdout
-    assert {file.name: file.read_bytes() for file in Project().embeddings.glob("*.parquet")} == one
+    assert {file.name: file.read_bytes() for file in Project().store.glob("*.parquet")} == one
 
 
 def test_compiled_operations_give_the_same_vectors(

@@ -101,7 +101,7 @@ def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -
     assert [task.name for task in tasks] == ["spam", "sentiment"]
     train = rows.select("train")
     assert len(train) == 420
-    vectors = read_vectors(Project().embeddings, rows.keys.take(train), (6,))[:, 0]
+    vectors = read_vectors(Project().store, rows.keys.take(train), (6,))[:, 0]
     by_task = {task.name: rows.tasks[task.name].values[train] for task in tasks}
     labels = torch.from_numpy(np.stack(list(by_task.values()), axis=1))
     targets = make_targets(tasks, by_task, len(train), None, "cpu")
@@ -121,7 +121,7 @@ def test_cached_and_live_training_have_the_same_losses(notebook_project: Path) -
     for name, value in live.state_dict().items():
         torch.testing.assert_close(start.state_dict()[name], value, rtol=0, atol=0)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.heads.seed))
-    texts = pq.read_table(Project().texts)["text"].take(train).to_pylist()
+    texts = pq.read_table(Project().texts_file)["text"].take(train).to_pylist()
     folder = read_assets(Project().assets)["backbone"].locate(Project())
     expected = train_live(live, texts, labels, order, folder, batch_size)
 

@@ -94,12 +94,12 @@ def test_a_family_is_added_by_one_entry_and_runs_from_settings(
     assert result.returncode == 0, result.stderr
     kind = "packed forward pass, no padding" if packed else "forward pass for distilbert, padded"
     assert kind in result.stdout
-    store = Project().embeddings
+    store = Project().store
     fidelity = read_manifest(store).fidelity
     assert fidelity is not None
     assert fidelity["lowest_cosine"] >= 0.999999
 
-    table = pq.read_table(Project().texts)
+    table = pq.read_table(Project().texts_file)
     vectors = read_vectors(store, table["key"].combine_chunks(), range(4))
     expected = embed_by_hugging_face(distilbert, table["text"].to_pylist())
     np.testing.assert_allclose(vectors, expected, atol=1e-5)

@@ -25,10 +25,10 @@ def test_vectors_of_the_whole_corpus_equal_sentence_transformers(
 
     edit_params({"fetch.backbones": [MINILM], "embed.dtype": "float32", "embed.layers": "last"})
     run_stages(cli, "fetch", "prepare", "embed")
-    table = pq.read_table(Project().texts)
+    table = pq.read_table(Project().texts_file)
     texts = table["text"].to_pylist()
     assert len(texts) == 5572
-    vectors = read_vectors(Project().embeddings, table["key"].combine_chunks(), (6,))
+    vectors = read_vectors(Project().store, table["key"].combine_chunks(), (6,))
 
     body = Transformer(
         str(read_assets(Project().assets)["backbone"].locate(Project())), max_seq_length=MAX_TOKENS
@@ -43,22 +43,22 @@ def test_vectors_of_the_whole_corpus_equal_sentence_transformers(
 def test_every_layer_equals_hugging_face_and_float16_is_close(few_messages: Path, cli: Cli) -> None:
     edit_params({"embed.dtype": "float32"})
     run_stages(cli, "fetch", "prepare", "embed")
-    table = pq.read_table(Project().texts)
+    table = pq.read_table(Project().texts_file)
     keys = table["key"].combine_chunks()
-    assert read_manifest(Project().embeddings).layers == tuple(range(7))
-    exact = read_vectors(Project().embeddings, keys, range(7))
+    assert read_manifest(Project().store).layers == tuple(range(7))
+    exact = read_vectors(Project().store, keys, range(7))
     sample = np.random.default_rng(0).choice(len(keys), 100, replace=False)
     folder = str(read_assets(Project().assets)["backbone"].locate(Project()))
     expected = embed_by_hugging_face(folder, table["text"].take(sample).to_pylist())
     assert np.abs(exact[sample] - expected).max() < 1e-5
-    size = sum(file.stat().st_size for file in Project().embeddings.glob("*.parquet"))
+    size = sum(file.stat().st_size for file in Project().store.glob("*.parquet"))
 
     edit_params({"embed.dtype": "float16"})
     run_stages(cli, "embed")
-    rounded = read_vectors(Project().embeddings, keys, range(7))
+    rounded = read_vectors(Project().store, keys, range(7))
     norms = np.linalg.norm(exact, axis=-1) * np.linalg.norm(rounded, axis=-1)
     assert ((exact * rounded).sum(-1) / norms).min() > 0.999999
-    halved = sum(file.stat().st_size for file in Project().embeddings.glob("*.parquet"))
+    halved = sum(file.stat().st_size for file in Project().store.glob("*.parquet"))
     assert halved < 0.52 * size
 
 

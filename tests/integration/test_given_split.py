@@ -55,7 +55,7 @@ def test_a_given_split_is_kept_from_the_file_to_the_report(
     assert prepared.returncode == 0, prepared.stderr
     assert "notes.csv: 180 rows, 150 used" in prepared.stdout
     assert "30 rows left out, as prepare.split.leave_out says" in prepared.stdout
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     used = [n for n, note in enumerate(notes) if note["part"] != "unused"]
     assert labels["row"].to_pylist() == used
     names = {"dev": "validation"}
@@ -132,7 +132,7 @@ def test_a_value_in_no_list_stops_before_anything_is_written(
     assert result.returncode == 1
     assert "notes.csv: column 'part': 60 rows with a value that no list" in result.stderr
     assert "'dev' (30), 'unused' (30)" in result.stderr
-    assert not Project().texts.exists()
+    assert not Project().texts_file.exists()
 
 
 def test_a_column_that_is_not_there_is_named_by_its_setting(

@@ -92,7 +92,7 @@ def test_it_runs_from_settings_to_report(own: Path, cli: Cli) -> None:
     lengths = [
         len(" ".join(word for word in text.split() if word not in FILLERS)) for text in TEXTS
     ]
-    labels = pq.read_table(Project(own).labels)
+    labels = pq.read_table(Project(own).labels_file)
     assert labels["size_characters"].to_pylist() == lengths
     assert labels["size"].to_pylist() == [int(length > 20) for length in lengths]
     metrics = json.loads((Project(own).report / "metrics.json").read_text())

@@ -97,7 +97,7 @@ def test_a_loss_of_ones_own_trains_from_settings_to_report(embedded: Path) -> No
     rows = read_labelled_rows(Project())
     train = rows.select("train")
     last = max(record["features"]["layers"])
-    flat = read_vectors(Project().embeddings, rows.keys.take(train), (last,))[:, 0]
+    flat = read_vectors(Project().store, rows.keys.take(train), (last,))[:, 0]
     scaler = StandardScaler().fit(flat.astype(np.float64))
     labels = rows.tasks["kind"].values[train]
     epsilon = record["search"]["kind"][0]["poly_epsilon"]

@@ -33,9 +33,9 @@ def test_a_corpus_without_labels_is_prepared_embedded_and_exported(
     set_up(project, tiny_backbone)
     run_stages(cli, "fetch", "prepare", "embed")
     assert "lexicon" not in json.loads(Project().assets.read_text())
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     assert labels.schema.names == ["row", "split"]
-    assert pq.read_table(Project().texts)["text"].to_pylist() == TEXTS
+    assert pq.read_table(Project().texts_file)["text"].to_pylist() == TEXTS
     exported = cli("cache", "export", "vectors.npy", "--layers", "last")
     assert exported.returncode == 0, exported.stderr
     vectors = np.load(project / "vectors.npy").reshape(len(TEXTS), -1)
@@ -53,7 +53,7 @@ def test_bad_rows_of_a_corpus_without_labels(project: Path, tiny_backbone: Path,
     dropped = cli("prepare")
     assert dropped.returncode == 0, dropped.stderr
     assert "2 rows dropped: blank text" in dropped.stdout
-    assert pq.read_table(Project().texts)["row"].to_pylist() == list(range(40))
+    assert pq.read_table(Project().texts_file)["row"].to_pylist() == list(range(40))
 
 
 def test_heads_of_a_corpus_without_labels_are_one_message(

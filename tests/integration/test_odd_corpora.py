@@ -55,7 +55,7 @@ def learn(project: Path, tiny_backbone: Path, cli: Cli) -> Callable[..., str]:
             ]
             (project / "rows.jsonl").write_text("\n".join(map(json.dumps, table)))
             run_stages(cli, "fetch", "prepare")
-            parts = pq.read_table(Project().labels)["split"].to_pylist()
+            parts = pq.read_table(Project().labels_file)["split"].to_pylist()
         run_stages(cli, "embed")
         result = cli("train-heads")
         if fails:
@@ -268,12 +268,12 @@ def test_the_report_of_kernel_heads_is_what_the_readme_says_that_they_are(
     about = json.loads((Project().heads / "heads.json").read_text())["tasks"]["kind"]
     tensors = read_heads()
     places, scale, shift = (tensors[f"{about['kernel']}.{n}"] for n in ("places", "scale", "shift"))
-    keys = pq.read_table(Project().texts)["key"].combine_chunks()
-    vectors = read_vectors(Project().embeddings, keys, about["layers"]).reshape(len(keys), -1)
+    keys = pq.read_table(Project().texts_file)["key"].combine_chunks()
+    vectors = read_vectors(Project().store, keys, about["layers"]).reshape(len(keys), -1)
     z = (vectors * scale + shift).astype(np.float16).astype(np.float64)
     likeness = np.exp(-np.square(z[:, None] - places.astype(np.float64)).sum(axis=-1))
     logits = likeness @ tensors["kind.weight"].T.astype(np.float64) + tensors["kind.bias"]
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     right = logits.argmax(axis=1) == labels["kind"].to_numpy()
     for part in ("train", "validation", "test"):
         of_part = labels["split"].to_numpy(zero_copy_only=False) == part

@@ -23,7 +23,7 @@ def test_both_sms_tasks_reach_scikit_learns_optimum(few_messages: Path, cli: Cli
     run_stages(cli, "fetch", "prepare", "embed")
     rows = read_labelled_rows(Project())
     train = rows.select("train")
-    features = read_vectors(Project().embeddings, rows.keys.take(train), range(7))
+    features = read_vectors(Project().store, rows.keys.take(train), range(7))
     flat = features.reshape(len(train), -1).astype(np.float64)
     scaler = StandardScaler().fit(flat)
     for decay in (0.01, 0.1):

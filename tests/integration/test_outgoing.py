@@ -113,10 +113,10 @@ def test_figures_are_those_without_it_and_the_decision_stays(
 
 def test_a_linear_head_is_scikit_learns_on_the_rows_of_both_parts(notes: Path, cli: Cli) -> None:
     train(cli, refit="train+validation", weight_decay=0.05, layers="last")
-    texts, labels = pq.read_table(Project().texts), pq.read_table(Project().labels)
+    texts, labels = pq.read_table(Project().texts_file), pq.read_table(Project().labels_file)
     keys, heads = texts["key"].combine_chunks(), load_outgoing(Project().heads)
     chosen = np.array([part != "test" for part in labels["split"].to_pylist()])
-    vectors = read_vectors(Project().embeddings, keys, heads.layers).reshape(240, -1)
+    vectors = read_vectors(Project().store, keys, heads.layers).reshape(240, -1)
     mood = labels["mood"].to_numpy()
     scaler = StandardScaler().fit(vectors[chosen].astype(np.float64))
     reference = LogisticRegression(C=1 / (0.05 * chosen.sum()), tol=1e-8, max_iter=5000)

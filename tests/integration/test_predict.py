@@ -94,7 +94,7 @@ def cli_there(trained: Path, cli: Cli) -> Cli:
 
 
 def read_texts(folder: Path) -> list[str]:
-    return pq.read_table(Project(folder).texts)["text"].to_pylist()
+    return pq.read_table(Project(folder).texts_file)["text"].to_pylist()
 
 
 def answer_by_hand(heads: Heads, vectors: np.ndarray) -> dict[str, list[object]]:
@@ -157,8 +157,8 @@ def test_texts_of_the_corpus_are_labelled_as_the_heads_label_their_stored_vector
     heads = Heads.load(Project(either).heads)
     kernels = {head.name for head in heads.heads if head.weights[0].centers is not None}
     assert kernels == (set(TASKS) if either.name == "kernel" else set())
-    keys = pq.read_table(Project(either).texts)["key"].combine_chunks()
-    expected = answer_by_hand(heads, read_vectors(Project(either).embeddings, keys, heads.layers))
+    keys = pq.read_table(Project(either).texts_file)["key"].combine_chunks()
+    expected = answer_by_hand(heads, read_vectors(Project(either).store, keys, heads.layers))
     with pipeline.load(either) as model:
         found = model.predict(texts)
     assert list(found) == list(expected)
@@ -196,7 +196,7 @@ def test_a_text_has_the_same_vector_stored_or_not(trained: Path, tmp_path: Path)
         stored = model.embed(texts)
     bare = tmp_path / "bare"
     shutil.copytree(trained, bare)
-    shutil.rmtree(Project(bare).embeddings)
+    shutil.rmtree(Project(bare).store)
     with pipeline.load(bare) as model:
         fresh = model.embed(texts)
     assert stored.dtype == fresh.dtype == np.float32

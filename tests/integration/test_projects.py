@@ -56,7 +56,7 @@ def test_two_projects_in_one_process(
         for project in (first, second):
             stage(project, load_settings(project.settings))
     for project, rows in ((first, 60), (second, 90)):
-        assert read_manifest(project.embeddings).rows == rows
+        assert read_manifest(project.store).rows == rows
         parts = json.loads((project.report / "metrics.json").read_text())
         assert sum(parts[p]["long"]["rows"] for p in ("train", "validation", "test")) == rows
     assert not list_files(elsewhere)

@@ -29,10 +29,10 @@ def write_shard(root: Path, backbone: Path) -> None:
     manifest.SHARD_ROWS = SHARD_ROWS
     plan: ShardPlan = pickle.load(sys.stdin.buffer)
     project = Project(root)
-    keys, first_rows = read_distinct_keys(project.texts)
-    update = StoreUpdate(project.embeddings, plan.recipe, keys, first_rows)
+    keys, first_rows = read_distinct_keys(project.texts_file)
+    update = StoreUpdate(project.store, plan.recipe, keys, first_rows)
     with Embedder.from_recipe(plan.recipe, backbone) as embedder:
-        reader = ShardReader(update, TextReader(project.texts), first_rows, embedder)
+        reader = ShardReader(update, TextReader(project.texts_file), first_rows, embedder)
         ShardRunner(update, reader, embedder, lambda amount: None).run([plan], at_once=2)
 
 
@@ -42,7 +42,7 @@ def test_a_shard_can_be_taken_by_another_process(
     monkeypatch.setattr(manifest, "SHARD_ROWS", SHARD_ROWS)
     edit_params({"fetch.backbones": [str(tiny_backbone)]})
     run_stages(cli, "fetch", "prepare", "embed")
-    store = Project().embeddings
+    store = Project().store
     recipe = read_manifest(store).to_recipe()
     expected = (store / "part-00001.parquet").read_bytes()
     store.rename(store.with_name("whole"))

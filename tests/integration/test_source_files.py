@@ -42,7 +42,7 @@ def prepare(project: Path, tiny_backbone: Path, cli: Cli) -> Prepare:
         if fails:
             assert result.stderr.startswith("Error: ")
             return result.stderr, []
-        return result.stdout, pq.read_table(Project().texts)["text"].to_pylist()
+        return result.stdout, pq.read_table(Project().texts_file)["text"].to_pylist()
 
     return run
 
@@ -58,7 +58,7 @@ def test_bare_quotes_lose_no_row_and_no_label(project: Path, prepare: Prepare) -
     (project / "reviews.tsv").write_text(join(rows))
     said, texts = prepare("reviews.tsv")
     assert texts == [text for _, text in rows]
-    assert pq.read_table(Project().labels)["good"].to_pylist() == [int(row[0]) for row in rows]
+    assert pq.read_table(Project().labels_file)["good"].to_pylist() == [int(row[0]) for row in rows]
     assert "they would join lines 13–17" in said
     (project / "reviews.csv").write_text(join(rows, ","))
     said, _ = prepare("reviews.csv", fails=True)
@@ -99,7 +99,7 @@ def test_parquet_of_old_tools_with_columns_that_nobody_reads(
     pq.write_table(pa.table(table), project / "d.parquet")
     said, texts = prepare("d.parquet", labels={"mood": {"column": "label"}})
     assert texts == [text for _, text in ROWS]
-    column = pq.read_table(Project().labels).schema.field("mood")
+    column = pq.read_table(Project().labels_file).schema.field("mood")
     assert json.loads(column.metadata[b"classes"]) == ["bad", "good"]
     assert "warning" not in said
     said, _ = prepare("d.parquet", fails=True, labels={"mood": {"column": "when"}})
@@ -156,7 +156,7 @@ def test_what_was_fetched_before_the_quoting_was_recorded_is_read_as_it_was(
     del record["sha256"]  # nor was the hash of the record
     Project().assets.write_text(json.dumps(record))
     run_stages(cli, "prepare")
-    assert pq.read_table(Project().texts)["text"].to_pylist()[5] == "So they said"
+    assert pq.read_table(Project().texts_file)["text"].to_pylist()[5] == "So they said"
 
 
 @pytest.mark.parametrize(

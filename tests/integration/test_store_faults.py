@@ -53,7 +53,7 @@ def run_embed(folder: Path, fails_at: int | None, shard_rows: int) -> None:
     shards._KEEP_SECONDS = 0.0
     manifest.SHARD_ROWS = shard_rows
     if fails_at is not None:
-        disk = Disk(pytest.MonkeyPatch(), staged(), Project().embeddings)
+        disk = Disk(pytest.MonkeyPatch(), staged(), Project().store)
         disk.errno, disk.fails_at = errno.ENOSPC, fails_at
     sys.argv = ["pipeline", "embed"]
     try:
@@ -65,7 +65,7 @@ def run_embed(folder: Path, fails_at: int | None, shard_rows: int) -> None:
 
 def staged() -> Path:
     """Where the next state of the store is built."""
-    return staging_folder(Project().embeddings)
+    return staging_folder(Project().store)
 
 
 def start_embed(
@@ -93,7 +93,7 @@ def corpus(project: Path, real_assets: Path, tiny_backbone: Path, cli: Cli) -> P
 def read_store(folder: Path) -> dict[str, object]:
     """All that it holds, but not how many texts each of its runs was gauged by."""
     found: dict[str, object] = {
-        file.name: file.read_bytes() for file in Project(folder).embeddings.iterdir()
+        file.name: file.read_bytes() for file in Project(folder).store.iterdir()
     }
     manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]
     del manifest["fidelity"], manifest["sha256"]
@@ -111,7 +111,7 @@ def wait_for_progress(process: multiprocessing.Process) -> None:
 
 def test_killed_runs_end_in_the_store_of_an_uninterrupted_one(corpus: Path, cli: Cli) -> None:
     for _ in range(2):  # the first also starts the process that the others are forked from
-        shutil.rmtree(Project().embeddings, ignore_errors=True)
+        shutil.rmtree(Project().store, ignore_errors=True)
         started = time.monotonic()
         assert embed(corpus)[0] == 0
         whole_run = time.monotonic() - started
@@ -124,7 +124,7 @@ def test_killed_runs_end_in_the_store_of_an_uninterrupted_one(corpus: Path, cli:
     while kills < KILLS or not taken_up:
         runs += 1
         assert runs < 3 * KILLS + 10, f"{kills} kills, {taken_up} in the embedding itself"
-        for file in Project().embeddings.iterdir():
+        for file in Project().store.iterdir():
             file.unlink()
         process = start_embed(corpus)
         if kills < KILLS:
@@ -162,7 +162,7 @@ def test_no_space_at_any_write_of_a_run_loses_nothing(
     expected = read_store(few_messages)
     writes = failures = 0
     for number in range(1, 400, STEP):
-        shutil.rmtree(Project().embeddings)
+        shutil.rmtree(Project().store)
         status, output = embed(few_messages, number, 32)
         assert not list(few_messages.rglob(".tmp-*"))
         if status == 0:  # all went well, or the flush of a folder failed, which is not asked of all
@@ -194,8 +194,8 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
     from pipeline.store import read_vectors
 
     assert embed(corpus)[0] == 0
-    keys = pq.read_table(Project().texts, columns=["key"])["key"].combine_chunks()
-    expected = read_vectors(Project().embeddings, keys, (0, 2), np.float16)
+    keys = pq.read_table(Project().texts_file, columns=["key"])["key"].combine_chunks()
+    expected = read_vectors(Project().store, keys, (0, 2), np.float16)
     info = cli("cache", "info").stdout
     served = "0 of 5,169 texts (0.0%)"
     for word in ("5,169", "float16", "0, 1, 2 of width 32", served, "cosine 0.99"):
@@ -215,7 +215,7 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
 
     # Damage is named, stops whoever reads it, and is mended by what the message says.
     before = read_store(corpus)
-    part = Project().embeddings / "part-00001.parquet"
+    part = Project().store / "part-00001.parquet"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
@@ -231,7 +231,7 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
     last = json.loads(Project().last_embed.read_text())
     assert (last["kept"], last["embedded"]) == (4096, 1073)
     assert read_store(corpus) == before
-    (Project().embeddings / "manifest.json").write_text("{}")
+    (Project().store / "manifest.json").write_text("{}")
     assert cli("cache", "verify").returncode == 1
     assert cli("cache", "verify", "--repair").returncode == 0
     assert "nothing to do" in cli("embed").stdout  # but counts which texts were cut
@@ -244,6 +244,6 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
     run_stages(cli, "prepare")
     pruned = cli("cache", "prune")
     assert pruned.returncode == 0, pruned.stderr
-    kept = len(set(pq.read_table(Project().texts)["key"].to_pylist()))
+    kept = len(set(pq.read_table(Project().texts_file)["key"].to_pylist()))
     assert f"dropped {5169 - kept:,} texts; holds {kept:,} texts" in pruned.stdout
     assert "nothing to do" in cli("embed").stdout

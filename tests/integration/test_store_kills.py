@@ -90,7 +90,7 @@ def change_settings_and_back(project: Path, cli: Cli) -> None:
 def lose_manifest(project: Path, cli: Cli) -> None:
     """Whole shards without a manifest, and more texts."""
     change_corpus(project, cli)
-    (Project(project).embeddings / "manifest.json").unlink()
+    (Project(project).store / "manifest.json").unlink()
 
 
 CHANGES = [change_corpus, change_settings, change_settings_and_back, lose_manifest]
@@ -158,8 +158,8 @@ class Scene:
 
     def read(self) -> np.ndarray:
         """The vectors of the rows of the corpus, by their keys."""
-        keys = pq.read_table(self.project.texts, columns=["key"])["key"].combine_chunks()
-        return read_vectors(self.project.embeddings, keys, (0, 1, 2), np.float16)
+        keys = pq.read_table(self.project.texts_file, columns=["key"])["key"].combine_chunks()
+        return read_vectors(self.project.store, keys, (0, 1, 2), np.float16)
 
     def check(self, command: tuple[str, ...], result: CompletedProcess[str]) -> None:
         """Check what a command said and what it exported."""
@@ -202,7 +202,7 @@ def make_scene(base: Path, tmp_path: Path, cli: Cli, change: object) -> Scene:
     scene.restore(states / "0")
     if change in (change_settings, change_settings_and_back):
         scene.before = scene.read()
-    shutil.rmtree(project.embeddings)
+    shutil.rmtree(project.store)
     for name in ("embeddings.next", "embeddings.old"):
         shutil.rmtree(project.cache / name, ignore_errors=True)
     run_stages(cli, "embed")
@@ -240,9 +240,9 @@ def check_commands(scene: Scene, cli: Cli, *, every: bool) -> None:
         assert verified.returncode == 0, f"{where}: {verified.stdout}{verified.stderr}"
         names = {path.name for path in scene.project.cache.iterdir()}
         assert "embeddings.next" not in names, where
-        assert not list(scene.project.embeddings.rglob(".tmp-*")), where
-        held = {shard.file for shard in read_manifest(scene.project.embeddings).shards}
-        assert {p.name for p in scene.project.embeddings.iterdir()} == held | {"manifest.json"}
+        assert not list(scene.project.store.rglob(".tmp-*")), where
+        held = {shard.file for shard in read_manifest(scene.project.store).shards}
+        assert {p.name for p in scene.project.store.iterdir()} == held | {"manifest.json"}
         assert "embeddings.aside" not in names, where
 
 
@@ -254,7 +254,7 @@ def test_repair_of_a_lost_manifest_goes_by_the_settings_and_says_what_it_costs(
     base: Path, cli: Cli
 ) -> None:
     """A shard of other settings comes first, and one shard is missing."""
-    folder = Project(base).embeddings
+    folder = Project(base).store
     own = {path.name: path.read_bytes() for path in folder.iterdir()}
     edit_params({"embed.max_tokens": 12})
     run_stages(cli, "embed")

@@ -75,7 +75,7 @@ def test_every_type_of_task_from_file_to_report(
     Project().settings.write_text(SETTINGS.replace("BACKBONE", str(tiny_backbone)))
     run_stages(cli, "fetch", "prepare", "embed", "train-heads", "report")
 
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     assert labels.schema.field("urgent").type == pa.int32()
     assert labels["urgent"].to_pylist() == [int(t["priority"] == "high") for t in tickets]
     assert labels["hours"].to_pylist() == [

@@ -29,14 +29,14 @@ def test_threads_change_results_by_rounding_alone(
 ) -> None:
     edit_params({"fetch.backbones": [str(tiny_backbone)]})
     run_stages(process, "fetch", "prepare")
-    keys = pq.read_table(Project().texts)["key"].combine_chunks()
+    keys = pq.read_table(Project().texts_file)["key"].combine_chunks()
     vectors, figures = [], []
     for threads in (1, 2):
         edit_params({"runtime.threads": threads})
-        shutil.rmtree(Project().embeddings, ignore_errors=True)
+        shutil.rmtree(Project().store, ignore_errors=True)
         run_stages(process, "embed", "train-heads", "report")
-        layers = read_manifest(Project().embeddings).layers
-        vectors.append(read_vectors(Project().embeddings, keys, layers))
+        layers = read_manifest(Project().store).layers
+        vectors.append(read_vectors(Project().store, keys, layers))
         metrics = json.loads((Project().report / "metrics.json").read_text())
         figures.append(dict(list_figures(metrics)))
     np.testing.assert_allclose(vectors[0], vectors[1], rtol=1e-3, atol=1e-3)  # as float16 rounds

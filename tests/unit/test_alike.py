@@ -135,14 +135,14 @@ def test_texts_of_one_vector_are_those_of_the_same_tokens(
     for step in (texts[: len(texts) // 2], texts):
         write_corpus(corpus, step)
         run_stages(cli, "fetch", "prepare", "embed")
-        keys, _ = read_distinct_keys(Project().texts)
+        keys, _ = read_distinct_keys(Project().texts_file)
         expected = group_by_transformers(tiny_backbone, step)
-        found = find_alike(Project().embeddings, keys)
+        found = find_alike(Project().store, keys)
         assert found.tolist() == expected.tolist()
         assert len(np.unique(found)) < len(step)
-    assert find_alike(Project().embeddings, keys[:0]).tolist() == []
+    assert find_alike(Project().store, keys[:0]).tolist() == []
     with pytest.raises(StoreError, match="rewritten with other settings"):
-        find_alike(Project().embeddings, keys, "0" * 64)
+        find_alike(Project().store, keys, "0" * 64)
 
 
 def test_the_rounding_of_half_precision_parts_no_texts_of_one_vector(
@@ -154,7 +154,7 @@ def test_the_rounding_of_half_precision_parts_no_texts_of_one_vector(
     texts = make_spellings(60)
     write_corpus(corpus, texts)
     run_stages(cli, "fetch", "prepare", "embed")
-    keys, _ = read_distinct_keys(Project().texts)
+    keys, _ = read_distinct_keys(Project().texts_file)
     gather = alike.gather_rows
     generator = np.random.default_rng(0)
 
@@ -168,7 +168,7 @@ def test_the_rounding_of_half_precision_parts_no_texts_of_one_vector(
 
     monkeypatch.setattr(alike, "gather_rows", shake)
     expected = group_by_transformers(tiny_backbone, texts)
-    assert find_alike(Project().embeddings, keys).tolist() == expected.tolist()
+    assert find_alike(Project().store, keys).tolist() == expected.tolist()
 
 
 def test_unseen_rows_and_folds_go_by_what_the_backbone_sees(
@@ -178,7 +178,7 @@ def test_unseen_rows_and_folds_go_by_what_the_backbone_sees(
     write_corpus(corpus, texts)
     run_stages(cli, "fetch", "prepare", "embed")
     group = group_by_transformers(tiny_backbone, texts)
-    split = np.array(pq.read_table(Project().labels)["split"].to_pylist())
+    split = np.array(pq.read_table(Project().labels_file)["split"].to_pylist())
     drawn: list[np.ndarray] = []
 
     def draw(*arguments: object) -> np.ndarray:
@@ -208,7 +208,7 @@ def test_too_few_texts_that_differ_are_judged_without_folds(corpus: Path, cli: C
     (corpus / "d.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     run_stages(cli, "fetch", "prepare", "embed")
     rows = read_labelled_rows(Project())
-    assert len(np.unique(find_alike(Project().embeddings, rows.keys))) == 1
+    assert len(np.unique(find_alike(Project().store, rows.keys))) == 1
     said = cli("train-heads").stdout
     assert f"judged on {(rows.split == 'validation').sum()} held-out rows" in said
-    assert read_manifest(Project().embeddings).rows == 60
+    assert read_manifest(Project().store).rows == 60

@@ -38,10 +38,10 @@ def test_labels_of_other_texts_are_refused(project: Path) -> None:
     rows = read_labelled_rows(Project())
     assert rows.split.tolist() == ["train", "validation", "test", "train"]
     assert rows.tasks["t"].values.tolist() == [0, 1, 0, 1]
-    old = Project().labels.read_bytes()
+    old = Project().labels_file.read_bytes()
     write(["a", "b", "d", "a"])
     read_labelled_rows(Project())
-    Project().labels.write_bytes(old)  # as a kill between the two renames would leave them
+    Project().labels_file.write_bytes(old)  # as a kill between the two renames would leave them
     with pytest.raises(StageError, match="are not of one run"):
         read_labelled_rows(Project())
 
@@ -49,7 +49,7 @@ def test_labels_of_other_texts_are_refused(project: Path) -> None:
 def test_distinct_keys_in_order_of_first_appearance(project: Path) -> None:
     texts = ["b", "a", "b", "c", "a", "d", "c"]
     write(texts)
-    keys, first_rows = read_distinct_keys(Project().texts)
+    keys, first_rows = read_distinct_keys(Project().texts_file)
     assert keys.to_pylist() == hash_texts(["b", "a", "c", "d"])
     assert first_rows.tolist() == [0, 1, 3, 5]
     assert keys.type == pa.binary(16)
@@ -59,21 +59,21 @@ def test_texts_are_read_by_row_group(project: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(prepare, "_GROUP_ROWS", 3)
     texts = [f"text {n} ☃" for n in range(10)]
     write(texts)
-    reader = TextReader(Project().texts)
+    reader = TextReader(Project().texts_file)
     for rows in ([0], [1, 2, 3, 7], [], [7, 8], [9]):
         assert reader.take(np.array(rows, np.int64)).to_pylist() == [texts[row] for row in rows]
-    assert TextReader(Project().texts).take(np.arange(10)).to_pylist() == texts
+    assert TextReader(Project().texts_file).take(np.arange(10)).to_pylist() == texts
 
 
 def test_a_damaged_row_group_is_said(project: Path) -> None:
     write([f"a long text of words {n * 7919}" for n in range(2000)])
-    content = bytearray(Project().texts.read_bytes())
-    column = pq.ParquetFile(Project().texts).metadata.row_group(0).column(1)
+    content = bytearray(Project().texts_file.read_bytes())
+    column = pq.ParquetFile(Project().texts_file).metadata.row_group(0).column(1)
     start = column.dictionary_page_offset or column.data_page_offset
     content[start : start + 3000] = bytes(3000)
-    Project().texts.write_bytes(content)
+    Project().texts_file.write_bytes(content)
     with pytest.raises(StageError, match=r"cache/texts\.parquet: damaged .*") as error:
-        TextReader(Project().texts).take(np.arange(2000))
+        TextReader(Project().texts_file).take(np.arange(2000))
     assert "pipeline prepare" in str(error.value.hint)
 
 
@@ -86,7 +86,7 @@ def test_what_is_written_is_what_is_read(project: Path) -> None:
         np.testing.assert_array_equal(read.values, labels.values)
         assert read.settings == SETTINGS[name].model_dump(mode="json")
     for column in range(2):
-        page = pq.ParquetFile(Project().labels, page_checksum_verification=True)
+        page = pq.ParquetFile(Project().labels_file, page_checksum_verification=True)
         assert page.read_row_group(0, [page.schema_arrow.names[column]]).num_rows == ROWS
 
 
@@ -133,7 +133,7 @@ def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], *, old: bool = F
     table = pq.read_table(path)
     if old:
         tie = {b"texts_sha256": table.schema.metadata[b"texts_sha256"]}
-        table = table.replace_schema_metadata(tie if path == Project().labels else None)
+        table = table.replace_schema_metadata(tie if path == Project().labels_file else None)
     pq.write_table(change(table), path, write_page_checksum=True)
 
 
@@ -204,10 +204,10 @@ def test_labels_that_were_not_written_are_refused(
     """Each of these files is right as a Parquet file."""
     write_all_kinds()
     read_labelled_rows(Project())
-    rewrite(Project().labels, change)
+    rewrite(Project().labels_file, change)
     with pytest.raises(StageError, match=message) as caught:
         read_labelled_rows(Project())
-    assert str(Project().labels) in caught.value.message
+    assert str(Project().labels_file) in caught.value.message
     assert caught.value.hint == "run `pipeline prepare` again"
 
 
@@ -225,11 +225,11 @@ def test_labels_of_an_earlier_version_are_read_and_checked(
 ) -> None:
     write_all_kinds()
     now = read_labelled_rows(Project())
-    rewrite(Project().labels, lambda table: table, old=True)
+    rewrite(Project().labels_file, lambda table: table, old=True)
     then = read_labelled_rows(Project())
     assert not now.identity.list_changes(then.identity)
     assert {name: task.settings for name, task in then.tasks.items()} == dict.fromkeys(SETTINGS)
-    rewrite(Project().labels, change, old=True)
+    rewrite(Project().labels_file, change, old=True)
     with pytest.raises(StageError, match=message):
         read_labelled_rows(Project())
 
@@ -238,17 +238,17 @@ def test_labels_of_an_earlier_version_are_read_and_checked(
 def test_a_text_is_checked_against_its_key(project: Path, old: bool) -> None:
     write_all_kinds()
     damaged = set_column("text", lambda values: values.__setitem__(7, "some text 8"))
-    rewrite(Project().texts, damaged, old=old)
-    keys, _ = read_distinct_keys(Project().texts)
+    rewrite(Project().texts_file, damaged, old=old)
+    keys, _ = read_distinct_keys(Project().texts_file)
     assert len(keys) == 50
-    reader = TextReader(Project().texts)
+    reader = TextReader(Project().texts_file)
     assert reader.take(np.arange(7)).to_pylist() == [f"some text {n}" for n in range(7)]
     with pytest.raises(StageError, match="the text of row 7 is not the one of its key") as caught:
         reader.take(np.arange(50))
-    assert str(Project().texts) in caught.value.message
+    assert str(Project().texts_file) in caught.value.message
     assert caught.value.hint == "run `pipeline prepare` again"
     with pytest.raises(StageError, match="the text of row 7 is not the one of its key"):
-        read_text_column(Project().texts)
+        read_text_column(Project().texts_file)
 
 
 @pytest.mark.parametrize(
@@ -266,22 +266,22 @@ def test_keys_that_were_not_written_are_refused(
 ) -> None:
     """A corpus that lost rows would lose its vectors, too."""
     write_all_kinds()
-    rewrite(Project().texts, change)
+    rewrite(Project().texts_file, change)
     for read in (
-        lambda: read_distinct_keys(Project().texts),
+        lambda: read_distinct_keys(Project().texts_file),
         lambda: read_labelled_rows(Project()),
     ):
         with pytest.raises(StageError, match=message) as caught:
             read()
-        assert str(Project().texts) in caught.value.message
+        assert str(Project().texts_file) in caught.value.message
 
 
 def test_a_flipped_bit_in_a_page_is_seen(project: Path) -> None:
     """Of raw scores, too, which have no hash beside the checksum of their page."""
     write_all_kinds()
     for path, column, read in (
-        (Project().texts, "text", lambda path: TextReader(path).take(np.arange(ROWS))),
-        (Project().labels, "mood_compound", lambda path: read_labelled_rows(Project())),
+        (Project().texts_file, "text", lambda path: TextReader(path).take(np.arange(ROWS))),
+        (Project().labels_file, "mood_compound", lambda path: read_labelled_rows(Project())),
     ):
         content = bytearray(path.read_bytes())
         group = pq.ParquetFile(path).metadata.row_group(0)

@@ -54,7 +54,7 @@ def count_by_transformers(folder: Path, texts: list[str]) -> tuple[int, int, int
 
 
 def read_counts() -> tuple[int, int, int]:
-    cut = CutTexts.read(read_manifest(Project().embeddings))
+    cut = CutTexts.read(read_manifest(Project().store))
     assert cut.uncounted == 0
     return cut.texts, cut.cut, cut.lost
 
@@ -90,7 +90,7 @@ def test_a_store_of_an_earlier_version_says_that_it_does_not_know(
     texts = make_texts(70, 30)
     write_corpus(corpus, texts)
     run_stages(cli, "fetch", "prepare", "embed")
-    folder = Project().embeddings
+    folder = Project().store
     content = json.loads((folder / "manifest.json").read_text())
     for shard in content["shards"]:
         del shard["lengths"]
@@ -123,7 +123,7 @@ def test_a_store_of_an_earlier_version_says_that_it_does_not_know(
 def test_lengths_that_no_run_writes_are_refused(corpus: Path, cli: Cli, lengths: object) -> None:
     write_corpus(corpus, make_texts(20, 30))
     run_stages(cli, "fetch", "prepare", "embed")
-    path = Project().embeddings / "manifest.json"
+    path = Project().store / "manifest.json"
     content = json.loads(path.read_text())
     content["shards"][0]["lengths"] = lengths
     del content["sha256"]

@@ -178,20 +178,20 @@ def run() -> dict[str, object]:
 
 
 def read_outputs() -> tuple[bytes, bytes]:
-    return Project().texts.read_bytes(), Project().labels.read_bytes()
+    return Project().texts_file.read_bytes(), Project().labels_file.read_bytes()
 
 
 def test_files_have_the_columns_that_other_tools_rely_on(project: Path) -> None:
     set_up(project, ROWS)
     details = run()
     assert details == {"rows": 60, "distinct_texts": 37, "dropped": 0}
-    texts = pq.read_table(Project().texts)
+    texts = pq.read_table(Project().texts_file)
     assert texts.schema.equals(
         pa.schema([("row", pa.int64()), ("text", pa.string()), ("key", pa.binary(16))])
     )
     assert texts["text"].to_pylist() == [text for _, text in ROWS]
     assert texts["key"].to_pylist() == hash_texts([str(text) for _, text in ROWS])
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     assert labels.schema.names == ["row", "split", "spam"]
     assert labels.schema.types == [pa.int64(), pa.string(), pa.int32()]
     assert json.loads(labels.schema.field("spam").metadata[b"classes"]) == ["ham", "spam"]
@@ -209,7 +209,7 @@ def test_vader_scores_stand_beside_their_label(project: Path, real_assets: Path)
     Project().assets.write_text(json.dumps(assets))
     edit_params({"prepare.labels": {"mood": {"labeler": "vader"}}, "heads.tasks": {"mood": {}}})
     run()
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     assert labels.schema.names == ["row", "split", "mood", "mood_compound"]
     assert labels.schema.field("mood_compound").type == pa.float64()
     assert labels["mood"].to_pylist() == [2] * 10
@@ -285,10 +285,10 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_numbers(
     assert "3 rows dropped: blank text" in printed
     assert "3 rows dropped: unknown label for spam" in printed
     kept = [n for n, row in enumerate(mixed) if row not in BAD]
-    texts = pq.read_table(Project().texts)
+    texts = pq.read_table(Project().texts_file)
     assert texts["row"].to_pylist() == kept
     assert texts["text"].to_pylist() == [mixed[n][1] for n in kept]
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     assert labels["row"].to_pylist() == kept
     assert labels["spam"].to_pylist() == [int(mixed[n][0] == "spam") for n in kept]
 
@@ -324,7 +324,7 @@ def test_a_row_that_is_bad_for_one_task_serves_the_others(
     ]
     set_up_two_labels(project, [*TWO, *bad], **{"prepare.on_bad_rows": "drop"})
     assert run()["dropped"] == 2
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     assert labels["row"].to_pylist() == [*range(62), *range(64, 70)]
     spam = [int(label == "spam") for label, _ in ROWS]
     assert labels["spam"].to_pylist() == [*spam, None, 0, *[None] * 6]
@@ -354,7 +354,7 @@ def test_a_row_that_may_lack_all_its_labels_is_kept(project: Path) -> None:
         }
     )
     assert run()["dropped"] == 1
-    assert pq.read_table(Project().labels)["row"].to_pylist() == [*range(61)]
+    assert pq.read_table(Project().labels_file)["row"].to_pylist() == [*range(61)]
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.jsonl", "data.parquet"])
@@ -381,11 +381,11 @@ def test_words_for_missing(project: Path, capsys: pytest.CaptureFixture[str], na
         }
     )
     run()
-    labels = pq.read_table(Project().labels)
+    labels = pq.read_table(Project().labels_file)
     known = {"ham": 0, "spam": 1}
     assert labels["spam"].to_pylist() == [known.get(row[0]) for row in rows]
     assert labels["level"].to_pylist() == [None if row[1] == -1 else row[1] for row in rows]
-    texts = pq.read_table(Project().texts)["text"].to_pylist()
+    texts = pq.read_table(Project().texts_file)["text"].to_pylist()
     assert texts == [row[2] for row in rows]
     assert {"NA", "n/a", "null", "None", " NA "} <= set(texts)
     assert "warning" not in capsys.readouterr().out
@@ -398,14 +398,14 @@ def test_empty_cells_of_optional_tags_are_counted_as_not_given(
     label = {"column": "label", "kind": "tags", "separator": ";", "optional": True}
     set_up(project, rows, **{"prepare.labels": {"topics": label}, "heads.tasks": None})
     run()
-    assert pq.read_table(Project().labels)["topics"].null_count == 20
-    parts = Counter(pq.read_table(Project().labels)["split"].to_pylist()[::3])
+    assert pq.read_table(Project().labels_file)["topics"].null_count == 20
+    parts = Counter(pq.read_table(Project().labels_file)["split"].to_pylist()[::3])
     printed = capsys.readouterr().out
     assert read_line(printed, "topics not given") == [str(parts[part]) for part in PARTS]
     assert "no tag" not in printed
     edit_params({"prepare.labels.topics.empty": "none"})
     run()
-    assert pq.read_table(Project().labels)["topics"].to_pylist()[:2] == [[False] * 2, [True] * 2]
+    assert pq.read_table(Project().labels_file)["topics"].to_pylist()[:2] == [[False] * 2, [True] * 2]
     printed = capsys.readouterr().out
     assert read_line(printed, "topics = no tag") == [str(parts[part]) for part in PARTS]
     assert "not given" not in printed
@@ -424,7 +424,7 @@ def test_the_table_says_how_many_classes_it_leaves_out(
     set_up(project, rows, **{"prepare.labels": {"t": {"column": "label"}}, "heads.tasks": None})
     run()
     printed = capsys.readouterr().out
-    split = pq.read_table(Project().labels)["split"].to_pylist()
+    split = pq.read_table(Project().labels_file)["split"].to_pylist()
     rest = Counter(part for n, part in enumerate(split) if n % 40 >= 30)
     assert read_line(printed, "t = 10 more classes") == [str(rest[part]) for part in PARTS]
     assert "t = c29" in printed
@@ -479,7 +479,7 @@ def test_an_ordinal_task_has_its_numbers_in_the_order_of_their_size(project: Pat
     set_up(project, rows, **{"prepare.labels": {"level": {"column": "label"}}, **ORDINAL})
     run()
     assert read_labelled_rows(Project()).tasks["level"].classes == tuple(map(str, range(1, 11)))
-    assert pq.read_table(Project().labels)["level"].to_pylist() == [n % 10 for n in range(60)]
+    assert pq.read_table(Project().labels_file)["level"].to_pylist() == [n % 10 for n in range(60)]
 
 
 def test_an_ordinal_task_asks_for_the_order_of_names(project: Path) -> None:
@@ -494,7 +494,7 @@ def test_an_ordinal_task_asks_for_the_order_of_names(project: Path) -> None:
         '"1: odd", low, middle, very high'
     )
     assert 'classes: ["1: odd", low, middle, very high]' in (caught.value.hint or "")
-    assert not Project().labels.exists()
+    assert not Project().labels_file.exists()
     ordered = ["low", "middle", "very high", "1: odd"]
     edit_params({"prepare.labels.level.classes": ordered})
     run()
@@ -526,7 +526,7 @@ def test_nothing_left_after_dropping(project: Path) -> None:
     set_up(project, BAD, **{"prepare.on_bad_rows": "drop"})
     with pytest.raises(DataError, match="none of the 6 rows can be used"):
         run()
-    assert not Project().texts.exists()
+    assert not Project().texts_file.exists()
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_texts_of_nothing_that_shows_are_blank_rows(
     edit_params({"prepare.on_bad_rows": "drop"})
     run()
     assert "2 rows dropped: blank text" in capsys.readouterr().out
-    assert pq.read_table(Project().texts).num_rows == 60
+    assert pq.read_table(Project().texts_file).num_rows == 60
 
 
 @pytest.mark.parametrize(
@@ -605,10 +605,10 @@ def test_spellings_of_one_text_stay_together_and_are_counted(
     set_up(project, rows)
     run()
     printed = capsys.readouterr().out
-    texts = pq.read_table(Project().texts)["text"].to_pylist()
+    texts = pq.read_table(Project().texts_file)["text"].to_pylist()
     assert texts == [text for _, text in rows]
     note_of = [" ".join(text.lower().split()) for text in texts]
-    split = pq.read_table(Project().labels)["split"].to_pylist()
+    split = pq.read_table(Project().labels_file)["split"].to_pylist()
     trained = {note for note, part in zip(note_of, split, strict=True) if part == "train"}
     leaks = [
         sum(p == part and note in trained for note, p in zip(note_of, split, strict=True))
@@ -622,7 +622,7 @@ def test_spellings_of_one_text_stay_together_and_are_counted(
 
     edit_params({"prepare.split.keep_duplicates_together": True})
     run()
-    split = pq.read_table(Project().labels)["split"].to_pylist()
+    split = pq.read_table(Project().labels_file)["split"].to_pylist()
     parts_of = {note: set() for note in notes}
     for note, part in zip(note_of, split, strict=True):
         parts_of[note].add(part)
@@ -636,8 +636,8 @@ def test_the_table_counts_rows_duplicates_and_leaks(
     set_up(project, ROWS)
     run()
     printed = capsys.readouterr().out
-    texts = pq.read_table(Project().texts)["text"].to_pylist()
-    split = pq.read_table(Project().labels)["split"].to_pylist()
+    texts = pq.read_table(Project().texts_file)["text"].to_pylist()
+    split = pq.read_table(Project().labels_file)["split"].to_pylist()
     in_train = {text for text, part in zip(texts, split, strict=True) if part == "train"}
     leaks = [
         sum(p == part and t in in_train for t, p in zip(texts, split, strict=True))

@@ -80,11 +80,11 @@ def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
         columns.append(labels.tolist())
     pq.write_table(
         pa.table({"row": range(rows), "text": texts, "key": pa.array(keys, pa.binary(16))}),
-        Project().texts,
+        Project().texts_file,
     )
     arrays = [pa.array(c, f.type) for c, f in zip(columns, fields, strict=True)]
     tie = {"texts_sha256": hashlib.sha256(b"".join(keys)).hexdigest()}
-    pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), Project().labels)
+    pq.write_table(pa.table(arrays, schema=pa.schema(fields, metadata=tie)), Project().labels_file)
     save_heads(heads)
 
 
@@ -110,7 +110,7 @@ def make_head(name: str, classes: Sequence[str], weights: HeadWeights) -> SavedH
 
 def save_heads(heads: Sequence[SavedHead]) -> None:
     """Save heads as trained on the labels that there are now."""
-    manifest = read_manifest(Project().embeddings)
+    manifest = read_manifest(Project().store)
     corpus = read_labelled_rows(Project()).identity
     Heads(
         heads=tuple(heads),
@@ -146,7 +146,7 @@ def write_store(keys: list[bytes], generator: np.random.Generator) -> dict[bytes
     }
     recipe = Recipe("acme/second", contents, (0, 1, 2), WIDTH, "float16")
     vectors = generator.standard_normal((len(keys), 3, WIDTH)).astype(np.float16)
-    update = StoreUpdate(Project().embeddings, recipe, pa.array(keys, pa.binary(16)))
+    update = StoreUpdate(Project().store, recipe, pa.array(keys, pa.binary(16)))
     update.write_shard(0, Rows(np.ones(len(keys), np.int32), vectors))
     update.commit()
     read = vectors[:, LAYERS].astype(np.float32)
@@ -189,11 +189,11 @@ def test_metrics_are_those_of_the_heads_on_each_part(
     make_project(tasks)
     details = run_report(Project(), Settings())
     metrics = json.loads((Project().report / "metrics.json").read_text())
-    labels, texts = pq.read_table(Project().labels), pq.read_table(Project().texts)
+    labels, texts = pq.read_table(Project().labels_file), pq.read_table(Project().texts_file)
     split = np.array(labels["split"].to_pylist())
     text = np.array(texts["text"].to_pylist())
     seen = np.isin(text, text[split == "train"])
-    vectors = read_vectors(Project().embeddings, texts["key"].combine_chunks(), LAYERS)
+    vectors = read_vectors(Project().store, texts["key"].combine_chunks(), LAYERS)
     tensors = load_file(Project().heads / "heads.safetensors")
     parts = {name: split == name for name in ("train", "validation", "test")}
     parts["test_unseen"] = parts["test"] & ~seen
@@ -416,9 +416,9 @@ def test_many_classes_get_a_list_of_mistakes_instead_of_a_matrix(project: Path) 
 
 def test_a_part_of_one_class_has_no_auc_and_no_nan(project: Path) -> None:
     make_project({"spam": ["ham", "spam"]})
-    table = pq.read_table(Project().labels)
+    table = pq.read_table(Project().labels_file)
     none = pa.array(np.zeros(ROWS, np.int32))
-    pq.write_table(table.set_column(2, table.schema.field(2), none), Project().labels)
+    pq.write_table(table.set_column(2, table.schema.field(2), none), Project().labels_file)
     retrain()
     run_report(Project(), Settings())
     text = (Project().report / "metrics.json").read_text()
@@ -432,9 +432,9 @@ def test_without_test_rows_the_validation_rows_are_shown(project: Path) -> None:
     make_project({"spam": ["ham", "spam"], "kind": HOSTILE})
     run_report(Project(), Settings())
     whole = json.loads((Project().report / "metrics.json").read_text())
-    table = pq.read_table(Project().labels)
+    table = pq.read_table(Project().labels_file)
     split = ["train" if part == "test" else part for part in table["split"].to_pylist()]
-    pq.write_table(table.set_column(1, "split", pa.array(split)), Project().labels)
+    pq.write_table(table.set_column(1, "split", pa.array(split)), Project().labels_file)
     retrain()
     run_report(Project(), Settings())
     metrics = json.loads((Project().report / "metrics.json").read_text())
@@ -478,18 +478,18 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def _drop_label(name: str) -> Callable[[], None]:
     def change() -> None:
-        pq.write_table(pq.read_table(Project().labels).drop_columns([name]), Project().labels)
+        pq.write_table(pq.read_table(Project().labels_file).drop_columns([name]), Project().labels_file)
 
     return change
 
 
 def _change_labels(column: str, values: list[object]) -> Callable[[], None]:
     def change() -> None:
-        table = pq.read_table(Project().labels)
+        table = pq.read_table(Project().labels_file)
         index = table.column_names.index(column)
         field = table.schema.field(index)
         table = table.set_column(index, field, pa.array(values, field.type))
-        pq.write_table(table, Project().labels)
+        pq.write_table(table, Project().labels_file)
 
     return change
 
@@ -575,7 +575,7 @@ def test_vectors_of_other_settings_are_refused(
     before = read_report()
     with pytest.raises(StageError) as caught:
         run_report(Project(), Settings.model_validate({"embed": embed}))
-    assert caught.value.message == f"{Project().embeddings} holds vectors {message}"
+    assert caught.value.message == f"{Project().store} holds vectors {message}"
     assert caught.value.hint == "run `pipeline embed` first"
     assert read_report() == before
 

@@ -96,7 +96,7 @@ def test_a_manifest_that_names_other_files_is_damaged_and_never_followed(
     tmp_path: Path, name: str
 ) -> None:
     project = Project(tmp_path / "project")
-    folder = project.embeddings
+    folder = project.store
     update(folder, make_recipe(), range(20))
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -157,7 +157,7 @@ def test_repair_removes_damaged_shards_and_moves_all_else_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = Project(tmp_path)
-    folder = project.embeddings
+    folder = project.store
     update(folder, make_recipe(), range(40))
     other = tmp_path / "other"
     update(other, make_recipe(max_tokens=7), range(100, 140))
@@ -569,7 +569,7 @@ def test_a_store_that_another_command_changed_is_not_written_over(tmp_path: Path
     (folder / "part-00001.parquet").unlink()
     project = Project(tmp_path)
     project.cache.mkdir()
-    project.embeddings.symlink_to(folder)
+    project.store.symlink_to(folder)
     cache_commands.verify(project, tmp_path / "params.yaml", repair=True)
     with pytest.raises((StoreError, LockedError)):
         run.commit()
@@ -679,9 +679,9 @@ def test_info_and_verify_on_a_read_only_disk(
     project: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe(files={}, max_tokens=128)
-    update(Project(project).embeddings, recipe, range(20))
-    update(Project(project).embeddings, make_recipe(files={}, max_tokens=64), range(20))
-    cut_commit(monkeypatch, Project(project).embeddings, recipe, range(5, 30), 1)
+    update(Project(project).store, recipe, range(20))
+    update(Project(project).store, make_recipe(files={}, max_tokens=64), range(20))
+    cut_commit(monkeypatch, Project(project).store, recipe, range(5, 30), 1)
     before = list_files(project)
     with monkeypatch.context() as patch:
         disk = Disk(patch, project, removals=True)
