@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 from pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from pipeline.embed.embedder import Embedder as Embedder
+    from pipeline.notebook import Project as Project
     from pipeline.predict.model import load as load
-    from pipeline.project import Project as Project
 
 # What a program imports from here → the module that has it, which is imported on first use.
-_LAZY = {"load": "pipeline.predict.model", "Project": "pipeline.project"}
+_LAZY = {
+    "Embedder": "pipeline.embed.embedder",
+    "Project": "pipeline.notebook",
+    "load": "pipeline.predict.model",
+}
 
 
 def __getattr__(name: str) -> Any:

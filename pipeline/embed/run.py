@@ -242,7 +242,8 @@ def _warn_of_hollow(project: Project, rows: npt.NDArray[np.int64]) -> None:
         more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""
         warn(
             f"{count(len(rows), 'text')} without any piece that the backbone knows, so that the "
-            f"vectors tell nothing of them: rows {named}{more} of {project.texts_file} (the first is 0)"
+            f"vectors tell nothing of them: rows {named}{more} of "
+            f"{project.texts_file} (the first is 0)"
         )
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,9 +59,24 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     :param settings: all settings.
     :returns: details for the timing file.
     """
-    shorten_spinning()
     rows = read_labelled_rows(project)
     check_class_order(settings, {name: labels.classes for name, labels in rows.tasks.items()})
+    return train_rows(project, settings, rows, project.heads)
+
+
+def train_rows(
+    project: Project, settings: Settings, rows: LabelledRows, folder: Path
+) -> dict[str, object]:
+    """Train heads on rows whose labels may come from elsewhere, and save them.
+
+    :param project: the project whose vectors they train on.
+    :param settings: all settings.
+    :param rows: the rows of the project's corpus, with labels.
+    :param folder: the folder to save the heads in.
+    :returns: details for the timing file.
+    :raises DataError: if the labels cannot be learned.
+    """
+    shorten_spinning()
     tasks = make_tasks(settings.heads.tasks, rows, settings.heads.kept)
     check_search(tasks, settings.heads)
     manifest = read_manifest(project.store)
@@ -78,12 +94,12 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     corpus = rows.identity.select_tasks([task.name for task in tasks])
     described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
     if refit is None:
-        save_heads(project.heads, described, None)
+        save_heads(folder, described, None)
     else:
         training = {**described.training, "refit": "+".join(refit.parts), "refit_rows": refit.rows}
         described = replace(described, training=training)
-        save_heads(project.heads, described, describe_refit(described, fit, refit))
-    _show_summary(project, fit, configurations, refit)
+        save_heads(folder, described, describe_refit(described, fit, refit))
+    _show_summary(folder, fit, configurations, refit)
     if logger is not None:
         log_curves(logger, fit.heads)
     again = {"refit_seconds": round(refit.seconds, 2)} if refit is not None else {}
@@ -364,7 +380,7 @@ def _name_weights(task: Task, configuration: Configuration) -> dict[str, float] 
 
 
 def _show_summary(
-    project: Project, fit: Fit, configurations: Sequence[Configuration], refit: Refit | None
+    folder: Path, fit: Fit, configurations: Sequence[Configuration], refit: Refit | None
 ) -> None:
     if len(configurations) > 1:
         for head in fit.heads:
@@ -386,12 +402,12 @@ def _show_summary(
     say(
         f"{count(len(fit.heads), 'head')} of {count(len(configurations), 'configuration')}, judged "
         f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
-        f"{fit.fit_seconds:.2f} s → {project.heads}"
+        f"{fit.fit_seconds:.2f} s → {folder}"
     )
     if refit is not None:
         say(
             f"trained again on the {refit.rows:,} rows of {', '.join(refit.parts)}, for new texts: "
-            f"{refit.seconds:.2f} s → {project.heads / OUTGOING}"
+            f"{refit.seconds:.2f} s → {folder / OUTGOING}"
         )
 
 

@@ -107,9 +107,7 @@ class Model:
         self._devices = devices
         self._threads = threads
         self._token_budget = token_budget
-        self._known = KnownVectors(
-            project.store, saved.fingerprint, self.heads.layers, saved.width
-        )
+        self._known = KnownVectors(project.store, saved.fingerprint, self.heads.layers, saved.width)
         self._embedder: Embedder | None = None
         self.identity: Mapping[str, str] = {
             "version": __version__,

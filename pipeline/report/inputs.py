@@ -105,8 +105,8 @@ def _take_labels(project: Project, rows: LabelledRows, head: SavedHead) -> TaskL
     """One task's labels, if they are of the kind and the classes that its head was trained on."""
     if head.name not in rows.tasks:
         raise StageError(
-            f"{project.labels_file}: no labels {head.name!r}, but {project.heads} holds a head of that "
-            "name",
+            f"{project.labels_file}: no labels {head.name!r}, but {project.heads} holds a head "
+            "of that name",
             hint=_RELABEL,
         )
     labels = rows.tasks[head.name]

@@ -298,7 +298,9 @@ def try_seeds(number: int) -> list[dict[str, Any]]:
     from pipeline.report.run import run_report
 
     settings = load_settings(Project().settings)
-    inputs = [path.absolute() for path in (Project().assets, Project().texts_file, Project().labels_file)]
+    inputs = [
+        path.absolute() for path in (Project().assets, Project().texts_file, Project().labels_file)
+    ]
     inputs.append(Project().store.absolute())
     rows: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

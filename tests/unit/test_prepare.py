@@ -405,7 +405,10 @@ def test_empty_cells_of_optional_tags_are_counted_as_not_given(
     assert "no tag" not in printed
     edit_params({"prepare.labels.topics.empty": "none"})
     run()
-    assert pq.read_table(Project().labels_file)["topics"].to_pylist()[:2] == [[False] * 2, [True] * 2]
+    assert pq.read_table(Project().labels_file)["topics"].to_pylist()[:2] == [
+        [False] * 2,
+        [True] * 2,
+    ]
     printed = capsys.readouterr().out
     assert read_line(printed, "topics = no tag") == [str(parts[part]) for part in PARTS]
     assert "not given" not in printed

@@ -478,7 +478,9 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def _drop_label(name: str) -> Callable[[], None]:
     def change() -> None:
-        pq.write_table(pq.read_table(Project().labels_file).drop_columns([name]), Project().labels_file)
+        pq.write_table(
+            pq.read_table(Project().labels_file).drop_columns([name]), Project().labels_file
+        )
 
     return change
 
