@@ -105,6 +105,12 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
     "from the lowest.",
 )
 @click.option(
+    "--split",
+    metavar="COLUMN",
+    help="The column that names each row's part, in words such as train, dev and test; - draws "
+    "parts at random.  [default: the column that seems to]",
+)
+@click.option(
     "--set",
     "changes",
     multiple=True,

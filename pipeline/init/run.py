@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from pipeline.assets import read_assets
 from pipeline.config import (
     ColumnLabel,
+    GivenSplit,
     PrepareSettings,
     Settings,
     WantedColumn,
@@ -24,12 +26,15 @@ from pipeline.config import (
 from pipeline.config_errors import suggest
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.reading import Reading
+from pipeline.corpus.tables import PARTS
 from pipeline.corpus.texts import find_fault
 from pipeline.errors import DataError, PipelineError, ReadError, SettingsError, WriteError
 from pipeline.files import describe_read_error, read_bounded, write_together
 from pipeline.init import files
 from pipeline.init.edit import set_value
+from pipeline.init.guess import name_part
 from pipeline.init.settings import (
+    NewSplit,
     NewTask,
     add_task,
     list_missing_words,
@@ -38,8 +43,9 @@ from pipeline.init.settings import (
 )
 from pipeline.init.source import Source, open_source
 from pipeline.init.tasks import GivenTask, make_task, make_task_name, parse_task
-from pipeline.prepare.labelers.base import Labels
-from pipeline.prepare.run import choose_reading, select_rows
+from pipeline.prepare.labelers.base import Labels, is_missing
+from pipeline.prepare.run import choose_reading, read_given_parts, select_rows
+from pipeline.prepare.split import LEFT_OUT
 from pipeline.presets import read_preset
 from pipeline.project import Project
 
@@ -59,6 +65,7 @@ class InitOptions:
     :param tasks: tasks, as ``parse_task`` takes them.
     :param classes: ``NAME=A,B,C``: the classes of tasks in their order.
     :param changes: ``KEY=VALUE``: other settings, values in YAML.
+    :param split: the column that names each row's part; ``-`` draws parts at random.
     :param no_tasks: whether there are to be no tasks.
     :param force: whether files that are there are replaced.
     """
@@ -68,6 +75,7 @@ class InitOptions:
     tasks: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    split: str | None = None
     no_tasks: bool = False
     force: bool = False
 
@@ -84,10 +92,10 @@ def run_init(folder: Path, options: InitOptions) -> None:
     """
     project = Project(folder)
     if options.data is None and project.settings.exists():
-        if options.text_column is not None or options.no_tasks or options.changes:
+        if options.text_column or options.no_tasks or options.changes or options.split:
             raise click.UsageError(
-                f"{project.settings} is there; --text, --set and --no-tasks are for a new project, "
-                "which --data makes"
+                f"{project.settings} is there; --text, --set, --split and --no-tasks are for a new "
+                "project, which --data makes"
             )
         _add_tasks(project, options)
     else:
@@ -107,11 +115,13 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
     source = open_source(data, _make_reading(own))
     options = _complete_options(source, folder, options)
     tasks, frame = _read_tasks(source, options)
+    split = _read_split(source, options, frame)
     faults = sum(find_fault(value) is not None for value in frame[options.text_column].tolist())
     text = write_settings(
         files.name_data(project.root, data),
         str(options.text_column),
         tasks,
+        split,
         drop_bad_rows=bool(faults),
     )
     text = _apply_changes(text, changes)
@@ -126,7 +136,9 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
     if faults:
         warn(f"{count(faults, 'row')} without a usable text: prepare.on_bad_rows is drop")
     _show_tasks(tasks, made)
-    _mention_split(source)
+    if split is not None and isinstance(settings.prepare.split, GivenSplit):
+        listed = ", ".join(f"{part} ({', '.join(of)})" for part, of in split.values.items())
+        say(f"parts by the column {split.column!r}: {listed}")
     _say_next(project, folder)
 
 
@@ -329,6 +341,7 @@ def _write_command(source: Source, folder: Path, options: InitOptions, tasks: Se
         ("--task", tasks), ("--classes", options.classes), ("--set", options.changes)
     ):  # fmt: skip
         words += [word for value in values for word in (option, value)]
+    words += ["--split", options.split] if options.split else []
     words += [] if tasks else ["--no-tasks"]
     words += ["--force"] if options.force else []
     return shlex.join(words)
@@ -378,6 +391,41 @@ def _read_tasks(
     return [make_task(task, frame, classes.get(task.name), source) for task in given], frame
 
 
+def _read_split(source: Source, options: InitOptions, frame: Any) -> NewSplit | None:
+    """The column that names each row's part, which is added to the frame; ``None`` if none does.
+
+    :raises DataError: if the column that was named is not there, or does not tell parts by words.
+    """
+    if options.split == _NONE:
+        return None
+    guessed = [column.name for column in source.columns if column.guess.kind == "split"]
+    name = options.split or next(iter(guessed), None)
+    if name is None:
+        return None
+    wanted = WantedColumn(name, "--split", "class")
+    cells = source.read_columns([wanted])[name].tolist()
+    frame[name] = cells
+    values = {normalize_value(cell).strip() for cell in cells if not is_missing(cell)}
+    part_of_value = {value: name_part(value) for value in sorted(values)}
+    unknown = [value for value, part in part_of_value.items() if part is None]
+    if options.split is None and unknown:
+        say(f"column {name!r} is no split, as it also holds {', '.join(unknown[:_SHOWN_CLASSES])}")
+        return None
+    if unknown:
+        raise DataError(
+            f"--split: {source.path}: column {name!r} holds {', '.join(unknown[:_SHOWN_CLASSES])}, "
+            "which do not say which part they mean",
+            hint="tell it by --split - --set 'prepare.split={column: "
+            f"{name}, train: […], validation: […], test: […]}}'",
+        )
+    lists = {part: [v for v, of in part_of_value.items() if of == part] for part in PARTS}
+    return NewSplit(
+        name,
+        {part: values for part, values in lists.items() if values},
+        any(is_missing(cell) for cell in cells),
+    )
+
+
 def _refuse_doubled(tasks: Sequence[GivenTask]) -> None:
     names = [task.name for task in tasks]
     for name in names:
@@ -402,10 +450,17 @@ def _label(
     :param frame: the rows of the columns of the texts and of the tasks.
     :raises DataError: if ``prepare`` would refuse the rows.
     """
+    split = settings.split
+    if isinstance(split, GivenSplit) and split.column not in frame.columns:
+        wanted = WantedColumn(split.column, "prepare.split.column", "class")
+        frame[split.column] = source.read_columns([wanted])[split.column]
     names = [task.name for task in tasks]
     only = {name: settings.labels[name] for name in names}
     try:
-        corpus, bad = select_rows(frame, settings.model_copy(update={"labels": only}), {})
+        given = read_given_parts(frame, settings)
+        left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
+        own = settings.model_copy(update={"labels": only})
+        corpus, bad = select_rows(frame, own, {}, left_out)
     except DataError as error:
         hint = error.hint and error.hint.replace(
             "set prepare.on_bad_rows to drop", "give --set prepare.on_bad_rows=drop"
@@ -516,12 +571,6 @@ def _describe_labels(labels: Labels) -> str:
     names = ", ".join(labels.classes[:_SHOWN_CLASSES])
     more = len(labels.classes) - _SHOWN_CLASSES
     return names + (f" and {more:,} more" if more > 0 else "")
-
-
-def _mention_split(source: Source) -> None:
-    for column in source.columns:
-        if column.guess.kind == "split":
-            say(f"column {column.name!r} seems to name a split: {', '.join(column.examples)}")
 
 
 def _say_next(project: Project, folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Metric, TaskType
 from pipeline.corpus.classes import format_yaml_class, quote_yaml
+from pipeline.corpus.tables import PARTS
 from pipeline.init.edit import add_lines, set_value
 from pipeline.init.guess import Guess, TaskKind
 from pipeline.losses import LOSSES
@@ -47,6 +48,45 @@ _LABEL_COMMENTS = {
     "optional": "true: rows may lack it, and serve the other tasks",
     "classes": "null: those that the column holds; a list gives their order",
 }
+
+
+_SPLIT_COMMENTS = {
+    "validation": "none: the share below of the training rows is drawn",
+    "leave_out": 'values of rows that are not used; "" is a row without one',
+    "stratify_by": "names of labels, for that draw",
+    "keep_duplicates_together": "in that draw",
+}
+
+
+@dataclass(frozen=True)
+class NewSplit:
+    """A column that names the part of each row.
+
+    :param column: its name.
+    :param values: part of the corpus → the values of the column that mean it.
+    :param lacks_values: whether some rows name no part.
+    """
+
+    column: str
+    values: Mapping[str, Sequence[str]]
+    lacks_values: bool
+
+    def list_lines(self) -> list[str]:
+        """The entries of ``prepare.split``."""
+        lists = {
+            part: f"[{', '.join(map(format_yaml_class, self.values.get(part, ())))}]"
+            for part in PARTS
+        }
+        values = {
+            "column": quote_yaml(self.column),
+            **lists,
+            "leave_out": '[""]' if self.lacks_values else "[]",
+            "validation_share": "0.15",
+            "seed": "0",
+            "stratify_by": "[]",
+            "keep_duplicates_together": "false",
+        }
+        return [line[2:] for line in _list_lines(values, _SPLIT_COMMENTS, set())]
 
 
 @dataclass(frozen=True)
@@ -132,13 +172,19 @@ def _read_head_comments() -> dict[str, str]:
 
 
 def write_settings(
-    dataset: str, text_column: str, tasks: Sequence[NewTask], *, drop_bad_rows: bool
+    dataset: str,
+    text_column: str,
+    tasks: Sequence[NewTask],
+    split: NewSplit | None,
+    *,
+    drop_bad_rows: bool,
 ) -> str:
     """The settings of a new project: those of the preset, with what is this project's own.
 
     :param dataset: the dataset, as ``fetch.dataset`` names it.
     :param text_column: the column of the texts.
     :param tasks: the tasks; none for a corpus without labels.
+    :param split: the column that names the parts; ``None`` draws them at random.
     :param drop_bad_rows: whether rows without a usable text are left out.
     """
     text = set_value(read_preset(_PRESET), ("fetch", "dataset"), quote_yaml(dataset))
@@ -147,6 +193,8 @@ def write_settings(
         text = set_value(text, ("prepare", "on_bad_rows"), "drop")
         text = text.replace("on_bad_rows: drop # or drop", "on_bad_rows: drop # or stop")
     text = set_missing_words(text, list_missing_words(tasks))
+    if split is not None:
+        text = add_lines(text, ("prepare", "split"), split.list_lines(), replace=True)
     if not tasks:
         text = set_value(text, ("prepare", "labels"), "{}")
         return set_value(text, ("heads", "tasks"), "null")

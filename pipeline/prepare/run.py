@@ -99,7 +99,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
         source, choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
     )
     try:
-        given = _read_given_parts(frame, own)
+        given = read_given_parts(frame, own)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
         corpus, bad = select_rows(frame, own, files, left_out)
     except DataError as error:
@@ -118,8 +118,13 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     }
 
 
-def _read_given_parts(frame: pd.DataFrame, settings: PrepareSettings) -> Parts | None:
-    """The part of each row of the source, [B]; ``None`` if parts are drawn."""
+def read_given_parts(frame: pd.DataFrame, settings: PrepareSettings) -> Parts | None:
+    """The part of each row of the source, [B]; ``None`` if parts are drawn.
+
+    :param frame: the source's columns.
+    :param settings: the settings that say how parts are made.
+    :raises DataError: if a row's value stands for no part.
+    """
     if not isinstance(settings.split, GivenSplit):
         return None
     return read_parts(frame[settings.split.column].tolist(), settings.split)

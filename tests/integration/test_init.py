@@ -43,7 +43,7 @@ def make_rows(rows: int = 60) -> list[dict[str, object]]:
             "hours": ("", "n/a", 1.5, 2, n)[n % 5],
             "topics": ("login", "login;invoice", "", "invoice")[n % 4],
             "grade": n % 4 + 1,
-            "fold": ("train", "train", "test")[n % 3],
+            "fold": "test" if n % 7 > 4 else "train",
         }
         for n in range(rows)
     ]
@@ -113,7 +113,7 @@ def test_a_project_of_own_data_is_one_command(folder: Path, tiny_backbone: Path)
         "grade": "multiclass",
     }  # fmt: skip
     assert "grade: 4 whole numbers from 1 to 4: `ordinal` if they are grades" in said
-    assert "column 'fold' seems to name a split: train, test" in said
+    assert "parts by the column 'fold': train (train), test (test)" in said
     assert "next: dvc repro" in said or "next: pipeline fetch &&" in said
     assert "deps: [tickets.csv]\n" in (folder / "dvc.yaml").read_text()
 
@@ -137,12 +137,18 @@ def test_the_settings_are_the_commented_preset_with_the_users_own(folder: Path) 
     assert own["fetch"].pop("dataset") == "tickets.csv"
     assert own["prepare"].pop("text_column") == "body"
     own["prepare"].pop("labels")
+    parts = own["prepare"].pop("split")
+    preset["prepare"].pop("split")
     own["heads"].pop("tasks")
     del preset["fetch"]["dataset"], preset["prepare"]["text_column"], preset["prepare"]["labels"]
     del preset["heads"]["tasks"]
     assert own == preset
+    assert parts == {
+        "column": "fold", "train": ["train"], "validation": [], "test": ["test"], "leave_out": [],
+        "validation_share": 0.15, "seed": 0, "stratify_by": [], "keep_duplicates_together": False,
+    }  # fmt: skip
     lost = [line for line in read_preset("default").splitlines() if line not in text.splitlines()]
-    assert len(lost) <= 22, lost  # the lines of two labels and two heads, dataset and text column
+    assert len(lost) <= 26, lost  # of two labels, two heads and shares, dataset and text column
     assert "class_weights: none # or balanced" in text
     assert "ham" not in text
 
@@ -453,6 +459,50 @@ def test_a_file_without_a_header_goes_by_its_ending(folder: Path) -> None:
     )  # fmt: skip
     settings = load_settings(folder / "params.yaml")
     assert settings.prepare.labels["spam"].get_classes() == ("ham", "spam")
+
+
+def write_parts(folder: Path, parts: Sequence[str]) -> None:
+    rows = make_rows()
+    for number, row in enumerate(rows):
+        row["fold"] = parts[number % len(parts)]
+    write_csv(folder / "tickets.csv", rows)
+
+
+def test_a_column_of_parts_is_kept(folder: Path, tiny_backbone: Path) -> None:
+    parts = ["Train", "dev ", "TEST", "train", "", "validation"]
+    write_parts(folder, parts)
+    said = init(folder, "--data", "tickets.csv", *FULL)
+    assert "by the column 'fold': train (Train, train), validation (dev, validation)" in said
+    made = prepare(folder, tiny_backbone)
+    of_part = {"Train": "train", "train": "train", "dev ": "validation", "validation": "validation"}
+    of_part["TEST"] = "test"
+    expected = [(n, of_part[parts[n % 6]]) for n in range(60) if parts[n % 6]]
+    assert list(zip(made["row"], made["split"], strict=True)) == expected
+    init(folder, "--data", "tickets.csv", *FULL, "--split", "-", "--force")
+    assert prepare(folder, tiny_backbone)["split"].value_counts().sum() == 60
+
+
+def test_a_column_that_may_be_of_parts(folder: Path, tiny_backbone: Path) -> None:
+    write_parts(folder, ["0", "1", "2", "3", "4"])
+    given = ("--data", "tickets.csv", *FULL)
+    init(folder, *given)
+    said = init(folder, *given, "--split", "fold", status=1)
+    assert "column 'fold' holds 0, 1, 2, 3, 4, which do not say which part they mean" in said
+    assert "--split - --set 'prepare.split={column: fold, train:" in said
+    lists = "prepare.split={column: fold, train: [0, 1, 2], validation: [3], test: [4]}"
+    init(folder, *given, "--split", "-", "--set", lists, "--force")
+    made = prepare(folder, tiny_backbone)
+    assert made["split"].tolist() == ["train", "train", "train", "validation", "test"] * 12
+    assert "no column 'nowhere'" in init(folder, *given, "--split", "nowhere", status=1)
+    init(folder, "--task", "grade")
+    rows: list[dict[str, object]] = [
+        {"body": f"text number {n}", "team": "ab"[n % 2], "fold": ("train", "test")[n % 2]}
+        for n in range(21_000)
+    ]
+    rows[-1]["fold"] = "extra"
+    write_csv(folder / "large.csv", rows)
+    said = init(folder, "large", "--data", "large.csv", "--text", "body", "--task", "team")
+    assert "column 'fold' is no split, as it also holds extra" in said
 
 
 def test_large_files_are_described_by_their_first_rows_and_read_whole(folder: Path) -> None:
