@@ -26,3 +26,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Name also what is not imported yet, so that a notebook can complete it."""
+    return sorted({*globals(), *_LAZY})

@@ -38,51 +38,55 @@ class Project(ProjectFiles):
     """
 
     def embeddings(
-        self, layers: Literal["all", "last"] | Sequence[int] = "all"
+        self, layers: Literal["all", "last"] | Sequence[int] = "all", split: str | None = None
     ) -> tuple[npt.NDArray[np.float32], pa.Array]:
-        """The vectors of all rows of the corpus, in the order of ``labels``.
+        """The vectors of the rows of the corpus, in the order of ``labels``.
 
         :param layers: ``all`` that are stored, ``last``, or numbers of L layers: 0 is the output of
             the embedding layer, -1 the last one stored.
-        :returns: float32, [B, L, D], and the keys of the rows' texts, fixed-size binary of 16, [B];
-            rows with the same text have the same key and vector.
+        :param split: name of a part, ``train``, ``validation`` or ``test``; ``None`` for all rows.
+        :returns: float32, [B, L, D], the layers ascending, and the keys of the rows' texts,
+            fixed-size binary of 16, [B]; rows with the same text have the same key and vector.
         :raises StageError: if ``prepare`` or ``embed`` were not run, or a file is damaged.
         :raises StoreError: if the store lacks a text, as after ``prepare`` without ``embed``.
-        :raises SettingsError: if a layer is not stored.
+        :raises SettingsError: if a layer is not stored, or there is no such part.
         """
         from pipeline.corpus.tables import read_labelled_rows
         from pipeline.layers import resolve_layers
         from pipeline.store import read_manifest, read_vectors
 
         rows = read_labelled_rows(self)
+        keys = rows.keys if split is None else rows.keys.take(_select_part(rows, split))
         manifest = read_manifest(self.store)
-        wanted = layers if isinstance(layers, str) else tuple(layers)
-        numbers = resolve_layers(wanted, manifest.layers, "layers")
-        vectors = read_vectors(self.store, rows.keys, numbers, fingerprint=manifest.fingerprint)
-        return vectors, rows.keys
+        numbers = resolve_layers(layers, manifest.layers, "layers")
+        vectors = read_vectors(self.store, keys, numbers, fingerprint=manifest.fingerprint)
+        return vectors, keys
 
-    def labels(self) -> pd.DataFrame:
-        """The parts and labels of all rows of the corpus.
+    def labels(self, split: str | None = None) -> pd.DataFrame:
+        """The parts and labels of the rows of the corpus, in the order of ``texts.parquet``.
 
+        :param split: name of a part, ``train``, ``validation`` or ``test``; ``None`` for all rows.
         :returns: B rows: ``row``, its number in the dataset from 0; ``split``, the name of its
             part; and each label by its name: a categorical of class names, whose categories are in
             the order of their index, lists of tags, or numbers. A missing label is NaN, or ``None``
             instead of a list. Raw scores, such as ``sentiment_compound``, follow.
         :raises StageError: if ``prepare`` was not run, or a file is damaged.
+        :raises SettingsError: if there is no such part.
         """
         import pandas as pd
-        import pyarrow.parquet as pq
 
-        from pipeline.corpus.tables import read_labelled_rows
+        from pipeline.corpus.tables import read_labelled_table
 
-        rows = read_labelled_rows(self)
-        table = pq.read_table(self.labels_file, use_threads=False)
+        rows, table = read_labelled_table(self)
         columns: dict[str, Any] = {"row": table["row"].to_numpy(), "split": rows.split}
         columns |= {name: _name_labels(labels) for name, labels in rows.tasks.items()}
         columns |= {
             name: table[name].to_numpy() for name in table.column_names if name not in columns
         }
-        return pd.DataFrame(columns)
+        frame = pd.DataFrame(columns)
+        if split is None:
+            return frame
+        return frame.iloc[_select_part(rows, split)].reset_index(drop=True)
 
     def train_heads(
         self,
@@ -153,6 +157,18 @@ class Project(ProjectFiles):
             "row"
         ].to_numpy()
         return numbers
+
+
+def _select_part(rows: LabelledRows, split: str) -> npt.NDArray[np.int64]:
+    """The positions of the rows of a part, ascending.
+
+    :raises SettingsError: if there is no such part.
+    """
+    from pipeline.corpus.tables import PARTS
+
+    if split not in PARTS:
+        raise SettingsError(f"split: there is no part {split!r}; there are {', '.join(PARTS)}")
+    return rows.select(split)
 
 
 def _name_labels(labels: TaskLabels) -> Any:

@@ -160,6 +160,17 @@ def read_labelled_rows(project: Project) -> LabelledRows:
     :param project: the project whose stage ``prepare`` wrote them.
     :raises StageError: if one is missing or damaged, or they are not of the same run.
     """
+    return read_labelled_table(project)[0]
+
+
+def read_labelled_table(project: Project) -> tuple[LabelledRows, pa.Table]:
+    """Read the labels of all rows, and the table that they stand in.
+
+    :param project: the project whose stage ``prepare`` wrote them.
+    :returns: the rows, and what ``labels.parquet`` holds, in the same order: beside the labels the
+        numbers of the rows in the dataset, ``row``, and raw scores.
+    :raises StageError: if one is missing or damaged, or they are not of the same run.
+    """
     import pyarrow as pa
 
     labels = _read_table(project.labels_file, None)
@@ -182,7 +193,7 @@ def read_labelled_rows(project: Project) -> LabelledRows:
         rows = _decode_rows(keys, labels, stated)
         if stated is not None and (rows.identity != stated):
             raise ValueError("its contents do not have the hashes that it states")
-    return rows
+    return rows, labels
 
 
 def _decode_rows(keys: pa.Array, labels: Any, stated: CorpusIdentity | None) -> LabelledRows:

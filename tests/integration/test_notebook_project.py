@@ -54,6 +54,27 @@ def test_vectors_are_those_of_the_files_in_the_order_of_the_rows(folder: Path) -
     np.testing.assert_array_equal(chosen, vectors[:, [0, 2]])
     with pytest.raises(SettingsError, match="no layer 9"):
         project.embeddings(layers=[9])
+    for odd in ("first", 1, [], ["1"], [0.5]):
+        with pytest.raises(SettingsError, match="is not all, last or a list of layer numbers"):
+            project.embeddings(layers=odd)  # type: ignore[arg-type]
+
+
+def test_the_rows_of_one_part(folder: Path) -> None:
+    project = pipeline.Project(folder)
+    vectors, keys = project.embeddings("last")
+    split = pq.read_table(folder / "cache/labels.parquet", columns=["split"])["split"].to_pylist()
+    whole = project.labels()
+    for part in ("train", "validation", "test"):
+        rows = [row for row, name in enumerate(split) if name == part]
+        of_part, keys_of_part = project.embeddings("last", split=part)
+        np.testing.assert_array_equal(of_part, vectors[rows])
+        assert keys_of_part.to_pylist() == [keys[row].as_py() for row in rows]
+        labels = project.labels(part)
+        assert labels.index.tolist() == list(range(len(rows)))
+        pd.testing.assert_frame_equal(labels, whole.iloc[rows].reset_index(drop=True))
+    for read in (project.labels, lambda split: project.embeddings("last", split)):
+        with pytest.raises(SettingsError, match="no part 'dev'; there are train, validation, test"):
+            read("dev")
 
 
 def test_labels_are_those_of_the_source(folder: Path) -> None:
@@ -149,4 +170,5 @@ def test_the_import_is_instant() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
+    assert {"Embedder", "Project", "load"} <= set(dir(pipeline))
     assert result.stdout.strip() in ("['numpy']", "[]")

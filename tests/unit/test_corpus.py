@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline
 from pipeline.config import ColumnLabel, LabelSettings, VaderLabel
 from pipeline.corpus.tables import (
     TextReader,
@@ -88,6 +89,26 @@ def test_what_is_written_is_what_is_read(project: Path) -> None:
     for column in range(2):
         page = pq.ParquetFile(Project().labels_file, page_checksum_verification=True)
         assert page.read_row_group(0, [page.schema_arrow.names[column]]).num_rows == ROWS
+
+
+def test_a_notebook_sees_names_for_what_was_written_and_nothing_where_nothing_was(
+    project: Path,
+) -> None:
+    corpus = write_all_kinds()
+    frame = pipeline.Project(project).labels()
+    assert frame.columns.tolist() == ["row", "split", *SETTINGS, "mood_compound"]
+    assert frame["row"].tolist() == list(range(ROWS))
+    one, many, size, mood = (corpus.labels[name] for name in SETTINGS)
+    assert frame["one"].cat.categories.tolist() == ["a", "b"]
+    assert frame["mood"].cat.codes.tolist() == mood.values.tolist()
+    for row in range(ROWS):
+        assert frame["one"].isna()[row] == (one.values[row] == -1)
+        assert frame["one"].isna()[row] or frame["one"][row] == "ab"[one.values[row]]
+        tags = [name for name, held in zip("xyz", many.values[row], strict=True) if held]
+        assert frame["many"][row] == (None if row == 4 else tags)
+    assert frame["one"].isna().any()
+    np.testing.assert_array_equal(frame["size"], size.values)
+    np.testing.assert_array_equal(frame["mood_compound"], mood.scores["mood_compound"])
 
 
 ROWS = 60
