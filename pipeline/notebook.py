@@ -101,7 +101,8 @@ class Project(ProjectFiles):
         whole numbers are classes, other numbers are numbers, and lists are tags. What is missing
         leaves the row out of that task. The ``heads`` of the settings hold, but for ``tasks``.
 
-        :param labels: a column for each task. With a column ``row``, the numbers of the rows as
+        :param labels: a column for each task; raw scores, as ``Project.labels`` has them beside the
+            labels, are left alone. With a column ``row``, the numbers of the rows as
             ``Project.labels`` has them; without, one row for each row of the corpus, in their
             order. A column ``split`` holds each row's part instead of that of the corpus.
         :param folder: the folder to write the heads to; relative ones are of the project. That of
@@ -117,7 +118,7 @@ class Project(ProjectFiles):
         from pydantic import ValidationError
 
         from pipeline.config import TaskSettings, load_settings
-        from pipeline.corpus.tables import read_labelled_rows
+        from pipeline.corpus.tables import read_labelled_table
         from pipeline.heads.run import train_rows
         from pipeline.model.saved import Heads
 
@@ -127,7 +128,10 @@ class Project(ProjectFiles):
                 f"folder: {target} is where `pipeline train-heads` writes",
                 hint="give another folder",
             )
-        rows = replace_labels(read_labelled_rows(self), self._read_numbers(), labels)
+        corpus, table = read_labelled_table(self)
+        scores = set(table.column_names) - set(corpus.tasks) - set(_OTHER_COLUMNS)
+        own = [column for column in labels.columns if column not in scores]
+        rows = replace_labels(corpus, table["row"].to_numpy(), labels[own])
         settings = load_settings(self.settings)
         known = settings.heads.tasks or {}
         absent = sorted(set(tasks or ()) - set(rows.tasks))
@@ -148,15 +152,6 @@ class Project(ProjectFiles):
         heads = settings.heads.model_copy(update={"tasks": chosen})
         train_rows(self, settings.model_copy(update={"heads": heads}), rows, target)
         return Heads.load(target)
-
-    def _read_numbers(self) -> npt.NDArray[np.int64]:
-        """The numbers of the corpus's rows in the dataset, ascending: [B]."""
-        import pyarrow.parquet as pq
-
-        numbers: npt.NDArray[np.int64] = pq.read_table(self.texts_file, columns=["row"])[
-            "row"
-        ].to_numpy()
-        return numbers
 
 
 def _select_part(rows: LabelledRows, split: str) -> npt.NDArray[np.int64]:

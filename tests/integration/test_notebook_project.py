@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -125,6 +126,25 @@ def test_heads_of_labels_made_in_a_notebook(folder: Path) -> None:
     np.testing.assert_array_equal(again.compute_logits(vectors)["long"], logits["long"])
     every = project.train_heads(frame, folder / "notebook-heads")
     assert [head.name for head in every.heads] == ["long", "size", "first"]
+
+
+def test_raw_scores_are_no_labels(folder: Path) -> None:
+    from pipeline.corpus.tables import read_labelled_table
+
+    project = pipeline.Project(folder)
+    rows, table = read_labelled_table(project)
+    assert not set(table.column_names) - set(rows.tasks) - {"row", "split"}, "a corpus without any"
+    path = folder / "cache/labels.parquet"
+    whole = path.read_bytes()
+    scored = table.append_column("urgent_raw", pa.array(np.linspace(0, 1, ROWS)))
+    pq.write_table(scored.replace_schema_metadata(table.schema.metadata), path)
+    try:
+        frame = project.labels()
+        assert "urgent_raw" in frame.columns
+        heads = project.train_heads(frame[["row", "urgent", "urgent_raw"]], "scored-heads")
+    finally:
+        path.write_bytes(whole)
+    assert [head.name for head in heads.heads] == ["urgent"]
 
 
 def test_tables_that_do_not_fit(folder: Path) -> None:
