@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import io
 import os
 import signal
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config import Settings
     from pipeline.project import Project
 
+_OBJECTS_BEFORE_COLLECTION = 100_000
 _STARTED = time.perf_counter()
 _INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _TERMINATED = 143  # and of one that SIGTERM ended
@@ -390,6 +393,11 @@ def main() -> None:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    # Libraries make hundreds of thousands of objects when they are imported, all of which stay.
+    # Looking through them for garbage again and again, and once more at the end, takes as long as
+    # half of a short command.
+    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
+    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a sign shows another
             stream.reconfigure(errors="replace")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -103,13 +105,17 @@ class Model:
         saved = load_outgoing(project.heads) if refit else Heads.load(project.heads)
         self.heads = choose_heads(saved, tasks, thresholds or {})
         self._recipe = _read_recipe(self.heads)
-        self._folder = _check_backbone(project, saved)
+        # Both take the system or NumPy some time, in which Python goes on.
+        threading.Thread(target=self.heads.prepare, name="prepare").start()
+        with ThreadPoolExecutor(1, "check") as pool:
+            checking = pool.submit(_check_backbone, project, saved)
+            self._known = KnownVectors(
+                project.store, saved.fingerprint, self.heads.layers, saved.width
+            )
+            self._folder = checking.result()
         self._devices = devices
         self._threads = threads
         self._token_budget = token_budget
-        self._known = KnownVectors(
-            project.store, saved.fingerprint, self.heads.layers, saved.width
-        )
         self._embedder: Embedder | None = None
         self.identity: Mapping[str, str] = {
             "version": __version__,
@@ -224,26 +230,34 @@ class Model:
         is_known, kept = self._known.take(hash_texts(texts))
         chunk = _Chunk(is_known, kept, advance)
         if not is_known.all():
-            embedder = self._open_embedder()
             new = [text for text, known in zip(texts, is_known.tolist(), strict=True) if not known]
+            embedder = self._embedder or self._open_embedder(new)
             chunk.tokens = embedder.tokenize(new)
             chunk.job = embedder.start(chunk.tokens, chunk.count)
         return chunk
 
-    def _open_embedder(self) -> Embedder:
-        if self._embedder is None:
-            from pipeline.device import choose_devices
-            from pipeline.embed.embedder import Embedder  # which imports torch
+    def _open_embedder(self, texts: Sequence[str]) -> Embedder:
+        """The embedder, its vectors gauged if they have not been on this machine.
 
-            device = choose_devices(self._devices)[0]
-            self._embedder = Embedder.from_recipe(
-                self._recipe,
-                self._folder,
-                devices=[device],
-                threads=self._threads,
-                token_budget=self._token_budget,
-            )
-        return self._embedder
+        :param texts: the first texts to embed.
+        """
+        from pipeline.device import choose_devices
+        from pipeline.embed.embedder import Embedder  # which imports torch
+        from pipeline.embed.gauge import gauge_texts
+
+        self._embedder = embedder = Embedder.from_recipe(
+            self._recipe,
+            self._folder,
+            devices=[choose_devices(self._devices)[0]],
+            threads=self._threads,
+            token_budget=self._token_budget,
+        )
+        try:
+            gauge_texts(embedder, self._recipe, texts)
+        except BaseException:
+            self.close()
+            raise
+        return embedder
 
     def _cut(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Texts in chunks, once all of them are known to be usable.
