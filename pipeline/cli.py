@@ -381,6 +381,18 @@ def _locked(project: Project) -> AbstractContextManager[None]:
     return hold_lock(project.lock, what=f"{project.cache}/")
 
 
+def start() -> None:
+    """Entry point of a process that does nothing else; ``main`` is for one that goes on after it.
+
+    Libraries make hundreds of thousands of objects when they are imported, all of which stay.
+    Looking through them for garbage again and again, and once more at the end, would take as long
+    as half of a short command.
+    """
+    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
+    atexit.register(gc.freeze)
+    main()
+
+
 def main() -> None:
     """Entry point: a user's mistake gets one message and exit status 1, never a traceback."""
     terminated = False
@@ -393,11 +405,6 @@ def main() -> None:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    # Libraries make hundreds of thousands of objects when they are imported, all of which stay.
-    # Looking through them for garbage again and again, and once more at the end, takes as long as
-    # half of a short command.
-    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
-    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a sign shows another
             stream.reconfigure(errors="replace")
