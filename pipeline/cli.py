@@ -225,6 +225,9 @@ def report(project: Project, params: Path, show: bool) -> None:
     help="Answer class 1, or a tag, above this probability.  [default: the head's own]",
 )
 @click.option("--probabilities", is_flag=True, help="Add a column TASK:CLASS for each class.")
+@click.option(
+    "--explain", is_flag=True, help="Tell which words moved each answer, in TASK_explanation."
+)
 @click.option("--model-column", is_flag=True, help="Add a column that tells by which model.")
 @click.option(
     "--on-bad-rows",
