@@ -64,8 +64,8 @@ def gauged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def embed_anew(cli: Cli) -> str:
-    shutil.rmtree(Project().embeddings, ignore_errors=True)
-    shutil.rmtree(Project().embeddings.with_suffix(".old"), ignore_errors=True)
+    shutil.rmtree(Project().store, ignore_errors=True)
+    shutil.rmtree(Project().store.with_suffix(".old"), ignore_errors=True)
     result = cli("embed")
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -80,30 +80,30 @@ def test_a_gauge_is_remembered_with_what_it_found(
 ) -> None:
     first = embed_anew(cli)
     assert f"{SENTENCE} 8 texts\n" in first
-    fidelity = read_manifest(Project().embeddings).fidelity
+    fidelity = read_manifest(Project().store).fidelity
     assert fidelity is not None
     assert fidelity["lowest_cosine"] >= 0.999999
     (kept,) = list_gauges(private_cache)
     assert json.loads(kept.read_text())["fidelity"] == fidelity
-    shard = (Project().embeddings / "part-00000.parquet").read_bytes()
+    shard = (Project().store / "part-00000.parquet").read_bytes()
 
     second = embed_anew(cli)
     assert f"{SENTENCE} 8 texts of an earlier run\n" in second
     assert gauged == [8]
-    assert read_manifest(Project().embeddings).fidelity == fidelity
-    assert (Project().embeddings / "part-00000.parquet").read_bytes() == shard
+    assert read_manifest(Project().store).fidelity == fidelity
+    assert (Project().store / "part-00000.parquet").read_bytes() == shard
 
 
 def test_a_remembered_gauge_adds_nothing_to_a_store_that_knows_its_own(
     prepared: Path, cli: Cli, gauged: list[int]
 ) -> None:
     embed_anew(cli)
-    before = read_manifest(Project().embeddings).fidelity
+    before = read_manifest(Project().store).fidelity
     with (prepared / "messages.tsv").open("a") as file:
         file.write("ham\tone more\nspam\tand another one\n")
     run_stages(cli, "fetch", "prepare", "embed")
     assert gauged == [8]
-    assert read_manifest(Project().embeddings).fidelity == before
+    assert read_manifest(Project().store).fidelity == before
 
 
 def test_neither_embed_nor_predict_imports_transformers_once_the_gauge_is_remembered(
@@ -130,9 +130,9 @@ def test_neither_embed_nor_predict_imports_transformers_once_the_gauge_is_rememb
         return result.stdout.splitlines()[-1]
 
     assert run("predict", "--text", "a new text", "-o", "new.csv") == "[]"
-    shutil.rmtree(Project().embeddings)
+    shutil.rmtree(Project().store)
     assert run("embed") == "[]"
-    shutil.rmtree(Project().embeddings)
+    shutil.rmtree(Project().store)
     for file in list_gauges(Path(os.environ["PIPELINE_CACHE_DIR"])):
         file.unlink()
     assert "transformers" in run("embed")
@@ -223,7 +223,7 @@ def test_a_gauge_that_failed_is_not_remembered(
             result = cli("embed")
             assert result.returncode == 1
             assert "are not those of the backbone" in result.stderr
-            assert not (Project().embeddings / "manifest.json").exists()
+            assert not (Project().store / "manifest.json").exists()
     assert list_gauges(private_cache) == []
     embed_anew(cli)
     assert len(list_gauges(private_cache)) == 1
