@@ -1,5 +1,5 @@
 """``python -m pipeline`` is the command line."""
 
-from pipeline.cli import main
+from pipeline.cli import start
 
-main()
+start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import io
 import os
 import signal
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.config import Settings
     from pipeline.project import Project
 
+_OBJECTS_BEFORE_COLLECTION = 100_000
 _STARTED = time.perf_counter()
 _INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _TERMINATED = 143  # and of one that SIGTERM ended
@@ -228,6 +231,9 @@ def report(project: Project, params: Path, show: bool) -> None:
     help="Answer class 1, or a tag, above this probability.  [default: the head's own]",
 )
 @click.option("--probabilities", is_flag=True, help="Add a column TASK:CLASS for each class.")
+@click.option(
+    "--explain", is_flag=True, help="Tell which words moved each answer, in TASK_explanation."
+)
 @click.option("--model-column", is_flag=True, help="Add a column that tells by which model.")
 @click.option(
     "--on-bad-rows",
@@ -382,6 +388,18 @@ def _locked(project: Project) -> AbstractContextManager[None]:
     from pipeline.files import hold_lock
 
     return hold_lock(project.lock, what=f"{project.cache}/")
+
+
+def start() -> None:
+    """Entry point of a process that does nothing else; ``main`` is for one that goes on after it.
+
+    Libraries make hundreds of thousands of objects when they are imported, all of which stay.
+    Looking through them for garbage again and again, and once more at the end, would take as long
+    as half of a short command.
+    """
+    gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
+    atexit.register(gc.freeze)
+    main()
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -77,6 +78,11 @@ def give_reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
+def create_file(path: Path) -> IO[bytes]:
+    """A new file, open for writing; what stands under its name already is an error."""
+    return path.open("xb")
+
+
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside ``path`` for writing; give it that name only when it is whole.
@@ -91,13 +97,12 @@ def write_aside(path: Path) -> Iterator[IO[bytes]]:
     aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=SCRATCH_PREFIX, suffix=path.suffix, dir=path.parent)
-        aside = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        # The name is known before the file is there, so that Ctrl-C at no moment leaves the file.
+        aside = path.with_name(f"{SCRATCH_PREFIX}{secrets.token_hex(8)}{path.suffix}")
+        with create_file(aside) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.chmod(0o666 & ~_umask())
         aside.replace(path)
         aside = None
         sync_folder(path.parent)
@@ -105,13 +110,8 @@ def write_aside(path: Path) -> Iterator[IO[bytes]]:
         raise describe_write_error(error, path) from error
     finally:
         if aside is not None:
-            aside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,9 +24,9 @@ def main() -> None:
             "  next: rename it, or take its folder off PYTHONPATH\n"
         )
         sys.exit(1)
-    from pipeline.cli import main as run
+    from pipeline.cli import start
 
-    run()
+    start()
 
 
 def _is_ours(found: ModuleSpec | None) -> bool:

@@ -11,10 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.project import Project, user_cache
+
+if TYPE_CHECKING:
+    from pipeline.embed.backbone import Backbone
+    from pipeline.embed.families.bert import PackedBert
 
 # Tests run side by side, a process for each core, so each has one thread; torch and the tokenizers
 # read this when they are imported, which is after this file.
@@ -164,6 +169,15 @@ def make_tiny_backbone(folder: Path, layers: int = 2) -> Path:
     torch.manual_seed(0)
     BertModel(config).eval().save_pretrained(folder)
     return folder
+
+
+def pack_bert(backbone: Backbone, precision: str, *, compiled: bool = False) -> PackedBert:
+    """The packed forward pass of a BERT that Hugging Face has loaded."""
+    from pipeline.embed.families.bert import PackedBert
+    from pipeline.embed.weights import Weights
+
+    weights = Weights.of_backbone(backbone)
+    return PackedBert(weights, backbone.device, precision, backbone.pooling, compiled=compiled)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import wrap_numbers
 from pipeline.config import LabelKind
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
 from pipeline.corpus.keys import find_wrong_text, hash_keys, view_keys
@@ -243,8 +244,6 @@ def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     :returns: fixed-size binary of 16, [N], and the row in which each stands first, int64, [N].
     :raises StageError: if the file is missing or damaged.
     """
-    import pyarrow as pa
-
     keys = _check_keys(path, _read_table(path, ["key"]))
     # The keys are sorted, which takes a third of the memory of Arrow's hash table.
     halves = view_keys(keys).view(np.uint64)
@@ -252,7 +251,7 @@ def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     is_new = (np.diff(halves[order], axis=0, prepend=~halves[order[:1]]) != 0).any(axis=1)
     first_rows = np.sort(order[is_new])
     if len(first_rows) < len(keys):
-        keys = keys.take(pa.array(first_rows))
+        keys = keys.take(wrap_numbers(first_rows))
     return keys, first_rows
 
 
@@ -327,7 +326,7 @@ class TextReader:
 
         groups = np.searchsorted(self._ends, rows, side="right")
         taken = [self._take(group, rows[groups == group]) for group in np.unique(groups).tolist()]
-        return pa.concat_arrays([pa.array([], pa.string()), *taken])
+        return pa.concat_arrays([pa.nulls(0, pa.string()), *taken])
 
     def _take(self, group: int, rows: npt.NDArray[np.int64]) -> pa.Array:
         """Texts of some rows of one row group."""
@@ -338,7 +337,7 @@ class TextReader:
                 self._group = self._file.read_row_group(group, _TEXT_COLUMNS)
                 self._held = group
             start = self._ends[group] - len(self._group)
-            taken = self._group.take(pa.array(rows - start)).combine_chunks()
+            taken = self._group.take(wrap_numbers(rows - start)).combine_chunks()
             texts, keys = (taken[name].combine_chunks() for name in _TEXT_COLUMNS)
             if texts.type != pa.string() or texts.null_count or keys.type != pa.binary(16):
                 raise TypeError(f"texts and keys are of the types {texts.type}, {keys.type}")

@@ -35,9 +35,6 @@ class Encoder(Protocol):
     device: torch.device
     is_packed: bool
 
-    def describe(self) -> str:
-        """The kind of forward pass, for the log."""
-
     def encode(
         self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
     ) -> torch.Tensor:
@@ -81,10 +78,6 @@ class Backbone:
         self.pooling: Pooling = find_pooling(pooling)
         self.model = _load_model(folder).to(device, getattr(torch, precision))
 
-    def describe(self) -> str:
-        """The kind of forward pass, for the log."""
-        return f"Hugging Face's forward pass for {self.architecture.model_type}, padded"
-
     def encode(
         self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
     ) -> torch.Tensor:
@@ -116,6 +109,14 @@ class Backbone:
             )
         # Some architectures end in a norm that `last_hidden_state` has and `hidden_states` has not.
         return [*output.hidden_states[:-1], output.last_hidden_state]
+
+
+def describe_padded(architecture: Architecture) -> str:
+    """The kind of forward pass of a backbone that is of no packed family, for the log.
+
+    :param architecture: facts that the backbone's folder states.
+    """
+    return f"Hugging Face's forward pass for {architecture.model_type}, padded"
 
 
 def pad_texts(

@@ -14,11 +14,13 @@ import pyarrow as pa
 import torch
 
 from pipeline.architecture import Architecture
+from pipeline.arrays import wrap_texts
 from pipeline.console import Advance
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Backbone
-from pipeline.embed.engine import AnyEngine, Job, Keep, ignore_progress, keep_nothing
+from pipeline.embed.engine import AnyEngine, Engine, Job, Keep, ignore_progress, keep_nothing
 from pipeline.embed.loading import EnginePlan
+from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import DistinctTokens, find_distinct, load_tokenizer
 from pipeline.errors import DataError, SettingsError
@@ -161,21 +163,43 @@ class Embedder:
         """Whether the weights have been read."""
         return self._engine is not None
 
-    def load(self) -> Backbone:
+    @property
+    def family(self) -> type[PackedEncoder] | None:
+        """The packed family that the backbone is of; ``None`` if its texts are padded."""
+        return self._plan.family
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether torch compiles a GPU's pointwise operations."""
+        return self._plan.compiled
+
+    def describe(self) -> str:
+        """The kind of forward pass and the number of devices, for the log."""
+        return self._plan.describe(self.devices)
+
+    def load(self) -> None:
         """Read the weights, if this has not happened yet, before the first texts come.
 
-        :returns: Hugging Face's forward pass in float32 on the first device, to gauge vectors by.
-            The embedder does not hold on to it, as its weights take memory of their own.
         :raises AssetError: if the weights cannot be loaded, or lack a tensor that the model needs.
         """
         if self._engine is not None:
-            return self._plan.load_reference(self.devices[0])
+            return
         self._threads_before = torch.get_num_threads()
         if self._plan.threads:
             torch.set_num_threads(self._plan.threads)
-        reference = self._plan.load_reference(self.devices[0])
-        self._engine = self._plan.open_engine(reference, self.devices)
-        return reference
+        self._engine = self._plan.open_engine(self.devices)
+
+    def load_reference(self) -> Backbone:
+        """Hugging Face's forward pass in float32 on the first device, to gauge vectors by.
+
+        The embedder does not hold on to it, as its weights take memory of their own.
+
+        :raises AssetError: if the weights cannot be loaded, or lack a tensor that the model needs.
+        """
+        encoder = self._engine.encoder if isinstance(self._engine, Engine) else None
+        if isinstance(encoder, Backbone) and self.precision == "float32":
+            return encoder
+        return self._plan.load_reference(self.devices[0])
 
     def embed(self, texts: Texts, advance: Advance = ignore_progress) -> Rows:
         """The pooled vectors of texts, in their order.
@@ -252,7 +276,7 @@ def _take_texts(texts: Texts) -> pa.Array:
         raise DataError("texts: a single text instead of a list", hint="put it into a list")
     try:
         is_array = isinstance(texts, pa.Array | pa.ChunkedArray)
-        array: Any = texts if is_array else pa.array(texts, pa.large_string())
+        array: Any = texts if is_array else wrap_texts(texts)
     except (pa.ArrowException, UnicodeError) as error:
         raise DataError(f"texts: not a list of strings ({error})") from error
     if array.type not in (pa.string(), pa.large_string()):

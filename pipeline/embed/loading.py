@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,15 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from pipeline.architecture import Architecture
 from pipeline.console import Advance
-from pipeline.embed.backbone import Backbone, Encoder
+from pipeline.embed.backbone import Backbone, Encoder, describe_padded
 from pipeline.embed.engine import AnyEngine, Engine, Job, Keep, ignore_progress, keep_nothing
 from pipeline.embed.families import find_family
+from pipeline.embed.packed import PackedEncoder
+from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import Tokens
+from pipeline.embed.weights import Weights, read_config
 from pipeline.errors import DeviceError
 from pipeline.recipe import Precision
 from pipeline.store import Rows
@@ -54,36 +59,63 @@ class EnginePlan:
     threads: int | None = None
     compiled: bool = False
 
+    @cached_property
+    def family(self) -> type[PackedEncoder] | None:
+        """The family that the backbone is of, or ``None`` if it has to be padded."""
+        return find_family(read_config(self.folder))
+
+    def describe(self, devices: Sequence[torch.device]) -> str:
+        """The kind of forward pass and the number of devices, for the log.
+
+        :param devices: the devices that the engine runs on.
+        """
+        kind = (
+            describe_padded(Architecture.read(self.folder))
+            if self.family is None
+            else self.family.describe()
+        )
+        return kind if len(devices) == 1 else f"{kind}, {len(devices)} devices"
+
     def load_reference(self, device: torch.device) -> Backbone:
-        """The backbone by Hugging Face in float32, to take the weights from and to gauge by.
+        """The backbone by Hugging Face in float32, to gauge by.
 
         :param device: device to run on.
         :raises AssetError: if the weights cannot be loaded.
         """
         return Backbone(self.folder, device, "float32", self.pooling)
 
-    def make_engine(self, reference: Backbone) -> Engine:
-        """An engine on the reference's device.
+    def load_encoder(self, device: torch.device) -> Encoder:
+        """The forward pass, which for a packed family needs no transformers.
 
-        :param reference: the backbone from ``load_reference``.
+        :param device: device to run on.
+        :raises AssetError: if the weights cannot be loaded.
         """
-        device = reference.device
-        encoder: Encoder = reference
-        family = find_family(reference.model.config)
-        if family is not None:
-            encoder = family(reference, self.precision, compiled=self.compiled)
-        elif self.precision != "float32":
-            encoder = Backbone(self.folder, device, self.precision, self.pooling)
-        budget = self.token_budget or TOKEN_BUDGET[device.type]
-        return Engine(encoder, self.layers, np.dtype(self.dtype), budget)
+        family = self.family
+        if family is None:
+            return Backbone(self.folder, device, self.precision, self.pooling)
+        config = {**family.defaults, **read_config(self.folder)}
+        weights = Weights.read(self.folder, config, family.list_shapes(config), family.prefix)
+        if weights is None:
+            weights = Weights.of_backbone(self.load_reference(device))
+        pooling = find_pooling(self.pooling)
+        return family(weights, device, self.precision, pooling, compiled=self.compiled)
 
-    def open_engine(self, reference: Backbone, devices: Sequence[torch.device]) -> AnyEngine:
+    def make_engine(self, device: torch.device) -> Engine:
+        """An engine on one device.
+
+        :param device: device to run on.
+        :raises AssetError: if the weights cannot be loaded.
+        """
+        budget = self.token_budget or TOKEN_BUDGET[device.type]
+        return Engine(self.load_encoder(device), self.layers, np.dtype(self.dtype), budget)
+
+    def open_engine(self, devices: Sequence[torch.device]) -> AnyEngine:
         """An engine on one device, or a group of engines on several.
 
-        :param reference: the backbone from ``load_reference`` on the first device.
         :param devices: one or more devices.
+        :raises AssetError: if the weights cannot be loaded.
         """
-        return EngineGroup(self, devices) if len(devices) > 1 else self.make_engine(reference)
+        return EngineGroup(self, devices) if len(devices) > 1 else self.make_engine(devices[0])
 
 
 class EngineGroup:
@@ -224,18 +256,7 @@ def _exchange_in_process(tokens: Tokens | None) -> Rows | None:
     if _engine is None:
         assert _order is not None
         plan, device = _order
-        _engine = plan.make_engine(plan.load_reference(torch.device(device)))
+        _engine = plan.make_engine(torch.device(device))
     before = _job
     _job = _engine.start(tokens) if tokens is not None else None
     return before.finish() if before is not None else None
-
-
-def describe_engine(reference: Backbone, devices: Sequence[torch.device]) -> str:
-    """The kind of forward pass and the number of devices, for the log.
-
-    :param reference: the backbone from ``load_reference``.
-    :param devices: the devices that the engine runs on.
-    """
-    family = find_family(reference.model.config)
-    kind = reference.describe() if family is None else family.describe()
-    return kind if len(devices) == 1 else f"{kind}, {len(devices)} devices"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipeline.embed.attention import Attention, Packing, make_attention
-from pipeline.embed.backbone import Backbone
 from pipeline.embed.linears import CompiledLinear, Linear, Norm, OneDnnLinear, PlainLinear
+from pipeline.embed.pooling import Pooling
+from pipeline.embed.weights import Shapes, Weights
 from pipeline.onednn import has_onednn
 from pipeline.recipe import Precision
 
@@ -23,47 +25,79 @@ class PackedEncoder(ABC):
     configurations it supports, which weights it takes, its embedding layer and one of its
     transformer layers, and has an entry in ``pipeline.embed.families.FAMILIES``.
 
-    :param reference: the backbone in float32, whose weights and pooling it takes.
+    :param weights: the weights in float32, and the configuration.
+    :param device: device to run on.
     :param precision: the type of the linear layers and of attention; embeddings, the statistics of
         LayerNorm and pooling are in float32.
+    :param pooling: way to make a text's vector of its tokens'.
     :param compiled: whether torch compiles what lies between the products, where oneDNN does not
         fuse it into them.
+    :cvar prefix: the word before the names of tensors in checkpoints of a model that has such an
+        encoder as a part.
+    :cvar defaults: the values of a configuration's keys that the encoder needs, where
+        ``config.json`` leaves them out.
 
     Source: Zeng et al. (2022), Boosting distributed training performance of the unpadded BERT
     model.
     """
 
     is_packed = True
+    prefix: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]]
 
     def __init__(
-        self, reference: Backbone, precision: Precision, *, compiled: bool = False
+        self,
+        weights: Weights,
+        device: torch.device,
+        precision: Precision,
+        pooling: Pooling,
+        *,
+        compiled: bool = False,
     ) -> None:
-        config = reference.model.config
-        self.architecture = reference.architecture
-        self.device = reference.device
-        self._pooling = reference.pooling
+        self.architecture = weights.architecture
+        self.device = device
+        self._pooling = pooling
         self._dtype: torch.dtype = getattr(torch, precision)
-        self._heads: int = config.num_attention_heads
+        self._heads = self.count_heads(weights.config)
         self._linear: type[OneDnnLinear] | type[PlainLinear] = PlainLinear
-        if self.device.type == "cpu" and has_onednn(self._dtype):
+        if device.type == "cpu" and has_onednn(self._dtype):
             self._linear = OneDnnLinear
-        elif compiled and CompiledLinear.can_run(self._dtype, self.device, config.hidden_size):
+        elif compiled and CompiledLinear.can_run(self._dtype, device, self.architecture.width):
             self._linear = CompiledLinear
-        self.take_weights(reference.model)
+        tensors = {name: tensor.to(device) for name, tensor in weights.tensors.items()}
+        self.take_weights(tensors, weights.config)
 
     @staticmethod
     @abstractmethod
-    def is_supported(config: Any) -> bool:
+    def is_supported(config: Mapping[str, Any]) -> bool:
         """Whether a backbone of the family's model types has no option that the family lacks.
 
-        :param config: transformers' configuration of the backbone.
+        :param config: the backbone's configuration, completed by ``defaults``; its values may be of
+            any type.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def count_heads(config: Mapping[str, Any]) -> int:
+        """The number of attention heads H.
+
+        :param config: a configuration that is supported.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def list_shapes(config: Mapping[str, Any]) -> Shapes:
+        """The tensors that ``take_weights`` takes: name in transformers' model → shape.
+
+        :param config: a configuration that is supported.
         """
 
     @abstractmethod
-    def take_weights(self, model: Any) -> None:
+    def take_weights(self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
         """Take the weights of all layers.
 
-        :param model: transformers' model in float32, on the encoder's device.
+        :param tensors: name in transformers' model → tensor in float32, on the encoder's device.
+        :param config: the backbone's configuration.
         """
 
     @abstractmethod
@@ -91,21 +125,25 @@ class PackedEncoder(ABC):
         """The kind of forward pass, for the log."""
         return "packed forward pass, no padding"
 
-    def pack_linear(self, *layers: Any) -> Linear:
+    def pack_linear(self, tensors: Mapping[str, torch.Tensor], *names: str) -> Linear:
         """Linear layers of one input as one product, in the encoder's precision.
 
-        :param *layers: modules with a ``weight``, [D_out, D_in], and a ``bias``, [D_out].
+        :param tensors: the tensors that ``take_weights`` was given.
+        :param *names: names of modules with a ``weight``, [D_out, D_in], and a ``bias``, [D_out].
         """
-        weight = torch.cat([layer.weight for layer in layers]).to(self._dtype)
-        bias = torch.cat([layer.bias for layer in layers]).to(self._dtype)
+        weight = torch.cat([tensors[f"{name}.weight"] for name in names]).to(self._dtype)
+        bias = torch.cat([tensors[f"{name}.bias"] for name in names]).to(self._dtype)
         return self._linear(weight, bias)
 
-    def pack_norm(self, norm: Any) -> Norm:
+    def pack_norm(self, tensors: Mapping[str, torch.Tensor], name: str, epsilon: float) -> Norm:
         """LayerNorm in the encoder's precision.
 
-        :param norm: a module of torch's ``LayerNorm``.
+        :param tensors: the tensors that ``take_weights`` was given.
+        :param name: the name of the module.
+        :param epsilon: the number added to the variance.
         """
-        return Norm(norm.weight.to(self._dtype), norm.bias.to(self._dtype), norm.eps)
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        return Norm(weight.to(self._dtype), bias.to(self._dtype), epsilon)
 
     @torch.inference_mode()
     def encode(

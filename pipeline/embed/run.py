@@ -157,7 +157,9 @@ def _embed_missing(
             lambda texts: embedder.tokenize(texts).whole_lengths,
         )
         device = describe_devices(plan.devices)
-    manifest = update.commit(runner.fidelity.to_record() if runner.fidelity else None)
+    manifest = update.commit(
+        runner.fidelity.to_record() if runner.fidelity else None, is_measured=runner.is_gauged
+    )
     seconds = time.perf_counter() - started
     _record_run(project, manifest.rows - runner.embedded, runner.embedded)
     details = _describe_run(runner, device, precision, manifest.rows, seconds)

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from pipeline.arrays import wrap_numbers
 from pipeline.console import Advance, say
 from pipeline.corpus.tables import TextReader
-from pipeline.embed.backbone import Backbone
 from pipeline.embed.embedder import Embedder
 from pipeline.embed.engine import Job
-from pipeline.embed.fidelity import Fidelity, check_fidelity, measure_fidelity
-from pipeline.embed.loading import describe_engine
+from pipeline.embed.fidelity import Fidelity
+from pipeline.embed.gauge import Gauge, repays_gauge
 from pipeline.embed.tokens import DistinctTokens
 from pipeline.errors import StoreError
 from pipeline.store import Recipe, Rows, StoreUpdate, count_lengths
@@ -121,11 +120,11 @@ class ShardReader:
         wanted = ~known | is_full
         texts = self._texts.take(self._first_rows[np.flatnonzero(wanted) + plan.start])
         if is_full.any():
-            full = self._embedder.tokenize(texts.filter(pa.array(is_full[wanted])))
+            full = self._embedder.tokenize(texts.filter(wrap_numbers(is_full[wanted])))
             whole_lengths[is_full] = full.whole_lengths
         tokens, hollow = None, np.empty(0, np.int64)
         if not known.all():
-            tokens = self._embedder.tokenize(texts.filter(pa.array(~known[wanted])))
+            tokens = self._embedder.tokenize(texts.filter(wrap_numbers(~known[wanted])))
             whole_lengths[~known] = tokens.whole_lengths
             is_hollow = self._embedder.find_hollow(tokens)
             hollow = np.flatnonzero(~known)[is_hollow] + plan.start
@@ -162,7 +161,9 @@ class ShardRunner:
     :param advance: a function to call with the number of texts just finished.
     :ivar embedded: number of texts that were embedded.
     :ivar n_tokens: number of tokens that the backbone saw.
-    :ivar fidelity: distance of a sample from Hugging Face in float32, once it has been gauged.
+    :ivar fidelity: distance of a sample from Hugging Face in float32, once there are vectors.
+    :ivar is_gauged: whether the sample is of this run, rather than of an earlier one by the same
+        backbone, settings, code and processor.
     :ivar hollow: numbers of the embedded texts that are hollow, as ``ShardTexts`` has them.
     """
 
@@ -171,12 +172,14 @@ class ShardRunner:
     ) -> None:
         self.embedded = self.n_tokens = 0
         self.fidelity: Fidelity | None = None
+        self.is_gauged = False
         self.hollow: list[npt.NDArray[np.int64]] = []
         self._update = update
         self._reader = reader
         self._embedder = embedder
         self._advance = advance
-        self._reference: Backbone | None = None
+        self._gauge: Gauge | None = None
+        self._shards = 0
         self._under_way: deque[tuple[ShardTexts, Job | None]] = deque()
         self._written: Future[None] | None = None
 
@@ -187,6 +190,7 @@ class ShardRunner:
         :param at_once: number of shards for the engine to have before the first is waited for.
         :raises StoreError: if the vectors are not those of the backbone, before any is written.
         """
+        self._shards = len(plans)
         with (
             ThreadPoolExecutor(1, "read") as reading,
             ThreadPoolExecutor(1, "write") as writing,
@@ -206,8 +210,9 @@ class ShardRunner:
             return None
         if not self._embedder.is_loaded:
             say(f"backbone  {self._update.recipe.backbone}: loading")
-            self._reference = self._embedder.load()
-            say(f"engine    {describe_engine(self._reference, self._embedder.devices)}")
+            self._embedder.load()
+            say(f"engine    {self._embedder.describe()}")
+            self._gauge = Gauge(self._embedder, self._update.recipe)
         keeper = _ProgressKeeper(self._update, shard.locate_distinct())
         return self._embedder.start(shard.tokens, self._advance, keeper)
 
@@ -217,9 +222,9 @@ class ShardRunner:
         if job is not None:
             assert shard.tokens is not None
             fresh = job.finish()
-            if self._reference is not None:
-                self._gauge(self._reference, shard.tokens, fresh)
-                self._reference = None
+            if self._gauge is not None:
+                self._measure(self._gauge, shard.tokens, fresh)
+                self._gauge = None
             rows = shard.join(fresh)
             self.n_tokens += len(shard.tokens.tokens.ids)
             self.embedded += len(shard.tokens)
@@ -228,22 +233,31 @@ class ShardRunner:
         self.hollow.append(shard.hollow)
         self._written = writing.submit(self._update.write_shard, shard.start, rows, shard.lengths)
 
-    def _gauge(self, reference: Backbone, texts: DistinctTokens, rows: Rows) -> None:
-        """Compare a sample with Hugging Face in float32 before anything of this run is written.
+    def _measure(self, gauge: Gauge, texts: DistinctTokens, rows: Rows) -> None:
+        """Make sure that vectors are those of the backbone before anything of this run is written.
 
-        :raises StoreError: if it is further off than the precision explains.
+        :param texts: the first texts of the run.
+        :param rows: their rows.
+        :raises StoreError: if they are further off than the precision explains.
         """
-        fidelity = measure_fidelity(reference, texts.tokens, rows, self._embedder.layers)
-        try:
-            check_fidelity(fidelity, self._embedder.precision)
-        except StoreError:  # what was kept of this run meanwhile is as wrong
-            shutil.rmtree(self._update.staged, ignore_errors=True)
-            raise
-        say(
-            f"fidelity  lowest cosine {fidelity.lowest_cosine:.8f}, largest error "
-            f"{fidelity.largest_error:.1e} to Hugging Face in float32, over {fidelity.texts} texts"
+        device = self._embedder.devices[0].type
+        tokens = len(texts.tokens.ids) * self._shards
+        self.fidelity = gauge.remembered
+        self.is_gauged = self.fidelity is None or repays_gauge(
+            self._embedder.architecture, tokens, device
         )
-        self.fidelity = fidelity
+        if self.is_gauged:
+            try:
+                self.fidelity = gauge.measure(texts.tokens, rows)
+            except StoreError:  # what was kept of this run meanwhile is as wrong
+                shutil.rmtree(self._update.staged, ignore_errors=True)
+                raise
+        assert self.fidelity is not None
+        say(
+            f"fidelity  lowest cosine {self.fidelity.lowest_cosine:.8f}, largest error "
+            f"{self.fidelity.largest_error:.1e} to Hugging Face in float32, over "
+            f"{self.fidelity.texts} texts{'' if self.is_gauged else ' of an earlier run'}"
+        )
 
 
 class _ProgressKeeper:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.arrays import wrap_numbers
 from pipeline.embed.words import WordTable, can_look_up
 from pipeline.errors import AssetError, SettingsError
 from pipeline.store import Rows
@@ -94,8 +96,11 @@ class TextTokenizer:
             )
         self._room = max_tokens - n_special
         self._tokenizer = tokenizer
-        self._hollow_ids = _list_hollow_ids(tokenizer, [*self._before, *self._after])
-        self._words = WordTable(tokenizer) if can_look_up(tokenizer) else None
+        about = json.loads(tokenizer.to_str())
+        self._hollow_ids = _list_hollow_ids(
+            tokenizer, about["model"], [*self._before, *self._after]
+        )
+        self._words = WordTable(tokenizer, about) if can_look_up(about) else None
 
     def find_highest_id(self) -> int:
         """The highest token id that the tokenizer can make; -1 if it has none."""
@@ -118,7 +123,7 @@ class TextTokenizer:
         is_plain[np.flatnonzero(is_plain)[is_left]] = False
         if is_plain.all():
             return plain
-        others = self._frame(*self._tokenize_each(texts.filter(pa.array(~is_plain))))
+        others = self._frame(*self._tokenize_each(texts.filter(wrap_numbers(~is_plain))))
         order = np.argsort(np.argsort(~is_plain, kind="stable"), kind="stable")
         return select_tokens(_join(plain, others), order)
 
@@ -186,18 +191,22 @@ def _find_special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return framed[:start], framed[start + len(bare) :]
 
 
-def _list_hollow_ids(tokenizer: Tokenizer, framing: list[int]) -> npt.NDArray[np.int32]:
+def _list_hollow_ids(
+    tokenizer: Tokenizer, model: Mapping[str, Any], framing: list[int]
+) -> npt.NDArray[np.int32]:
     """The ids that say nothing of a text: special tokens, and those of what is unknown.
 
+    :param model: what ``tokenizer.json`` says of the model.
     :param framing: special tokens that stand around each text.
     """
     added = tokenizer.get_added_tokens_decoder().items()
     hollow = {*framing, *(number for number, token in added if token.special)}
-    model = json.loads(tokenizer.to_str())["model"]
-    unknown = model.get("unk_id")
+    unknown: int | None = model.get("unk_id")
     if model.get("unk_token") is not None:
         unknown = tokenizer.token_to_id(model["unk_token"])
-    return np.array(sorted(hollow | ({unknown} - {None})), np.int32)
+    if unknown is not None:
+        hollow.add(unknown)
+    return np.array(sorted(hollow), np.int32)
 
 
 def view_bytes(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -206,7 +215,8 @@ def view_bytes(texts: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.i
     :param texts: strings without nulls: [B].
     :returns: the bytes, and their bounds: text ``b`` has ``bytes[bounds[b]:bounds[b + 1]]``.
     """
-    texts = texts.cast(pa.large_string())  # whose offsets are int64
+    if texts.type != pa.large_string():  # whose offsets are int64
+        texts = texts.cast(pa.large_string())
     _, offsets, data = texts.buffers()
     bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     if data is None:

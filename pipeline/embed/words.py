@@ -9,9 +9,9 @@ tokenizer itself sees every other word once.
 
 from __future__ import annotations
 
-import json
 import string
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +37,14 @@ class WordTable:
     the whole word, so words of one slot are never mistaken for each other.
 
     :param tokenizer: a tokenizer for which ``can_look_up`` holds.
+    :param about: what ``tokenizer.json`` says of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, about: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._kinds = _sort_bytes(tokenizer)
         self._lower = np.arange(256, dtype=np.uint8)
-        if json.loads(tokenizer.to_str())["normalizer"]["lowercase"]:
+        if about["normalizer"]["lowercase"]:
             self._lower[ord("A") : ord("Z") + 1] += 32
         self._words = np.zeros((_SLOTS, 2), np.uint64)
         # Rows behind those of the slots hold the words that a call of `encode` meets for the first
@@ -154,12 +155,11 @@ class WordTable:
         self._pieces[slots] = self._pieces[_SLOTS + chosen]
 
 
-def can_look_up(tokenizer: Tokenizer) -> bool:
+def can_look_up(about: Mapping[str, Any]) -> bool:
     """Whether a tokenizer is BERT's: WordPiece behind BERT's normalizer and pre-tokenizer.
 
-    :param tokenizer: the backbone's tokenizer.
+    :param about: what ``tokenizer.json`` says of it.
     """
-    about = json.loads(tokenizer.to_str())
     parts = ((about[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model"))
     return tuple(parts) == ("BertNormalizer", "BertPreTokenizer", "WordPiece")
 

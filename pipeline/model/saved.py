@@ -282,6 +282,12 @@ class Heads:
         likeness: dict[tuple[int, tuple[int, ...]], Floats] = {}
         return {head.name: self._apply(head, vectors, likeness) for head in self.heads}
 
+    def prepare(self) -> None:
+        """Have at hand what the first call of ``compute_logits`` would else make."""
+        for head in self.heads:
+            if head.weights[0].centers is not None:
+                head.weights[0].centers.prepare()
+
     def _apply(
         self,
         head: SavedHead,

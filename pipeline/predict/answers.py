@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 Answers = dict[str, list[Any]]
 
 
-def list_columns(heads: Heads, *, probabilities: bool) -> dict[str, pa.DataType]:
+def list_columns(
+    heads: Heads, *, probabilities: bool, explanations: bool = False
+) -> dict[str, pa.DataType]:
     """The columns that the answers of heads take, and their Arrow types.
 
     :param heads: the heads.
     :param probabilities: whether there is a column for each class or tag.
-    :returns: ``TASK``, ``TASK_score`` but of a regression, and ``TASK:CLASS``, in this order. No
-        name of a task holds a colon.
+    :param explanations: whether there is a column for the words that moved the answer.
+    :returns: ``TASK``, ``TASK_score`` but of a regression, ``TASK:CLASS`` and
+        ``TASK_explanation``, in this order. No name of a task holds a colon.
+    :raises SettingsError: if two columns would have one name, as of tasks ``a`` and ``a_score``.
     """
     import pyarrow as pa
 
@@ -35,12 +39,29 @@ def list_columns(heads: Heads, *, probabilities: bool) -> dict[str, pa.DataType]
     columns: dict[str, pa.DataType] = {}
     for head in heads.heads:
         kind = head.type.label_kind
-        columns[head.name] = label_types[kind]
+        of_head = {head.name: label_types[kind]}
         if kind in score_types:
-            columns[f"{head.name}_score"] = score_types[kind]
+            of_head[f"{head.name}_score"] = score_types[kind]
         if probabilities:
-            columns |= {f"{head.name}:{name}": pa.float64() for name in head.classes}
+            of_head |= {f"{head.name}:{name}": pa.float64() for name in head.classes}
+        if explanations:
+            bounds = [("start", pa.int64()), ("end", pa.int64()), ("weight", pa.float64())]
+            of_head[name_explanation(head.name)] = pa.list_(pa.struct(bounds))
+        for name in of_head.keys() & columns.keys():
+            raise SettingsError(
+                f"--tasks: two tasks would have the column {name}, one of them {head.name}",
+                hint="answer them in two runs",
+            )
+        columns |= of_head
     return columns
+
+
+def name_explanation(task: str) -> str:
+    """The column of the words that moved a task's answers.
+
+    :param task: the task.
+    """
+    return f"{task}_explanation"
 
 
 def make_answers(head: SavedHead, logits: Logits, *, probabilities: bool) -> Answers:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +25,13 @@ from pipeline.model.decision import Logits
 from pipeline.model.outgoing import load_outgoing
 from pipeline.model.saved import DESCRIPTION, Heads
 from pipeline.model.weights import Floats
-from pipeline.predict.answers import choose_heads, list_columns, make_answers
+from pipeline.predict.answers import (
+    choose_heads,
+    list_columns,
+    make_answers,
+    name_explanation,
+)
+from pipeline.predict.explanations import MOST_SPANS, occlude, score_answer
 from pipeline.predict.known import KnownVectors
 from pipeline.project import Project
 from pipeline.store import Recipe
@@ -84,6 +92,7 @@ class Model:
         ``heads_sha256`` of ``heads.json``, the parts of the corpus that they were ``trained_on``,
         ``backbone`` and ``fingerprint`` of its vectors.
     :ivar chunk_texts: the number of texts that are computed together.
+    :ivar explained_texts: the number of texts whose answers are explained together.
     :raises StageError: if no heads were trained, a file is damaged, or the backbone's files are not
         those that the heads were trained on.
     :raises SettingsError: if a task or a threshold cannot be.
@@ -103,11 +112,17 @@ class Model:
         saved = load_outgoing(project.heads) if refit else Heads.load(project.heads)
         self.heads = choose_heads(saved, tasks, thresholds or {})
         self._recipe = _read_recipe(self.heads)
-        self._folder = _check_backbone(project, saved)
+        # Both take the system or NumPy some time, in which Python goes on.
+        threading.Thread(target=self.heads.prepare, name="prepare").start()
+        with ThreadPoolExecutor(1, "check") as pool:
+            checking = pool.submit(_check_backbone, project, saved)
+            self._known = KnownVectors(
+                project.store, saved.fingerprint, self.heads.layers, saved.width
+            )
+            self._folder = checking.result()
         self._devices = devices
         self._threads = threads
         self._token_budget = token_budget
-        self._known = KnownVectors(project.store, saved.fingerprint, self.heads.layers, saved.width)
         self._embedder: Embedder | None = None
         self.identity: Mapping[str, str] = {
             "version": __version__,
@@ -119,6 +134,7 @@ class Model:
         text_bytes = 4 * len(self.heads.layers) * self.heads.width
         most = max(_FEWEST_CHUNK_TEXTS, _CHUNK_BYTES // text_bytes)
         self.chunk_texts = min(_MOST_CHUNK_TEXTS, most)
+        self.explained_texts = max(1, self.chunk_texts // MOST_SPANS)
 
     def __enter__(self) -> Model:
         return self
@@ -156,6 +172,60 @@ class Model:
                 for name, values in answers.items():
                     made[name] += values
         return pd.DataFrame(made)
+
+    def explain(self, texts: Sequence[str]) -> pd.DataFrame:
+        """The answers of ``predict``, and which words moved them.
+
+        Each word is left out in turn. Its weight is what the answer's score loses by that: the
+        probability of the label that is answered, the sum of those of the tags, or the number. A
+        text of more than 100 words is divided into 100 spans of neighbouring words.
+
+        :param texts: [B].
+        :returns: the columns of ``predict`` and, for each task, ``TASK_explanation``: a list of
+            ``start`` and ``end``, characters of the text from 0, and ``weight``, a word each.
+        :raises DataError: if a text is not a string, blank or not valid Unicode.
+        """
+        import pandas as pd
+
+        columns = list_columns(self.heads, probabilities=False, explanations=True)
+        made: dict[str, list[Any]] = {name: [] for name in columns}
+        for chunk in self._cut(texts):
+            for few in divide(chunk, self.explained_texts):
+                (logits,) = self.stream_logits([few])
+                explained = self.explain_answers(few, logits)
+                for head in self.heads.heads:
+                    answers = make_answers(head, logits[head.name], probabilities=False)
+                    answers[name_explanation(head.name)] = explained[head.name]
+                    for name, values in answers.items():
+                        made[name] += values
+        return pd.DataFrame(made)
+
+    def explain_answers(
+        self, texts: Sequence[str], logits: Mapping[str, Logits]
+    ) -> dict[str, list[list[dict[str, float]]]]:
+        """Which words moved answers, all variants of the texts computed together.
+
+        :param texts: usable texts, ``explained_texts`` at most.
+        :param logits: task → the outputs for them, [B, O].
+        :returns: task → for each text its spans with their weights, as ``Occlusion.weigh`` gives
+            them.
+        """
+        occlusions = [occlude(text) for text in texts]
+        variants = [variant for occlusion in occlusions for variant in occlusion.variants]
+        pieces = list(self.stream_logits(divide(variants, self.chunk_texts)))
+        ends = np.cumsum([len(occlusion.spans) for occlusion in occlusions])
+        explained: dict[str, list[list[dict[str, float]]]] = {}
+        for head in self.heads.heads:
+            whole = logits[head.name]
+            of_variants = np.concatenate([whole[:0], *(piece[head.name] for piece in pieces)])
+            parts = np.split(of_variants, ends[:-1]) if texts else []
+            explained[head.name] = [
+                occlusion.weigh(
+                    score_answer(head, answered, answered)[0], score_answer(head, answered, part)
+                )
+                for occlusion, answered, part in zip(occlusions, whole[:, None], parts, strict=True)
+            ]
+        return explained
 
     def predict_proba(self, texts: Sequence[str]) -> dict[str, pd.DataFrame]:
         """The calibrated probability of each class or tag.
@@ -222,26 +292,34 @@ class Model:
         is_known, kept = self._known.take(hash_texts(texts))
         chunk = _Chunk(is_known, kept, advance)
         if not is_known.all():
-            embedder = self._open_embedder()
             new = [text for text, known in zip(texts, is_known.tolist(), strict=True) if not known]
+            embedder = self._embedder or self._open_embedder(new)
             chunk.tokens = embedder.tokenize(new)
             chunk.job = embedder.start(chunk.tokens, chunk.count)
         return chunk
 
-    def _open_embedder(self) -> Embedder:
-        if self._embedder is None:
-            from pipeline.device import choose_devices
-            from pipeline.embed.embedder import Embedder  # which imports torch
+    def _open_embedder(self, texts: Sequence[str]) -> Embedder:
+        """The embedder, its vectors gauged if they have not been on this machine.
 
-            device = choose_devices(self._devices)[0]
-            self._embedder = Embedder.from_recipe(
-                self._recipe,
-                self._folder,
-                devices=[device],
-                threads=self._threads,
-                token_budget=self._token_budget,
-            )
-        return self._embedder
+        :param texts: the first texts to embed.
+        """
+        from pipeline.device import choose_devices
+        from pipeline.embed.embedder import Embedder  # which imports torch
+        from pipeline.embed.gauge import gauge_texts
+
+        self._embedder = embedder = Embedder.from_recipe(
+            self._recipe,
+            self._folder,
+            devices=[choose_devices(self._devices)[0]],
+            threads=self._threads,
+            token_budget=self._token_budget,
+        )
+        try:
+            gauge_texts(embedder, self._recipe, texts)
+        except BaseException:
+            self.close()
+            raise
+        return embedder
 
     def _cut(self, texts: Sequence[str]) -> Iterator[list[str]]:
         """Texts in chunks, once all of them are known to be usable.
@@ -258,8 +336,17 @@ class Model:
                     f"texts: number {number:,} (counted from 0): {fault}",
                     hint="leave such texts out; `pipeline predict` keeps their rows without labels",
                 )
-        for start in range(0, len(listed), self.chunk_texts):
-            yield listed[start : start + self.chunk_texts]
+        yield from divide(listed, self.chunk_texts)
+
+
+def divide(texts: list[str], most: int) -> Iterator[list[str]]:
+    """Texts in chunks.
+
+    :param texts: [B].
+    :param most: the most texts of a chunk.
+    """
+    for start in range(0, len(texts), most):
+        yield texts[start : start + most]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 
 from pipeline.console import format_number
 from pipeline.corpus.reading import Block
+from pipeline.predict.shading import LEGEND, list_words, shade_words
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,22 +147,32 @@ class TerminalWriter:
     :param write_line: a function that prints a line.
     :param text_column: the column of the texts.
     :param answers: the columns of the answers, of which those with a colon are the probabilities.
+    :param explanations: column of an explanation → its task.
     :param classes: task → names of its classes, of which the longest makes the width of a column.
     :param columns: the width of the terminal in characters.
+    :param has_colours: whether words may be shaded.
     """
 
     _FEWEST_TEXT_COLUMNS = 20
     _MOST_LABEL_COLUMNS = 30
+    _LEAST_PROBABILITY = 0.1  # that a word in the full colour moved
 
     def __init__(
         self,
         write_line: Callable[[str], None],
         text_column: str,
         answers: Sequence[str],
+        explanations: Mapping[str, str],
         classes: Mapping[str, Sequence[str]],
         columns: int,
+        *,
+        has_colours: bool,
     ) -> None:
         self._write_line = write_line
+        self._explanations = explanations
+        self._classes = classes
+        self._columns = columns
+        self._has_colours = has_colours
         self._text_column = text_column
         self._widths = {
             name: _choose_width(name, classes, self._MOST_LABEL_COLUMNS) for name in answers
@@ -172,15 +183,31 @@ class TerminalWriter:
 
     def write(self, block: Block) -> None:
         if not self._has_header:
+            if self._explanations and self._has_colours:
+                self._write_line(LEGEND)
             self._write_row(self._text_column, list(self._widths))
             self._has_header = True
         errors = block.get("error") or [None] * len(block[self._text_column])
         answers = [block[name] for name in self._widths]
-        for text, error, *row in zip(block[self._text_column], errors, *answers, strict=True):
+        texts = block[self._text_column]
+        for number, (text, error, *row) in enumerate(zip(texts, errors, *answers, strict=True)):
             self._write_row(_show(text), [error] if error else [_show(value) for value in row])
+            for name, task in self._explanations.items():
+                if block[name][number] is not None:
+                    self._write_explanation(task, text, block[name][number])
 
     def close(self) -> None:
         pass
+
+    def _write_explanation(self, task: str, text: str, spans: Sequence[Mapping[str, Any]]) -> None:
+        """The words of one text that moved the answer to one task."""
+        indent = f"  {task}  "
+        if not self._has_colours:
+            self._write_line(indent + list_words(text, spans))
+            return
+        least = self._LEAST_PROBABILITY if self._classes[task] else 0.0
+        for line in shade_words(text, spans, self._columns, indent, least):
+            self._write_line(line)
 
     def _write_row(self, text: str, cells: Sequence[str]) -> None:
         from rich.cells import set_cell_size

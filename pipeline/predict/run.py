@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Settings
-from pipeline.console import Advance, count, say, show_progress, warn
+from pipeline.console import Advance, allows_escapes, count, say, show_progress, warn
 from pipeline.corpus.reading import Block
 from pipeline.corpus.texts import find_fault
 from pipeline.errors import DataError, SettingsError, WriteError
 from pipeline.files import write_aside
-from pipeline.predict.answers import list_columns, make_answers
+from pipeline.predict.answers import list_columns, make_answers, name_explanation
+from pipeline.predict.explanations import MOST_SPANS, find_words
 from pipeline.predict.inputs import STANDARD_INPUT, InputFormat, Inputs, open_inputs
 from pipeline.predict.model import Model
 from pipeline.predict.outputs import (
@@ -55,6 +56,7 @@ class PredictOptions:
     :param thresholds: task → probability above which class 1, or a tag, is answered.
     :param on_bad_rows: what happens with rows that have no usable text.
     :param probabilities: whether there is a column for each class or tag.
+    :param explain: whether there is a column for the words that moved the answer.
     :param model_column: whether a column tells by which model a row was answered.
     :param force: whether an output that exists is replaced.
     """
@@ -69,6 +71,7 @@ class PredictOptions:
     thresholds: Mapping[str, float] | None = None
     on_bad_rows: Literal["keep", "stop", "drop"] = "keep"
     probabilities: bool = False
+    explain: bool = False
     model_column: bool = False
     force: bool = False
 
@@ -122,7 +125,8 @@ class _Table:
     :param model: what answers.
     :param options: what the command line gives.
     :ivar text_column: the name in the output of the column with the texts.
-    :ivar answers: the columns of the answers.
+    :ivar answers: the columns of the answers, without their explanations.
+    :ivar explanations: column of an explanation → its task.
     :ivar types: the columns of the output and their Arrow types.
     :ivar model: what answers.
     """
@@ -134,11 +138,13 @@ class _Table:
         self._inputs = inputs
         self._options = options
         self._bad: list[str] = []
-        self._rows = self._bad_rows = 0
+        self._rows = self._bad_rows = self._grouped = 0
         answers: dict[str, pa.DataType] = list_columns(
-            model.heads, probabilities=options.probabilities
+            model.heads, probabilities=options.probabilities, explanations=options.explain
         )
-        self.answers = tuple(answers)
+        tasks = [head.name for head in model.heads.heads if options.explain]
+        self.explanations = {name_explanation(task): task for task in tasks}
+        self.answers = tuple(name for name in answers if name not in self.explanations)
         if options.on_bad_rows == "keep":
             answers[_ERROR] = pa.string()
         if options.model_column:
@@ -154,23 +160,37 @@ class _Table:
         """Read, answer and write all rows, a chunk at a time."""
         waiting: deque[_Rows] = deque()
 
+        explains = self._options.explain
+        block_rows = self.model.explained_texts if explains else self.model.chunk_texts
+
         def take_texts() -> Iterator[Sequence[str]]:
-            for name, first, block in self._inputs.iterate_blocks(self.model.chunk_texts):
+            for name, first, block in self._inputs.iterate_blocks(block_rows):
                 rows = self._check(name, first, block)
                 waiting.append(rows)
                 yield rows.texts
 
         # A bar would stand between the lines of a table.
-        rows = None if isinstance(writer, TerminalWriter) else self._inputs.rows
-        with self._show_progress(rows) as advance:
-            for logits in self.model.stream_logits(take_texts(), advance):
-                writer.write(self._answer(waiting.popleft(), logits))
+        total = None if isinstance(writer, TerminalWriter) else self._inputs.rows
+        with self._show_progress(total) as advance:
+            ahead = None if explains else advance  # what is ahead has yet to be explained
+            for logits in self.model.stream_logits(take_texts(), ahead):
+                rows = waiting.popleft()
+                answered = self._answer(rows, logits)
+                if explains:
+                    answered = {**answered, **self._explain(rows, logits)}
+                    advance(len(rows.errors))
+                writer.write(answered)
 
     def finish(self, options: PredictOptions) -> int:
         """Say what was done, and give the exit status."""
         what = count(self._rows, "row")
         where = f" in {options.out}" if options.out else ""
         say(f"predict: {what}{where}, by {self.describe_model()}")
+        if self._grouped:
+            say(
+                f"{count(self._grouped, 'text')} of more than {MOST_SPANS} words: explained by "
+                f"{MOST_SPANS} spans of neighbouring words each"
+            )
         if not self._bad_rows:
             return 0
         more = ", …" if self._bad_rows > len(self._bad) else ""
@@ -238,6 +258,12 @@ class _Table:
             made[_MODEL] = [self.describe_model()] * len(rows.errors)
         return made
 
+    def _explain(self, rows: _Rows, logits: Mapping[str, Logits]) -> Block:
+        """The columns that tell which words moved the answers."""
+        explained = self.model.explain_answers(rows.texts, logits)
+        self._grouped += sum(len(find_words(text)) > MOST_SPANS for text in rows.texts)
+        return {name_explanation(task): rows.spread(spans) for task, spans in explained.items()}
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -302,8 +328,10 @@ def _open_writer(
                 lambda line: print(line, file=standard_output, flush=True),
                 table.text_column,
                 table.answers,
+                table.explanations,
                 {head.name: head.classes for head in table.model.heads.heads},
                 shutil.get_terminal_size().columns,
+                has_colours=allows_escapes(standard_output),
             )
             return
         else:

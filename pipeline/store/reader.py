@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import wrap_keys
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
 from pipeline.files import hash_file
@@ -335,7 +336,7 @@ def _check_layers(folder: Path, manifest: Manifest, layers: Sequence[int]) -> No
 def _to_array(keys: pa.Array | Sequence[bytes]) -> Any:
     import pyarrow as pa
 
-    return keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys, pa.binary(16))
+    return keys if isinstance(keys, pa.Array | pa.ChunkedArray) else wrap_keys(keys)
 
 
 def locate(snapshot: Snapshot, keys: pa.Array | Sequence[bytes]) -> npt.NDArray[np.int64]:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import wrap_numbers
 from pipeline.corpus.keys import view_keys
 from pipeline.store import manifest as layout
 from pipeline.store.manifest import Manifest, Recipe, Rows, name_layer
@@ -171,11 +172,11 @@ def _write_zeros(file: IO[bytes], recipe: Recipe, rows: int, checks: bytes) -> N
         "recipe": json.dumps(recipe.contents),
     }
     schema = pa.schema(fields, metadata=about)
-    zeros = pa.array(np.zeros(rows * recipe.width, recipe.dtype))
+    zeros = wrap_numbers(np.zeros(rows * recipe.width, recipe.dtype))
     keys = pa.py_buffer(bytes(16 * rows))
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, keys]),
-        pa.array(np.zeros(rows, np.int32)),
+        wrap_numbers(np.zeros(rows, np.int32)),
         *(pa.FixedSizeListArray.from_arrays(zeros, type=vector) for _ in recipe.layers),
     ]
     with pq.ParquetWriter(

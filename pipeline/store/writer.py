@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import wrap_numbers
 from pipeline.console import count, warn
 from pipeline.errors import LockedError, StoreError, WriteError
 from pipeline.files import (
@@ -222,13 +223,11 @@ class StoreUpdate:
 
         :returns: its path, and what a ``Shard`` says of its bytes.
         """
-        import pyarrow as pa
-
         check_vectors(rows.vectors, self._first_rows[places])
         self._claim.hold()
         if self._skeleton is None or self._skeleton.rows != len(places):
             self._skeleton = make_skeleton(self.recipe, len(places))
-        pieces, checks = self._skeleton.fill(self.keys.take(pa.array(places)), rows)
+        pieces, checks = self._skeleton.fill(self.keys.take(wrap_numbers(places)), rows)
         # A kill before it has its name leaves a file that says of itself that it is of no use.
         unnamed = self.staged / f"{SCRATCH_PREFIX}{stem}.parquet"
         try:
@@ -253,10 +252,14 @@ class StoreUpdate:
         size = sum(len(piece) for piece in pieces)
         return path, {"bytes": size, "sha256": sha256, "checks": checks}
 
-    def commit(self, fidelity: Mapping[str, Any] | None = None) -> Manifest:
+    def commit(
+        self, fidelity: Mapping[str, Any] | None = None, *, is_measured: bool = True
+    ) -> Manifest:
         """Move the finished shards over the old ones and write the manifest.
 
         :param fidelity: fidelity of the vectors that this run added, as the manifest has it.
+        :param is_measured: whether it was measured by this run; if not, it says nothing new of a
+            store that knows its fidelity.
         :returns: what the store holds now.
         :raises StoreError: if the store is no longer the one that this run started from.
         :raises LockedError: if another run has taken over.
@@ -279,7 +282,9 @@ class StoreUpdate:
             raise describe_write_error(error, self.staged) from error
         for known in (self._old, self._kept):
             if known is not None:
-                fidelity = _join_fidelity(known.manifest.fidelity, fidelity)
+                before = known.manifest.fidelity
+                is_new = is_measured or before is None
+                fidelity = _join_fidelity(before, fidelity if is_new else None)
         decision = replace(self.recipe.describe(shards), fidelity=fidelity)
         write_commit(self.folder, decision, self._replaces)
         finish_commit(self.folder)

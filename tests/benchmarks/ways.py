@@ -126,7 +126,7 @@ class Ours(Way):
         precision: Any = self.precision or case.precision
         plan = EnginePlan(case.folder, precision, layers, "float16", compiled=self.compiled)
         self.reference = plan.load_reference(case.device)
-        self.engine = plan.make_engine(self.reference)
+        self.engine = plan.make_engine(case.device)
 
     def run_forward(self, case: Case) -> None:
         self.engine.embed(case.tokens)

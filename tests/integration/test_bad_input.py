@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -477,7 +476,7 @@ def test_a_cache_folder_that_cannot_be_written(
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr("pipeline.files.create_file", refuse)
     monkeypatch.setattr(sys, "argv", ["pipeline", "prepare"])
     with pytest.raises(SystemExit) as exit_:
         main()

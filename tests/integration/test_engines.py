@@ -16,14 +16,13 @@ import pytest
 import torch
 
 from pipeline.embed.engine import Engine
-from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.linears import CompiledLinear
 from pipeline.embed.loading import EngineGroup, EnginePlan
 from pipeline.embed.tokens import Tokens, load_tokenizer
 from pipeline.errors import AssetError, DeviceError
 from pipeline.project import Project
-from tests.conftest import ROOT, Cli, edit_params, run_stages
+from tests.conftest import ROOT, Cli, edit_params, pack_bert, run_stages
 
 CPUS = [torch.device("cpu")] * 2
 
@@ -48,7 +47,7 @@ def test_two_processes_give_the_vectors_of_one(tiny_backbone: Path, count: int) 
     with EngineGroup(plan, CPUS) as group:
         jobs = [group.start(shard, done.append) for shard in shards]
         found = [job.finish() for job in jobs]
-    with plan.make_engine(plan.load_reference(CPUS[0])) as engine:
+    with plan.make_engine(CPUS[0]) as engine:
         for shard, rows in zip(shards, found, strict=True):
             np.testing.assert_allclose(rows.vectors, engine.embed(shard).vectors, atol=1e-6)
             assert rows.n_tokens.tolist() == shard.lengths.tolist()
@@ -140,7 +139,7 @@ def test_compiled_operations_give_the_same_vectors(
     reference = make_plan(tiny_backbone).load_reference(CPUS[0])
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.embed.packed.has_onednn", lambda dtype: False)
-        encoder = PackedBert(reference, "float32", compiled=True)
+        encoder = pack_bert(reference, "float32", compiled=True)
     assert "not compiled" not in capsys.readouterr().out
     assert isinstance(encoder._layers[0].up, CompiledLinear)
     for shard in make_shards(tiny_backbone, 2):
@@ -159,6 +158,6 @@ def test_without_a_compiler_the_plain_operations_serve(
     monkeypatch.setattr("pipeline.embed.packed.has_onednn", lambda dtype: False)
     monkeypatch.setattr("pipeline.embed.linears._compile", fail)
     reference = make_plan(tiny_backbone).load_reference(CPUS[0])
-    encoder = PackedBert(reference, "float32", compiled=True)
+    encoder = pack_bert(reference, "float32", compiled=True)
     assert "engine    not compiled: no compiler here\n" in capsys.readouterr().out
     assert not isinstance(encoder._layers[0].up, CompiledLinear)

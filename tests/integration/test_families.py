@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from pipeline.embed.attention import Attention
 from pipeline.embed.families import FAMILIES
 from pipeline.embed.linears import Norm
 from pipeline.embed.packed import PackedEncoder
+from pipeline.embed.weights import Shapes
 from pipeline.project import Project
 from pipeline.store import read_manifest, read_vectors
 from tests.conftest import Cli, edit_params, run_stages
@@ -28,26 +30,50 @@ class PackedDistilBert(PackedEncoder):
     Source: Sanh et al. (2019), DistilBERT.
     """
 
-    @staticmethod
-    def is_supported(config: Any) -> bool:
-        return bool(config.activation == "gelu")
+    prefix = "distilbert"
+    defaults: ClassVar[Mapping[str, Any]] = {"activation": "gelu"}
 
-    def take_weights(self, model: Any) -> None:
-        embeddings = model.embeddings
-        self._words = embeddings.word_embeddings.weight
-        self._positions = embeddings.position_embeddings.weight
-        norm = embeddings.LayerNorm
-        self._norm = Norm(norm.weight, norm.bias, norm.eps)
+    @staticmethod
+    def is_supported(config: Mapping[str, Any]) -> bool:
+        return bool(config["activation"] == "gelu")
+
+    @staticmethod
+    def count_heads(config: Mapping[str, Any]) -> int:
+        return int(config["n_heads"])
+
+    @staticmethod
+    def list_shapes(config: Mapping[str, Any]) -> Shapes:
+        D, inner = config["dim"], config["hidden_dim"]
+        shapes: dict[str, tuple[int, ...]] = {
+            "embeddings.word_embeddings.weight": (config["vocab_size"], D),
+            "embeddings.position_embeddings.weight": (config["max_position_embeddings"], D),
+        }
+        linears = {f"attention.{name}_lin": (D, D) for name in ("q", "k", "v", "out")}
+        linears |= {"ffn.lin1": (inner, D), "ffn.lin2": (D, inner)}
+        norms = ["embeddings.LayerNorm"]
+        for number in range(config["n_layers"]):
+            layer = f"transformer.layer.{number}"
+            for name, shape in linears.items():
+                shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+            norms += [f"{layer}.sa_layer_norm", f"{layer}.output_layer_norm"]
+        return shapes | {f"{name}.{part}": (D,) for name in norms for part in ("weight", "bias")}
+
+    def take_weights(self, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+        self._words = tensors["embeddings.word_embeddings.weight"]
+        self._positions = tensors["embeddings.position_embeddings.weight"]
+        norm = "embeddings.LayerNorm"
+        self._norm = Norm(tensors[f"{norm}.weight"], tensors[f"{norm}.bias"], 1e-12)
+        layers = [f"transformer.layer.{number}" for number in range(config["n_layers"])]
         self._layers = [
             (
-                self.pack_linear(*(getattr(layer.attention, f"{name}_lin") for name in "qkv")),
-                self.pack_linear(layer.attention.out_lin),
-                self.pack_norm(layer.sa_layer_norm),
-                self.pack_linear(layer.ffn.lin1),
-                self.pack_linear(layer.ffn.lin2),
-                self.pack_norm(layer.output_layer_norm),
+                self.pack_linear(tensors, *(f"{layer}.attention.{name}_lin" for name in "qkv")),
+                self.pack_linear(tensors, f"{layer}.attention.out_lin"),
+                self.pack_norm(tensors, f"{layer}.sa_layer_norm", 1e-12),
+                self.pack_linear(tensors, f"{layer}.ffn.lin1"),
+                self.pack_linear(tensors, f"{layer}.ffn.lin2"),
+                self.pack_norm(tensors, f"{layer}.output_layer_norm", 1e-12),
             )
-            for layer in model.transformer.layer
+            for layer in layers
         ]
 
     def embed_tokens(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -123,9 +149,8 @@ def test_a_configuration_that_a_family_lacks_is_padded(
 ) -> None:
     from pipeline.embed.families import find_family
 
-    config = transformers.AutoConfig.from_pretrained(distilbert)
+    config = transformers.AutoConfig.from_pretrained(distilbert).to_dict()
     assert find_family(config) is None
     monkeypatch.setitem(FAMILIES, "distilbert", PackedDistilBert)
     assert find_family(config) is PackedDistilBert
-    config.activation = "relu"
-    assert find_family(config) is None
+    assert find_family({**config, "activation": "relu"}) is None

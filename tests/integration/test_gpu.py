@@ -12,10 +12,10 @@ import transformers
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Backbone
 from pipeline.embed.engine import Engine
-from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.loading import EngineGroup, EnginePlan
 from pipeline.embed.tokens import Tokens
+from tests.conftest import pack_bert
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -49,7 +49,7 @@ def test_every_layer_equals_hugging_face(
     reference: Backbone, precision: str, budget: int, compiled: bool
 ) -> None:
     tokens = make_tokens(LENGTHS)
-    encoder = PackedBert(reference, precision, compiled=compiled)
+    encoder = pack_bert(reference, precision, compiled=compiled)
     with Engine(encoder, (0, 1, 2), np.dtype("float32"), budget) as engine:
         rows = engine.embed(tokens)
     fidelity = measure_fidelity(reference, tokens, rows, engine.layers)
@@ -69,7 +69,7 @@ def test_all_gpus_share_the_work(reference: Backbone, folder: Path) -> None:
 def test_a_vector_does_not_depend_on_its_neighbours(reference: Backbone) -> None:
     """How far it moves, the benchmark tells; here, that it is the same text's."""
     tokens = make_tokens(LENGTHS)
-    with Engine(PackedBert(reference, "float16"), (1, 2), np.dtype("float32"), 32768) as engine:
+    with Engine(pack_bert(reference, "float16"), (1, 2), np.dtype("float32"), 32768) as engine:
         together = engine.embed(tokens).vectors
         engine.token_budget = 64
         apart = engine.embed(tokens).vectors

@@ -567,15 +567,16 @@ def test_python_names_the_text_that_cannot_be_used(trained: Path) -> None:
 # --- terminals, signals, disks, memory
 
 
-def test_a_terminal_gets_a_table(trained: Path) -> None:
+def run_in_terminal(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """The exit status of a command, and what a terminal of 120 columns gets."""
     master, slave = pty.openpty()
     program = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "predict", "--text", "a \033[31mserver", "--text", " "],
-        cwd=trained,
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=folder,
         stdout=slave,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": "120", **environment},
     )
     os.close(slave)
     shown = b""
@@ -586,8 +587,13 @@ def test_a_terminal_gets_a_table(trained: Path) -> None:
             except OSError:
                 break
     os.close(master)
-    lines = shown.decode().splitlines()
-    assert program.wait() == 3
+    return program.wait(), shown.decode()
+
+
+def test_a_terminal_gets_a_table(trained: Path) -> None:
+    status, shown = run_in_terminal(trained, "predict", "--text", "a \033[31mserver", "--text", " ")
+    lines = shown.splitlines()
+    assert status == 3
     assert [line.split()[0] for line in lines[:2]] == ["body", "a"]
     assert "urgent_score" in lines[0]
     assert "\033[31m" not in lines[1]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pipeline.embed.backbone import Backbone, pad_texts
 from pipeline.embed.batches import fill_up, plan_batches
 from pipeline.embed.engine import Engine
-from pipeline.embed.families.bert import PackedBert
 from pipeline.embed.tokens import Tokens, select_tokens
+from tests.conftest import pack_bert
 
 lengths_of_texts = st.lists(st.integers(1, 300), min_size=0, max_size=200)
 
@@ -98,7 +98,7 @@ def test_random_texts_in_random_batches_equal_hugging_face(
     vocabulary = reference.model.config.vocab_size
     ids = np.random.default_rng(seed).integers(0, vocabulary, sum(lengths)).astype(np.int32)
     tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]))
-    engine = Engine(PackedBert(reference, "float32"), layers, np.dtype("float32"), budget)
+    engine = Engine(pack_bert(reference, "float32"), layers, np.dtype("float32"), budget)
     found = engine.embed(tokens).vectors
     for number, (start, stop) in enumerate(pairwise(tokens.offsets)):
         with torch.no_grad():

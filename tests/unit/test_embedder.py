@@ -172,9 +172,9 @@ def test_weights_come_with_the_first_texts_and_go_with_the_embedder(tiny_backbon
     threads = torch.get_num_threads()
     with Embedder(tiny_backbone, threads=threads + 1) as embedder:
         assert not embedder.is_loaded
-        reference = embedder.load()
+        embedder.load()
         assert embedder.is_loaded
-        assert reference.model.dtype == torch.float32
+        assert embedder.load_reference().model.dtype == torch.float32
         assert torch.get_num_threads() == threads + 1
         first = embedder.embed(TEXTS).vectors
     assert not embedder.is_loaded

@@ -483,3 +483,16 @@ def test_saved_heads_are_used_without_a_framework(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "(2, 3) set()\n", result.stderr
+
+
+def test_likeness_is_by_distance_for_more_centres_than_are_converted_at_once() -> None:
+    from scipy.spatial.distance import cdist
+
+    random = np.random.default_rng(0)
+    positions = random.normal(size=(150, 12)).astype(np.float16)
+    centers = Centers(positions, np.full(12, 0.5, np.float32), np.full(12, 0.25, np.float32))
+    rows = random.normal(size=(7, 12)).astype(np.float32)
+    rounded = (rows * np.float32(0.5) + np.float32(0.25)).astype(np.float16).astype(float)
+    expected = np.exp(-(cdist(rounded, positions.astype(float)) ** 2))
+    for _ in range(2):  # with the positions converted just now, and before
+        np.testing.assert_allclose(centers.compare(rows), expected, rtol=1e-4, atol=1e-7)

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import files
 from pipeline.errors import StoreError, WriteError
 from pipeline.store import (
     Recipe,
@@ -289,12 +289,12 @@ def test_a_commit_that_was_cut_short_is_carried_out(
     )
 
 
-@pytest.mark.parametrize("operation", ["fsync", "replace", "mkstemp"])
+@pytest.mark.parametrize("operation", ["fsync", "replace", "create_file"])
 def test_no_space_at_any_moment_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     """The disk is full at the n-th write, for every n: the old store or the new one is there."""
-    owner = {"fsync": os, "replace": Path, "mkstemp": tempfile}[operation]
+    owner = {"fsync": os, "replace": Path, "create_file": files}[operation]
     real = getattr(owner, operation)
     clean = tmp_path / "clean"
     update(clean, make_recipe(), range(30))

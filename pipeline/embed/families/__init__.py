@@ -5,6 +5,7 @@ A backbone of no family still runs, by Hugging Face's own forward pass, which pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.embed.families.bert import PackedBert
@@ -14,10 +15,12 @@ from pipeline.embed.packed import PackedEncoder
 FAMILIES: dict[str, type[PackedEncoder]] = {"bert": PackedBert}
 
 
-def find_family(config: Any) -> type[PackedEncoder] | None:
+def find_family(config: Mapping[str, Any]) -> type[PackedEncoder] | None:
     """The family that a backbone is of, or ``None`` if it has to be padded.
 
-    :param config: transformers' configuration of the backbone.
+    :param config: the backbone's configuration.
     """
-    family = FAMILIES.get(config.model_type)
-    return family if family is not None and family.is_supported(config) else None
+    family = FAMILIES.get(config["model_type"])
+    if family is None or not family.is_supported({**family.defaults, **config}):
+        return None
+    return family
