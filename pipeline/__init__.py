@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pipeline.predict.model import load as load
+    from pipeline.bundle import load as load
     from pipeline.project import Project as Project
 
 # What a program imports from here → the module that has it, which is imported on first use.
-_LAZY = {"load": "pipeline.predict.model", "Project": "pipeline.project"}
+_LAZY = {"load": "pipeline.bundle", "Project": "pipeline.project"}
 
 
 def __getattr__(name: str) -> Any:

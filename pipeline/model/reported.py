@@ -8,12 +8,13 @@ from typing import Any
 
 from pipeline.errors import StageError
 from pipeline.files import hash_file, read_json, reading
+from pipeline.model.saved import DESCRIPTION
 from pipeline.project import Project
 
 METRICS = "metrics.json"
 CHECKSUMS = "SHA256SUMS"
 # The file, as seen from the report's folder, whose hash says which heads the figures are of.
-SCORED_HEADS = "../heads/heads.json"
+SCORED_HEADS = f"../heads/{DESCRIPTION}"
 _STAGE = "report"
 
 
@@ -50,7 +51,7 @@ def check_scored_heads(project: Project) -> None:
     :param project: the project.
     :raises StageError: if it is of others, or of an earlier version, which did not say of which.
     """
-    if _read_checksums(project).get(SCORED_HEADS) != hash_file(project.heads / "heads.json"):
+    if _read_checksums(project).get(SCORED_HEADS) != hash_file(project.heads / DESCRIPTION):
         raise StageError(
             f"{project.report} does not say that it is of the heads in {project.heads}",
             hint=f"run `pipeline {_STAGE}`",

@@ -22,7 +22,7 @@ from pipeline.model.reported import (
     format_checksums,
     read_metrics,
 )
-from pipeline.model.saved import Heads, SavedHead
+from pipeline.model.saved import DESCRIPTION, Heads, SavedHead
 from pipeline.project import Project
 from pipeline.recipe import check_store
 from pipeline.report.inputs import (
@@ -88,7 +88,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
         _SUMMARY: format_json({rows.judged: summarize(heads, scores[rows.judged])}),
         _PAGE: page.encode("utf-8"),
     }
-    scored = (project.heads / "heads.json").read_bytes()
+    scored = (project.heads / DESCRIPTION).read_bytes()
     contents[CHECKSUMS] = format_checksums({**contents, SCORED_HEADS: scored})
     write_together({project.report / name: content for name, content in contents.items()})
     _remove_other_plots(project.report / _PLOTS, files)
