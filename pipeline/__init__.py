@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from pipeline.bundle import load as load
     from pipeline.embed.embedder import Embedder as Embedder
     from pipeline.notebook import Project as Project
-    from pipeline.predict.model import load as load
 
 # What a program imports from here → the module that has it, which is imported on first use.
 _LAZY = {
     "Embedder": "pipeline.embed.embedder",
     "Project": "pipeline.notebook",
-    "load": "pipeline.predict.model",
+    "load": "pipeline.bundle",
 }
 
 

@@ -279,6 +279,30 @@ def _parse_threshold(given: str) -> tuple[str, float]:
         raise click.UsageError(f"--threshold: {given!r} is not TASK=P, such as spam=0.9") from error
 
 
+@cli.command("export")
+@_in_project
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Make the backbone's weights smaller; how far answers differ is printed.",
+)
+@click.option("--with-backbone", is_flag=True, help="Add the backbone's own files.")
+@click.option("--license", metavar="ID", help="The license for the model card, such as mit.")
+@click.option("--force", is_flag=True, help="Replace TARGET if it is an export.")
+def export_model(project: Project, params: Path, **options: Any) -> None:
+    """Write the trained model to the folder TARGET, for ONNX Runtime and the model hub.
+
+    The folder holds the graph, the tokenizer, the names of the classes, a small program that labels
+    texts, a model card, and what pipeline.load wants. If TARGET ends in .onnx, it is the graph
+    alone. The graph must answer as the heads do on texts of the corpus, or nothing is written.
+    """
+    from pipeline.config import load_settings
+    from pipeline.export.run import ExportOptions, run_export
+
+    run_export(project, load_settings(params), ExportOptions(**options))
+
+
 @cli.group(cls=_Commands)
 def cache() -> None:
     """Look after the store of vectors."""

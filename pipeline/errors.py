@@ -62,6 +62,10 @@ class DeviceError(PipelineError):
     """The device that was asked for is not there, or ran out of memory."""
 
 
+class ExportError(PipelineError):
+    """A model cannot be exported, or what was exported does not answer as the model does."""
+
+
 class LockedError(PipelineError):
     """Another run is writing to the same folder."""
 

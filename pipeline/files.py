@@ -312,6 +312,86 @@ def stage_folder(parent: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def replace_folder(content: Path, target: Path, scratch: Path) -> None:
+    """Give a folder its name; what had it before comes back if that fails.
+
+    Another run may be doing the same: both succeed, and the content of the last one stays.
+
+    :param content: the folder, on the disk of its final name.
+    :param target: the final name.
+    :param scratch: a folder on the same disk for what had the name before; the caller removes it.
+    :raises OSError: if the disk does not allow it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(10):
+        old = scratch / f"old{attempt}"
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            content.rename(target)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                continue
+            with contextlib.suppress(OSError):
+                old.rename(target)
+            raise
+        sync_folder(target.parent)
+        return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
+
+
+@contextlib.contextmanager
+def write_folder_aside(target: Path) -> Iterator[Path]:
+    """Fill a folder beside ``target``; give it that name only when it is whole.
+
+    :param target: the final name; what has it before is removed once the new folder is there.
+    :yields: the empty folder to fill.
+    :raises WriteError: if the disk is full, read-only or closed to this user. What stood under the
+        name before is untouched.
+    """
+    with stage_folder(target.parent) as scratch, _writing(target):
+        content = scratch / "content"
+        content.mkdir()
+        yield content
+        for file in content.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        replace_folder(content, target, scratch)
+
+
+@contextlib.contextmanager
+def write_files_aside(target: Path) -> Iterator[Path]:
+    """Fill a scratch folder with a file and those that belong to it; name them when all are whole.
+
+    :param target: the final name of the file, which gets it after the others have theirs.
+    :yields: the empty folder to fill.
+    :raises WriteError: if the disk is full, read-only or closed to this user.
+    """
+    with stage_folder(target.parent) as scratch, _writing(target):
+        yield scratch
+        files = sorted(scratch.iterdir(), key=lambda file: file.name == target.name)
+        for file in files:
+            _sync_file(file)
+        for file in files:
+            file.replace(target.with_name(file.name))
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turn what the system raises into the error of a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise describe_write_error(error, target) from error
+
+
+def _sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def is_in_use(folder: Path) -> bool:
     """Whether a process works in a scratch folder, as far as the folder's lock tells.
 

@@ -101,14 +101,20 @@ class Backbone:
         import torch
 
         with torch.inference_mode():
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                output_hidden_states=True,
-                return_dict=True,
-            )
-        # Some architectures end in a norm that `last_hidden_state` has and `hidden_states` has not.
-        return [*output.hidden_states[:-1], output.last_hidden_state]
+            return compute_layers(self.model, ids, mask.long())
+
+
+def compute_layers(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """The token vectors of every layer of transformers' model.
+
+    :param model: the model.
+    :param ids: token ids of padded texts: int64, [B, T].
+    :param mask: 1 on real tokens: int64, [B, T].
+    :returns: one tensor for each layer, from layer 0: [B, T, D].
+    """
+    output = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, return_dict=True)
+    # Some architectures end in a norm that `last_hidden_state` has and `hidden_states` has not.
+    return [*output.hidden_states[:-1], output.last_hidden_state]
 
 
 def describe_padded(architecture: Architecture) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import fnmatch
 import hashlib
 import json
@@ -39,8 +38,8 @@ from pipeline.files import (
     is_in_use,
     parse_json,
     read_bounded,
+    replace_folder,
     stage_folder,
-    sync_folder,
     write_json,
 )
 from pipeline.project import Project, user_cache
@@ -75,6 +74,38 @@ def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) ->
     write_assets(project.assets, resolved)
     _hint_at_dvc(project, resolved.values())
     return {key: asset.id for key, asset in resolved.items()}
+
+
+def fetch_same_backbone(asset: Asset) -> Path:
+    """The folder of a backbone that another machine fetched; it is fetched unless it is here.
+
+    :param asset: the other machine's record, with the hashes of the files that decide.
+    :returns: a folder below the user's cache folder, whose files have these hashes.
+    :raises AssetError: if no source has these files, or other files are in the way.
+    """
+    fetcher = Fetcher(user_cache(), Project())
+    revision = asset.extra.get("revision")
+    names = [asset.id]
+    if revision and "@" not in asset.id:
+        names.append(f"{asset.id}@{revision}")  # which has a folder of its own
+    for name in names:
+        folder = fetcher.root / _name_folder(name, "backbone")
+        if (folder / _RECORD).exists():
+            try:
+                check_files(asset, "backbone", folder)
+            except PipelineError:
+                continue  # files of another revision, which some project here may want
+        sources = [
+            replace(source, revision=revision or source.revision, sha256=asset.files)
+            if isinstance(source, HubSource)
+            else replace(source, sha256=asset.files)
+            for source in catalog.list_backbone_sources(name)
+        ]
+        return fetcher.fetch(name, "backbone", sources).locate(fetcher.project)
+    raise AssetError(
+        f"backbone {asset.id}: {fetcher.root} holds other files of it than those that are wanted",
+        hint="export the model with --with-backbone, or set PIPELINE_CACHE_DIR to another folder",
+    )
 
 
 def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
@@ -521,7 +552,7 @@ class Fetcher:
                 asset = Asset(id=name, source=origin, files=files, folder=folder, extra=extra)
                 write_json(content / _RECORD, asset.to_record())
                 size = sum((content / file).stat().st_size for file in files)
-                _replace_folder(content, self.root / folder, scratch)
+                replace_folder(content, self.root / folder, scratch)
             except AssetError as error:
                 raise UnavailableError(error.message) from error
             except OSError as error:
@@ -590,26 +621,3 @@ def _check_pin(files: Mapping[str, str], pin: str | None) -> None:
     for name, sha256 in files.items():
         if pin is not None and sha256 != pin:
             raise UnavailableError(f"{name} has sha256 {sha256}, but {_PIN} is {pin}")
-
-
-def _replace_folder(content: Path, target: Path, scratch: Path) -> None:
-    """Give a folder its name; what had it before comes back if that fails.
-
-    Another run may be doing the same: both succeed, and the content of the last one stays.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(10):
-        old = scratch / f"old{attempt}"
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(old)
-        try:
-            content.rename(target)
-        except OSError as error:
-            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-                continue
-            with contextlib.suppress(OSError):
-                old.rename(target)
-            raise
-        sync_folder(target.parent)
-        return
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))

@@ -94,6 +94,15 @@ class TaskType(ABC):
             [B].
         """
 
+    @abstractmethod
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        """How far answers are from another answer, in probability.
+
+        :param logits: a head's outputs, [B, O].
+        :param decision: the temperature and the thresholds.
+        :returns: [B], or [B, C] of tags; infinite of numbers, between which there is no boundary.
+        """
+
     def rank(self, logits: Logits, temperature: float) -> Logits:
         """Scores that rank rows by class: [B, S].
 
@@ -178,6 +187,11 @@ class Binary(_OneClass):
         above: Ints = (probabilities > threshold).astype(np.int64)
         return above
 
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        (threshold,) = decision.thresholds or (0.5,)
+        margins: Floats = np.abs(compute_sigmoid(logits[:, 0] / decision.temperature) - threshold)
+        return margins
+
     def rank(self, logits: Logits, temperature: float) -> Logits:
         return logits
 
@@ -204,6 +218,11 @@ class Multiclass(_OneClass):
         # The class of the highest probability, whatever the temperature.
         best: Ints = logits.argmax(axis=1)
         return best
+
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        ranked = np.sort(self.compute_probabilities(logits, decision), axis=1)
+        margins: Floats = ranked[:, -1] - ranked[:, -2]
+        return margins
 
     def rank(self, logits: Logits, temperature: float) -> Logits:
         # Logits of different rows do not compare; probabilities of one class do.
@@ -241,6 +260,11 @@ class Ordinal(_OneClass):
         above: Ints = (logits > 0).sum(axis=1)
         return above
 
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        above = compute_sigmoid(logits / decision.temperature)
+        margins: Floats = np.abs(above - 0.5).min(axis=1)
+        return margins
+
     def measure_loss(
         self, logits: Logits, labels: npt.NDArray[Any], temperature: float = 1.0
     ) -> float:
@@ -268,6 +292,11 @@ class Multilabel(TaskType):
         thresholds = np.array(decision.thresholds or 0.5)
         tags: Ints = (self.compute_probabilities(logits, decision) > thresholds).astype(np.int64)
         return tags
+
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        thresholds = np.array(decision.thresholds or 0.5)
+        margins: Floats = np.abs(self.compute_probabilities(logits, decision) - thresholds)
+        return margins
 
     def rank(self, logits: Logits, temperature: float) -> Logits:
         return logits
@@ -315,6 +344,9 @@ class Regression(TaskType):
     def predict(self, logits: Logits, decision: Decision) -> Floats:
         numbers: Floats = logits[:, 0].astype(np.float64)
         return numbers
+
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        return np.full(len(logits), np.inf)
 
     def answer(
         self,

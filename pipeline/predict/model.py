@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,24 +49,6 @@ _MOST_CHUNK_TEXTS = 4096
 _FEWEST_CHUNK_TEXTS = 256
 
 
-def load(project: str | os.PathLike[str] | Project = ".", **options: Any) -> Model:
-    """The trained model of a project, for texts of any origin.
-
-    ::
-
-        with pipeline.load(".") as model:
-            model.predict(["WINNER! Claim your prize now", "see you at eight"])
-
-    :param project: the project, or its folder.
-    :param **options: ``devices``, ``threads``, ``token_budget``, as ``Embedder`` has them, and
-        ``tasks``, ``thresholds`` and ``refit``, as ``Model`` has them.
-    :raises StageError: if no heads were trained, a file is damaged, or the backbone's files are not
-        those that the heads were trained on.
-    :raises SettingsError: if a task or a threshold cannot be.
-    """
-    return Model(project if isinstance(project, Project) else Project(project), **options)
-
-
 class Model:
     """Texts to labels: the backbone makes vectors, heads answer to them.
 
@@ -79,6 +60,8 @@ class Model:
     matrix product do.
 
     :param project: the project whose heads, backbone and store are used.
+    :param find_backbone: a function that gives the folder of the backbone for its record; ``None``
+        for where the project has it.
     :param devices: where to compute: ``auto`` is the first GPU, else the CPU.
     :param threads: threads of the CPU; ``None`` for all cores.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
@@ -102,6 +85,7 @@ class Model:
         self,
         project: Project,
         *,
+        find_backbone: Callable[[Asset], Path] | None = None,
         devices: str | Sequence[str] = "auto",
         threads: int | None = None,
         token_budget: int | None = None,
@@ -115,7 +99,7 @@ class Model:
         # Both take the system or NumPy some time, in which Python goes on.
         threading.Thread(target=self.heads.prepare, name="prepare").start()
         with ThreadPoolExecutor(1, "check") as pool:
-            checking = pool.submit(_check_backbone, project, saved)
+            checking = pool.submit(check_backbone, project, saved, find_backbone)
             self._known = KnownVectors(
                 project.store, saved.fingerprint, self.heads.layers, saved.width
             )
@@ -398,10 +382,19 @@ def _read_recipe(heads: Heads) -> Recipe:
         return Recipe(name, contents, heads.layers, heads.width, str(contents["dtype"]))
 
 
-def _check_backbone(project: Project, heads: Heads) -> Path:
-    """The folder of the backbone, whose files must be those that the heads were trained on."""
+def check_backbone(
+    project: Project, heads: Heads, find: Callable[[Asset], Path] | None = None
+) -> Path:
+    """The folder of the backbone, whose files must be those that the heads were trained on.
+
+    :param project: the project that has the heads.
+    :param heads: the heads.
+    :param find: a function that gives the folder for the backbone's record; ``None`` for where the
+        project has it.
+    :raises StageError: if a file is missing or another one.
+    """
     with reading(heads.folder / DESCRIPTION, "train-heads"):
         asset = Asset.from_record({**heads.backbone, "files": dict(heads.recipe["files"])})
-    folder = asset.locate(project)
+    folder = find(asset) if find else asset.locate(project)
     check_files(asset, "backbone", folder)
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +12,12 @@ import numpy.typing as npt
 from pipeline.assets import Asset
 from pipeline.corpus.tables import PARTS, LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
-from pipeline.files import check_hash, hash_file, read_json, reading
+from pipeline.files import check_hash, read_json, reading
 from pipeline.model.decision import Ints
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
 from pipeline.store import find_alike
 
-METRICS = "metrics.json"
-CHECKSUMS = "SHA256SUMS"
 TIMED_STAGES = ("fetch", "prepare", "embed", "train-heads")
 _RELABEL = "run `pipeline prepare`, then `pipeline train-heads`"
 
@@ -189,34 +186,3 @@ def read_timings(project: Project) -> list[dict[str, Any]]:
                     }
                 )
     return timings
-
-
-def format_checksums(contents: Mapping[str, bytes]) -> bytes:
-    """The hashes of the report's files, in the form that ``sha256sum --check`` reads.
-
-    :param contents: name → content.
-    """
-    lines = [f"{hashlib.sha256(contents[name]).hexdigest()}  {name}\n" for name in sorted(contents)]
-    return "".join(lines).encode("utf-8")
-
-
-def read_metrics(project: Project) -> dict[str, dict[str, dict[str, Any]]]:
-    """Read the figures of the last report: part → task → metric → value.
-
-    :param project: the project that the report is of.
-    :raises StageError: if there is none, or its file is not the one that was written.
-    """
-    path, checksums = project.report / METRICS, project.report / CHECKSUMS
-    metrics = read_json(path, stage="report")
-    with reading(checksums, "report"):
-        stated = {
-            line.partition("  ")[2]: line.partition("  ")[0]
-            for line in checksums.read_text("utf-8").splitlines()
-        }
-    with reading(path, "report"):
-        if stated.get(METRICS) != hash_file(path):
-            raise ValueError(f"it is not the file that {checksums} tells of")
-        return {
-            part: {task: dict(values) | {"rows": values["rows"]} for task, values in tasks.items()}
-            for part, tasks in metrics.items()
-        }

@@ -15,16 +15,19 @@ from pipeline.console import say, show_progress, show_table, warn
 from pipeline.files import describe_write_error, format_json, write_together
 from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores, bootstrap_intervals, rank_classes, score_head
-from pipeline.model.saved import Heads, SavedHead
+from pipeline.model.reported import (
+    CHECKSUMS,
+    METRICS,
+    SCORED_HEADS,
+    format_checksums,
+    read_metrics,
+)
+from pipeline.model.saved import DESCRIPTION, Heads, SavedHead
 from pipeline.project import Project
 from pipeline.recipe import check_store
 from pipeline.report.inputs import (
-    CHECKSUMS,
-    METRICS,
     ScoredRows,
     check_heads,
-    format_checksums,
-    read_metrics,
     read_scored_rows,
     read_timings,
 )
@@ -85,7 +88,8 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
         _SUMMARY: format_json({rows.judged: summarize(heads, scores[rows.judged])}),
         _PAGE: page.encode("utf-8"),
     }
-    contents[CHECKSUMS] = format_checksums(contents)
+    scored = (project.heads / DESCRIPTION).read_bytes()
+    contents[CHECKSUMS] = format_checksums({**contents, SCORED_HEADS: scored})
     write_together({project.report / name: content for name, content in contents.items()})
     _remove_other_plots(project.report / _PLOTS, files)
     _show_summary(project, assets["backbone"], metrics)

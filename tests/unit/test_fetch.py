@@ -17,6 +17,7 @@ from pipeline.config import load_settings
 from pipeline.errors import PipelineError
 from pipeline.fetch import download, network
 from pipeline.fetch import run as fetch
+from pipeline.files import replace_folder
 from pipeline.project import Project
 from tests.conftest import edit_params
 
@@ -243,7 +244,7 @@ def test_another_run_comes_between(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return rename(path, other)
 
     monkeypatch.setattr(Path, "rename", interfere)
-    fetch._replace_folder(scratch / "content", target, scratch)
+    replace_folder(scratch / "content", target, scratch)
     assert others
     assert (target / "file").read_text() == "content"
 
@@ -264,7 +265,7 @@ def test_folder_comes_back_if_the_new_one_cannot_be_named(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(OSError, match="No space left"):
-        fetch._replace_folder(scratch / "content", target, scratch)
+        replace_folder(scratch / "content", target, scratch)
     assert (target / "file").read_text() == "target"
 
 

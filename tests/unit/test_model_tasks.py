@@ -3,6 +3,8 @@ reference."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -141,3 +143,25 @@ def test_every_name_of_a_metric_stands_in_the_table(kind: TaskType) -> None:
     assert set(kind.choosing_metrics) - {"loss"} <= set(METRICS)
     assert set(kind.choosing_metrics) <= set(Metric.__args__)
     assert {*kind.interval_metrics, *kind.headline} <= set(kind.metrics)
+
+
+def test_margins_are_distances_from_another_answer() -> None:
+    """Probabilities by hand: 0.2 and 0.9 beside 0.3; 0.5, 0.3, 0.2; above a class by 0.9, 0.45."""
+
+    def logit(*probabilities: float) -> list[float]:
+        return [math.log(p / (1 - p)) for p in probabilities]
+
+    cases = {
+        "binary": ([logit(0.2), logit(0.9)], (0.3,), [0.1, 0.6]),
+        "multiclass": ([[math.log(p) for p in (0.3, 0.5, 0.2)]], None, [0.2]),
+        "ordinal": ([logit(0.9, 0.45)], None, [0.05]),
+        "multilabel": ([logit(0.2, 0.9)], (0.3, 0.5), [[0.1, 0.4]]),
+        "regression": ([[3.0]], None, [math.inf]),
+    }
+    assert set(cases) == set(TASK_TYPES)
+    for name, (logits, thresholds, expected) in cases.items():
+        for temperature in (1.0, 2.0):
+            kind = TASK_TYPES[name]
+            scaled = np.array(logits) * temperature
+            found = kind.measure_margins(scaled, Decision(temperature, thresholds))
+            np.testing.assert_allclose(found, expected, err_msg=name)
