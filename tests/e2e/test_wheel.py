@@ -96,3 +96,8 @@ def test_own_data_from_a_wheel_in_an_empty_folder(
     metrics = json.loads((tmp_path / "cache/report/metrics.json").read_text())
     assert set(metrics["test"]) == {"urgent", "team", "hours"}
     assert metrics["test"]["urgent"]["f1"] > 0.9
+    exported = tmp_path / "tickets-model"
+    command = ("python", str(exported / "predict.py"), str(new[0]["body"]))
+    answers = run(*command, folder=tmp_path, path=installed)
+    assert labelled[0]["urgent"] in answers
+    assert labelled[0]["team"] in answers
