@@ -262,7 +262,8 @@ class Heads:
     def compute_logits(self, vectors: Floats) -> dict[str, list[Logits]]:
         """Run all heads over the vectors of some texts.
 
-        ``SavedHead.type`` turns logits into probabilities and answers.
+        ``SavedHead.type`` turns logits into probabilities and answers. A text's logits are the
+        same to the last digit whatever texts are beside it.
 
         :param vectors: float32, [B, L, D]: the vectors of the L ``layers``, in their order.
         :returns: task → logits, [B, O] each: first those of its head, then those of the same head

@@ -14,12 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 # The version of the format of heads.json and of the tensors beside it.
 FORMAT = 4
 # Coordinates are clipped to ±60,000 before they are rounded to float16, whose largest number is
 # 65,504: a larger one would become infinite.
 MAX_COORDINATE = 60_000.0
-_BLOCK_ROWS = 64  # of positions that are made float32 at once
+_BLOCK_ROWS = 1024  # that are compared with centres at a time, which bounds memory
+_WIDENED_ROWS = 64  # of positions that are made float64 at once
+_EXACT_SUM = 2.0**5  # sums of products of float16 numbers are exact in float64 up to this
+_COARSE_STEPS = 2.0**12  # of 1, for coordinates whose sums are exact up to 2^17
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,35 @@ class Centers:
         """How like raw rows are to each centre, from 0 to 1.
 
         :param features: float32, [B, D].
-        :returns: [B, U].
+        :returns: [B, U]; a row's numbers do not depend on the rows beside it.
         """
         positions, squares = self._wide_positions
-        z = np.clip(features * self.scale + self.shift, -MAX_COORDINATE, MAX_COORDINATE)
-        z = z.astype(np.float16).astype(np.float32)
-        distances = np.square(z).sum(axis=1)[:, None] + squares
-        distances -= 2 * (z @ positions.T)
-        likeness: Floats = np.exp(-np.maximum(distances, 0))
+        longest = float(np.sqrt(squares.max(initial=0)))
+        likeness = np.empty((len(features), len(positions)), np.float32)
+        for start in range(0, len(features), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            z = np.clip(features[block] * self.scale + self.shift, -MAX_COORDINATE, MAX_COORDINATE)
+            z = z.astype(np.float16).astype(np.float64)
+            distances = multiply_exactly(z, positions, longest)
+            distances *= -2
+            distances += np.square(z).sum(axis=1)[:, None]
+            distances += squares
+            of_block = likeness[block]
+            of_block[:] = distances
+            np.maximum(of_block, 0, out=of_block)
+            np.exp(np.negative(of_block, out=of_block), out=of_block)
         return likeness
 
     @cached_property
-    def _wide_positions(self) -> tuple[Floats, Floats]:
-        """The positions in float32, [U, D], and the squared length of each, [U].
+    def _wide_positions(self) -> tuple[Doubles, Doubles]:
+        """The positions in float64, [U, D], and the squared length of each, [U].
 
         Making them takes longer than comparing one text with them, so they are kept.
         """
-        positions = np.empty(self.positions.shape, np.float32)
-        squares = np.empty(len(positions), np.float32)
-        for start in range(0, len(positions), _BLOCK_ROWS):  # which the processor's caches hold
-            rows = slice(start, start + _BLOCK_ROWS)
+        positions = np.empty(self.positions.shape, np.float64)
+        squares = np.empty(len(positions), np.float64)
+        for start in range(0, len(positions), _WIDENED_ROWS):  # which the processor's caches hold
+            rows = slice(start, start + _WIDENED_ROWS)
             positions[rows] = self.positions[rows]
             squares[rows] = np.square(positions[rows]).sum(axis=1)
         return positions, squares
@@ -96,10 +109,10 @@ class HeadWeights:
         :returns: [B, O].
         """
         if self.input_weight is not None and self.input_bias is not None:
-            features = np.maximum(features @ self.input_weight.T + self.input_bias, 0)
+            features = np.maximum(multiply_rows(features, self.input_weight) + self.input_bias, 0)
         if self.centers is not None:
             return self.weigh(self.centers.compare(features))
-        logits: Floats = features @ self.weight.T + self.bias
+        logits: Floats = multiply_rows(features, self.weight) + self.bias
         return logits
 
     def weigh(self, likeness: Floats) -> Floats:
@@ -110,8 +123,44 @@ class HeadWeights:
         """
         # The sum is in float64, since a wide kernel has large weights of both signs that nearly
         # cancel each other.
-        logits = likeness.astype(np.float64) @ self.weight.T + self.bias
+        logits = multiply_rows(likeness.astype(np.float64), self.weight) + self.bias
         return logits.astype(np.float32)
+
+
+def multiply_rows(rows: npt.NDArray[Any], weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``rows @ weight.T``, each row by a product of its own.
+
+    In one product of all rows the order in which a row's terms are added, and with it the last
+    digits of their sum, depends on how many rows there are and which of them it is.
+
+    :param rows: [B, D].
+    :param weight: [R, D].
+    :returns: [B, R], in the type of ``rows``.
+    """
+    products: npt.NDArray[Any] = (rows[:, None] @ weight.astype(rows.dtype, copy=False).T)[:, 0]
+    return products
+
+
+def multiply_exactly(rows: Doubles, positions: Doubles, longest: float) -> Doubles:
+    """``rows @ positions.T`` of numbers that float16 has, in one product and yet in no order.
+
+    Every number of float16 is a multiple of 2^-24, so that sums of products are multiples of 2^-48.
+    Float64 has all of them up to 2^5, and no sum is rounded, whichever terms are added first. A row
+    that may come to larger sums is multiplied by the multiples of 2^-12 in the positions, whose
+    sums are exact up to 2^17, and by what is left of them.
+
+    :param rows: [B, D].
+    :param positions: [U, D].
+    :param longest: the greatest length of a position.
+    :returns: [B, U].
+    """
+    products: Doubles = rows @ positions.T
+    is_large = np.sqrt(np.square(rows).sum(axis=1)) * longest >= _EXACT_SUM
+    if is_large.any():
+        coarse = np.rint(positions * _COARSE_STEPS) / _COARSE_STEPS
+        large = rows[is_large]
+        products[is_large] = large @ coarse.T + large @ (positions - coarse).T
+    return products
 
 
 # Attribute → name of its tensor in heads.safetensors, in the order in which they are written.
