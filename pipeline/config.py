@@ -932,11 +932,11 @@ class SearchSettings(Section):
     )
 
 
-# What `auto` tries in the default search: a grid for each form of head. It is enough for most
-# corpora, and done in seconds; tests/benchmarks/heads.py measures it.
+# What `auto` tries in the default search: a grid for each form of head, whose weight decay follows
+# a path (`heads/path.py`). tests/benchmarks/corpora.py measures it.
 DEFAULT_SEARCH: tuple[SearchSettings, ...] = (
-    SearchSettings(head=("linear",), weight_decay=(0.01, 0.03, 0.1), logit_adjustment=(0, 0.5)),
-    SearchSettings(head=("kernel",), weight_decay=(0.003, 0.01, 0.03), logit_adjustment=(0, 0.5)),
+    SearchSettings(head=("linear",), logit_adjustment=(0, 0.5)),
+    SearchSettings(head=("kernel",), logit_adjustment=(0, 0.5)),
 )
 # What `auto` is outside the default search.
 PLAIN_VALUES: Mapping[str, Any] = {"head": "linear", "weight_decay": 3e-2, "logit_adjustment": 0.0}
@@ -1070,7 +1070,7 @@ class HeadsSettings(Section):
         is_full_batch = (self.optimizer, self.combine, self.dropout) == ("lbfgs", "join", 0.0)
         if not is_full_batch and self.head != "kernel":  # kernel heads go by none of the three
             return ()
-        fixed = {} if self.weight_decay == "auto" else {"weight_decay": None}
+        fixed = {}
         tasks = (self.tasks or {"any": TaskSettings()}).values()
         if all(task.logit_adjustment != "auto" for task in tasks):
             fixed["logit_adjustment"] = None

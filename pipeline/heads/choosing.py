@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,33 @@ def choose_configuration(
                 loss=float(np.mean(losses)),
             )
         )
-    is_error = task.metric == "loss" or METRICS[task.metric].lower_is_better
-    sign = 1 if is_error else -1
+    return sorted(scores, key=partial(_order, task))
 
-    def order(of: Score) -> tuple[bool, float, float]:
-        return not np.isfinite(of.loss), sign * of.value, of.loss
 
-    return sorted(scores, key=order)
+def _order(task: Task, of: Score) -> tuple[bool, float, float]:
+    """What scores are sorted by, the best first."""
+    value = of.value if is_error(task.metric) else -of.value
+    return not np.isfinite(of.loss), value, of.loss
+
+
+def is_ahead(task: Task, one: Score, other: Score, margin: float) -> bool:
+    """Whether a score is better than another by more than a margin.
+
+    :param margin: a difference of shares; of errors, a share of the other score.
+    """
+    if is_error(task.metric):
+        return one.value < other.value * (1 - margin)
+    return one.value > other.value + margin
+
+
+def is_error(metric: str) -> bool:
+    """Whether lower values of a metric, or of ``loss``, are better."""
+    return metric == "loss" or METRICS[metric].lower_is_better
+
+
+def is_better(task: Task, one: Score, other: Score) -> bool:
+    """Whether a score is better than another by the task's metric, whatever their losses."""
+    return _order(task, one)[:2] < _order(task, other)[:2]
 
 
 def find_present(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

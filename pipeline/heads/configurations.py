@@ -46,6 +46,8 @@ class FrozenDict(dict[Any, Any]):
 class Configuration:
     """One way to train a head.
 
+    :param weight_decay: the strength of the penalty; ``None`` in a configuration that stands for
+        all those of a path, on which the strength is found.
     :param loss_changes: what it changes in a task's own settings, by their names; for what is not
         there, the task's settings hold.
     """
@@ -58,7 +60,7 @@ class Configuration:
     dropout: float
     optimizer: Optimizer
     learning_rate: float
-    weight_decay: float
+    weight_decay: float | None
     seed: int
     loss_changes: FrozenDict = field(default_factory=FrozenDict)
 
@@ -120,6 +122,8 @@ def _configure(
 ) -> Configuration:
     def pick(name: str) -> Any:
         value = values.get(name, getattr(settings, name))
+        if name == "weight_decay" and value == "auto" and settings.search == "auto":
+            return None if pick("optimizer") == "lbfgs" else PLAIN_VALUES[name]
         return PLAIN_VALUES[name] if value == "auto" else value
 
     if pick("head") == "kernel":

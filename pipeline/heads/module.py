@@ -185,7 +185,9 @@ class GradientHeads(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         models = [c for c in self.configurations for _ in range(self.targets.fits)]
         return OPTIMIZERS[models[0].optimizer](
-            self.parameters(), [c.learning_rate for c in models], [c.weight_decay for c in models]
+            self.parameters(),
+            [c.learning_rate for c in models],
+            [c.weight_decay or 0.0 for c in models],
         )
 
     def average_losses(self) -> torch.Tensor:
@@ -242,6 +244,8 @@ class FullBatchHeads(LightningModule):
     :param tasks: what the heads learn; each task has heads of its own.
     :param configurations: K of one shape, each with F fits.
     :param targets: labels and masks.
+    :param start: the weight, [R, D], and the bias, [O], that the heads of one task start from;
+        ``None`` for heads that are constant.
     """
 
     def __init__(
@@ -250,9 +254,11 @@ class FullBatchHeads(LightningModule):
         tasks: Sequence[Task],
         configurations: Sequence[Configuration],
         targets: Targets,
+        start: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self._start = start
         self.tasks = tuple(tasks)
         self.targets = targets
         self.configurations = tuple(configurations)
@@ -263,10 +269,11 @@ class FullBatchHeads(LightningModule):
         self.solvers = {task.name: self._make_solver(task, features) for task in tasks}
 
     def _make_head(self, task: Task, width: int) -> StackedHead:
-        start = {
-            "weight": torch.zeros(task.weight_rows, width),
-            "bias": torch.from_numpy(task.target.start(task.labels).bias),
-        }
+        weight, bias = self._start or (
+            torch.zeros(task.weight_rows, width),
+            torch.from_numpy(task.target.start(task.labels).bias),
+        )
+        start = {"weight": weight, "bias": bias}
         models = len(self.configurations) * self.targets.fits
         return StackedHead(start, models).to(self.targets.masks.device)
 
@@ -283,7 +290,7 @@ class FullBatchHeads(LightningModule):
         # solver only starts from it.
         own_loss = resolve_loss(task, {}).formula
         curvature = own_loss.curvature * task.target.start(task.labels).curvature
-        decays = [c.weight_decay for c in self.configurations for _ in range(F)]
+        decays = [c.weight_decay or 0.0 for c in self.configurations for _ in range(F)]
         return StackedLbfgs(
             head.weight,
             head.bias,

@@ -287,7 +287,7 @@ def describe_fit(
     :param configurations: the configurations that were searched.
     """
     return Heads(
-        heads=tuple(_describe_head(head, configurations) for head in fit.heads),
+        heads=tuple(_describe_head(head) for head in fit.heads),
         layers=tuple(sorted({layer for head in fit.heads for layer in head.configuration.layers})),
         width=manifest.width,
         backbone=backbone.to_record(),
@@ -338,7 +338,7 @@ def describe_refit(scored: Heads, fit: Fit, refit: Refit) -> Heads:
     return replace(scored, heads=tuple(made), trained_parts=refit.parts)
 
 
-def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -> SavedHead:
+def _describe_head(head: TrainedHead) -> SavedHead:
     task, calibration, candidate = head.task, head.calibration, head.candidate
     losses = candidate.curve.tolist()
     return SavedHead(
@@ -365,7 +365,7 @@ def _describe_head(head: TrainedHead, configurations: Sequence[Configuration]) -
             "configuration": head.configuration.describe(),
             "layer_mix": candidate.layer_mix,
         },
-        search=tuple(_list_scores(head, configurations)),
+        search=tuple(_list_scores(head)),
         history=History(
             tuple(range(1, len(losses) + 1)),
             tuple(train for train, _ in losses),
@@ -382,9 +382,9 @@ def _name_weights(task: Task, configuration: Configuration) -> dict[str, float] 
 def _show_summary(
     folder: Path, fit: Fit, configurations: Sequence[Configuration], refit: Refit | None
 ) -> None:
-    if len(configurations) > 1:
-        for head in fit.heads:
-            _show_scores(head, _list_scores(head, configurations)[:_SHOWN_SCORES])
+    for head in fit.heads:
+        if len(head.tried) > 1:
+            _show_scores(head, _list_scores(head)[:_SHOWN_SCORES])
     show_table(
         ("head", "type", "metric", "held out", "epoch kept", "validation loss"),
         [
@@ -400,7 +400,7 @@ def _show_summary(
         ],
     )
     say(
-        f"{count(len(fit.heads), 'head')} of {count(len(configurations), 'configuration')}, judged "
+        f"{count(len(fit.heads), 'head')} of {count(fit.configurations, 'configuration')}, judged "
         f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
         f"{fit.fit_seconds:.2f} s → {folder}"
     )
@@ -411,10 +411,8 @@ def _show_summary(
         )
 
 
-def _list_scores(
-    head: TrainedHead, configurations: Sequence[Configuration]
-) -> list[Mapping[str, Any]]:
-    return list_scores(head.scores, [head.task.adapt(c) for c in configurations])
+def _list_scores(head: TrainedHead) -> list[Mapping[str, Any]]:
+    return list_scores(head.scores, head.tried)
 
 
 def _show_scores(head: TrainedHead, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -131,9 +131,10 @@ class StackedLbfgs(Optimizer):
         self._scale = torch.ones(M, device=device)
         self.steps = torch.zeros(M, dtype=torch.int64)
         flat = torch.cat([weight.detach().flatten(1), bias.detach()], dim=1)
-        self.logits = bias.detach().expand(rows, *bias.shape).clone()
+        self.logits = self._multiply(flat, rows)
         numbers = torch.arange(M, device=device)
         loss, slopes = self._differentiate(self.logits, numbers)
+        loss = loss + self._penalty(flat, numbers)
         gradient = self._pull_back(slopes) + self._penalty_gradient(flat, numbers)
         self._state = _State(
             numbers,
@@ -216,13 +217,18 @@ class StackedLbfgs(Optimizer):
 
     def _push_forward(self, direction: torch.Tensor) -> torch.Tensor:
         """By how much the logits change along a direction, [M, P]: [B, M, O]."""
-        M = len(direction)
-        weight = direction[:, : self._split].reshape(M * self._R, self._D)
-        moved = torch.empty_like(self._state.logits)
+        return self._multiply(direction, len(self._state.logits))
+
+    def _multiply(self, flat: torch.Tensor, B: int) -> torch.Tensor:
+        """The logits that heads, [M, P], give B rows: [B, M, O]."""
+        M, bias = len(flat), flat[:, self._split :]
+        weight = flat[:, : self._split].reshape(M * self._R, self._D)
+        logits = flat.new_empty(B, *bias.shape)
+        if not weight.any():  # as at the start, where no product is needed
+            return logits.copy_(bias.expand_as(logits))
         for rows, features in self._blocks():
-            products = multiply(features, weight).view(-1, M, self._R)
-            moved[rows] = products + direction[:, self._split :]
-        return moved
+            logits[rows] = multiply(features, weight).view(-1, M, self._R) + bias
+        return logits
 
     def _pull_back(self, slopes: torch.Tensor) -> torch.Tensor:
         """The gradient by weights and biases, [M, P], from that by logits, [B, M, O]."""

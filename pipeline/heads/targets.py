@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,29 @@ class Targets:
         training rows too.
         """
         return 0 if self.fits > 1 else self.train_rows
+
+    @property
+    def judged(self) -> torch.Tensor:
+        """The numbers of the rows that configurations are judged by: int64, ascending."""
+        return (self.masks == 0).any(dim=1).nonzero()[:, 0]
+
+    def judge(self, logits: torch.Tensor) -> torch.Tensor:
+        """What fits that have not trained on them say about the judged rows: [B, K, O].
+
+        :param logits: of all rows, [B, M, O].
+        """
+        return self.take_held_out(logits) if self.fits > 1 else logits[self.judged]
+
+    def leave_out(self, fold: int) -> Targets:
+        """The same rows with the fit of one fold alone, judged by its rows and the validation rows.
+
+        :param fold: the number of the fold.
+        """
+        return replace(self, masks=self.masks[:, [fold]])
+
+    def take_full_fit(self) -> Targets:
+        """The same rows with the full fit alone, judged by the validation rows."""
+        return replace(self, masks=self.masks[:, -1:])
 
     def split_fits(self, stacked: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """A tensor with an axis of M models as one with axes of K configurations and F fits.

@@ -368,7 +368,8 @@ class OrdinalTarget(_ClassTarget):
 
     The loss is the sum, over all classes but the last, of the binary loss of being above it.
 
-    Source: Cao, Mirjalili, Raschka (2020), Rank consistent ordinal regression (CORAL).
+    Source: Frank, Hall (2001), A simple approach to ordinal classification: a head for each
+    threshold, whose probabilities are subtracted.
     """
 
     name = "ordinal"
@@ -391,7 +392,7 @@ class OrdinalTarget(_ClassTarget):
     def start(self, labels: LabelSummary) -> Start:
         counts = _floor_counts(labels)
         above = (np.cumsum(counts[::-1])[::-1] / counts.sum())[1:]
-        return Start(_to_logits(above), float((above * (1 - above)).sum()))
+        return Start(_to_logits(above), float((above * (1 - above)).mean()))
 
     def _judge(self, logits: Tensor, index: Tensor, options: StackedOptions) -> Tensor:
         import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -27,6 +27,7 @@ from pipeline.heads.module import (
     StackedHead,
     load_batches,
 )
+from pipeline.heads.path import Found, PathSearch, Step
 from pipeline.heads.targets import Targets
 from pipeline.heads.tasks import Task
 from pipeline.heads.trainer import FollowSteps, KeepBest, make_trainer, run_trainer
@@ -73,6 +74,9 @@ class TrainedHead:
     :param candidate: the head of that configuration.
     :param calibration: how it decides, its temperature and its thresholds.
     :param scores: those of every configuration, best first.
+    :param tried: the configurations that ``Score.numbers`` are indices of, as they are for the
+        task.
+    :param bound: ``strongest`` or ``weakest`` if the weight decay is a bound of its path.
     :param seeds: heads of the same configuration from other seeds, by seed.
     """
 
@@ -81,6 +85,8 @@ class TrainedHead:
     candidate: Candidate
     calibration: Calibration
     scores: tuple[Score, ...]
+    tried: tuple[Configuration, ...]
+    bound: str | None = None
     seeds: Mapping[int, HeadWeights] = field(default_factory=dict)
 
 
@@ -89,7 +95,7 @@ class Fit:
     """A finished training run.
 
     :param heads: one for each task.
-    :param configurations: the number of configurations that were tried.
+    :param configurations: the number of configurations that were judged.
     :param judged_rows: the number of rows that they were judged by.
     :param epochs: the number of epochs in all stacks together.
     :param fit_seconds: the time that training and choosing took, without reading or imports.
@@ -124,6 +130,13 @@ def fit_heads(
     :raises DataError: if a task has no configuration whose loss is a number.
     """
     started = time.perf_counter()
+    if any(c.weight_decay is None for c in configurations):
+        heads, epochs = _follow_paths(
+            features_of, targets, tasks, configurations, settings, device, advance
+        )
+        seconds = time.perf_counter() - started
+        number = max(len(head.tried) for head in heads)
+        return Fit(heads, number, targets.rows - targets.first_judged, epochs, seconds)
     candidates: dict[int, dict[str, Candidate]] = {}
     epochs = 0
     for group in group_by_shape(configurations):
@@ -169,16 +182,114 @@ def make_stacks(
     :yields: the numbers of the configurations of a stack, and the stack.
     """
     first = group[0][1]
-    features, scaling = features_of(first.layers)
-    made: FeatureMap = scaling
-    if first.head == "kernel":
-        kernel = fit_kernel(features, scaling, first.bandwidth)
-        features, made = kernel.features, kernel
+    features, made = make_features(features_of, first)
     kind = _FullBatchStack if first.optimizer == "lbfgs" else _GradientStack
     limit = limit_stack([c for _, c in group], tasks, targets, features.width)
     for start in range(0, len(group), limit):
         numbers, members = zip(*group[start : start + limit], strict=True)
         yield numbers, kind(members, features, made, targets, tasks, settings, device, advance)
+
+
+def make_features(
+    features_of: FeaturesOf, configuration: Configuration
+) -> tuple[Features, FeatureMap]:
+    """The features that heads of a configuration train on, and what made them of raw ones.
+
+    :param features_of: a function that gives the features of some layers.
+    """
+    features, scaling = features_of(configuration.layers)
+    if configuration.head != "kernel":
+        return features, scaling
+    kernel = fit_kernel(features, scaling, configuration.bandwidth)
+    return kernel.features, kernel
+
+
+def _follow_paths(
+    features_of: FeaturesOf,
+    targets: Targets,
+    tasks: Sequence[Task],
+    configurations: Sequence[Configuration],
+    settings: HeadsSettings,
+    device: str,
+    advance: Advance,
+) -> tuple[tuple[TrainedHead, ...], int]:
+    """Heads whose weight decay is found along a path, and the number of steps of the full fits."""
+    held: dict[Hashable, tuple[Features, FeatureMap]] = {}
+
+    def take_features(configuration: Configuration) -> tuple[Features, FeatureMap]:
+        key = configuration.layers, configuration.head, configuration.bandwidth
+        if key not in held:
+            held.clear()  # one set of features at a time
+            held[key] = make_features(features_of, configuration)
+        return held[key]
+
+    searches = [PathSearch(task, configurations, targets) for task in tasks]
+    families = dict.fromkeys(family for search in searches for family in search.families)
+    for family in _sort_by_features(families):
+        for search in searches:
+            if family in search.families:
+                search.walk(family, take_features(family)[0])
+    finals: dict[int, list[Step]] = {number: [] for number in range(len(searches))}
+    finalists = [search.list_finalists() for search in searches]
+    for family in reversed(_sort_by_features(families)):  # the last one's features are at hand
+        for number, search in enumerate(searches):
+            steps = [step for step in finalists[number] if step.family == family]
+            if steps:
+                finals[number] += search.refit(steps, take_features(family)[0])
+    found = [search.finish(finals[number]) for number, search in enumerate(searches)]
+    heads: dict[str, TrainedHead] = {}
+    epochs = 0
+    order = sorted(range(len(tasks)), key=lambda n: found[n].best.configuration.head)
+    for number in order:
+        features, made = take_features(found[number].best.step.family)
+        head = _fit_best(tasks[number], found[number], features, made, targets, settings, device)
+        heads[tasks[number].name] = head
+        epochs += head.candidate.epoch
+    return tuple(heads[task.name] for task in tasks), epochs
+
+
+def _sort_by_features(families: Iterable[Configuration]) -> list[Configuration]:
+    """Families in an order in which those of one set of features follow each other."""
+    return sorted(families, key=lambda c: (c.head != "linear", c.layers, c.bandwidth))
+
+
+def _fit_best(
+    task: Task,
+    found: Found,
+    features: Features,
+    made: FeatureMap,
+    targets: Targets,
+    settings: HeadsSettings,
+    device: str,
+) -> TrainedHead:
+    """The full fit of the configuration that won, to its optimum."""
+    best, full = found.best, targets.take_full_fit()
+    shift = torch.from_numpy(best.shift).to(best.step.bias)
+    start = best.step.weight[-1], best.step.bias[-1] - shift
+    stack = _FullBatchStack(
+        [best.configuration], features, made, full, [task], settings, device, lambda amount: None,
+        start,
+    )  # fmt: skip
+    ((of_task,), _) = stack.fit()
+    candidate = of_task[task.name]
+    if found.folded and targets.fits > 1:
+        # Training rows are judged by the folds, validation rows by the head that is kept.
+        candidate.held_out = np.concatenate(
+            [best.held_out[: targets.train_rows], candidate.held_out]
+        )
+    judged = targets if found.folded else full
+    labels = task.labels.restore(targets.labels[task.name][judged.judged].cpu().numpy())
+    _check_losses(task, found.scores[0], candidate, best.configuration)
+    held_out = task.labels.restore(candidate.held_out)
+    return TrainedHead(
+        task=task,
+        configuration=best.configuration,
+        candidate=candidate,
+        calibration=calibrate_head(task, held_out, labels, fit=settings.calibrate),
+        scores=found.scores,
+        tried=tuple(trial.configuration for trial in found.trials),
+        bound=found.bound,
+    )
 
 
 def limit_stack(
@@ -303,12 +414,19 @@ class _GradientStack(_Stack):
         return _regroup(by_task), len(keep.curves)
 
 
+@dataclass(frozen=True)
 class _FullBatchStack(_Stack):
-    """A stack of linear or kernel heads that is trained to its optimum."""
+    """A stack of linear or kernel heads that is trained to its optimum.
+
+    :param start: the weight, [R, D], and the bias, [O], that all heads of a task start from;
+        ``None`` for heads that are constant.
+    """
+
+    start: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def fit(self) -> tuple[list[dict[str, Candidate]], int]:
         targets = self.targets
-        module = FullBatchHeads(self.features, self.tasks, self.configurations, targets)
+        module = FullBatchHeads(self.features, self.tasks, self.configurations, targets, self.start)
         follow = FollowSteps(self.advance)
         batches = load_batches(AllRows(self.features))
         run_trainer(make_trainer(self.settings.max_epochs, self.device, [follow]), module, batches)
@@ -356,6 +474,7 @@ def _choose(
         candidate=candidates[best],
         calibration=calibrate_head(task, held_out[best], labels, fit=settings.calibrate),
         scores=tuple(scores),
+        tried=tuple(map(task.adapt, configurations)),
         seeds={configurations[number].seed: candidates[number].head for number in others},
     )
 

@@ -35,7 +35,7 @@ from pipeline.files import (
     write_together,
 )
 from pipeline.model.decision import Decision, Logits
-from pipeline.model.tasks import TASK_TYPES, TaskType
+from pipeline.model.tasks import TASK_TYPES, TaskType, find_type
 from pipeline.model.weights import (
     FORMAT,
     Centers,
@@ -466,8 +466,10 @@ class _HeadReader:
             raise ValueError(f"{name!r:.60} is no name of a task")
         if entry["type"] not in TASK_TYPES:
             raise ValueError(f"{name}: no type {entry['type']!r:.60}")
-        kind = TASK_TYPES[entry["type"]]
-        classes = _read_classes(name, entry, kind)
+        classes = _read_classes(name, entry, TASK_TYPES[entry["type"]])
+        weight = self._tensors.get(f"{name}.weight")
+        rows = len(weight) if weight is not None and weight.ndim else 0
+        kind = find_type(entry["type"], rows, len(classes))
         layers = _take_layers(entry)
         if not set(layers) <= set(self._layers):
             raise ValueError(f"{name}: layers {list(layers)} of {list(self._layers)}")

@@ -235,7 +235,7 @@ class Multiclass(_OneClass):
 
 
 class Ordinal(_OneClass):
-    """One of C classes in order. Logit c says: above class c; one weight serves all."""
+    """One of C classes in order. Logit c says: above class c; each has a weight of its own."""
 
     name = "ordinal"
     choosing_metrics = ("mean_absolute_error", "accuracy", "f1_macro", "loss")
@@ -246,9 +246,6 @@ class Ordinal(_OneClass):
     def count_outputs(self, C: int) -> int:
         return C - 1
 
-    def count_weight_rows(self, C: int) -> int:
-        return 1
-
     def compute_probabilities(self, logits: Logits, decision: Decision) -> Floats:
         # A row cannot be above a class without being above those before it, whatever its logits.
         above = np.minimum.accumulate(compute_sigmoid(logits / decision.temperature), axis=1)
@@ -257,8 +254,8 @@ class Ordinal(_OneClass):
         return between
 
     def predict(self, logits: Logits, decision: Decision) -> Ints:
-        above: Ints = (logits > 0).sum(axis=1)
-        return above
+        best: Ints = self.compute_probabilities(logits, decision).argmax(axis=1)
+        return best
 
     def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
         above = compute_sigmoid(logits / decision.temperature)
@@ -271,6 +268,23 @@ class Ordinal(_OneClass):
         scaled = logits.astype(np.float64) / temperature
         is_above = labels[:, None] > np.arange(scaled.shape[1])
         return float(measure_sigmoid_loss(scaled, is_above).sum(axis=1).mean())
+
+
+class SharedOrdinal(Ordinal):
+    """What ordinal tasks were until version 0.2: one weight for all logits.
+
+    The answer is the median of the classes: the last one that the row is more likely than not to
+    reach.
+
+    Source: Cao, Mirjalili, Raschka (2020), Rank consistent ordinal regression (CORAL).
+    """
+
+    def count_weight_rows(self, C: int) -> int:
+        return 1
+
+    def predict(self, logits: Logits, decision: Decision) -> Ints:
+        above: Ints = (logits > 0).sum(axis=1)
+        return above
 
 
 class Multilabel(TaskType):
@@ -369,3 +383,18 @@ class Regression(TaskType):
 TASK_TYPES: Mapping[str, TaskType] = {
     kind.name: kind for kind in (Binary(), Multiclass(), Ordinal(), Multilabel(), Regression())
 }
+# Types whose heads had another form: name → what reads them.
+OLDER_TYPES: Mapping[str, TaskType] = {"ordinal": SharedOrdinal()}
+
+
+def find_type(name: str, weight_rows: int, C: int) -> TaskType:
+    """The type of a saved head, which may be of an older form.
+
+    :param name: the name of the type.
+    :param weight_rows: the number of rows of the head's weight.
+    :param C: the number of classes or tags.
+    """
+    kind, older = TASK_TYPES[name], OLDER_TYPES.get(name)
+    if older is None or weight_rows == kind.count_weight_rows(C):
+        return kind
+    return older if weight_rows == older.count_weight_rows(C) else kind

@@ -566,8 +566,9 @@ def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> No
     )
     tasks = make_tasks(settings.tasks, rows, settings.kept)
     found = fit(tasks, optimizer="lbfgs", search="auto", max_epochs=200).heads
-    assert len(found[0].scores) == 6  # linear and kernel heads, three strengths of decay each
-    assert len(found[1].scores) == 12
+    tried = [{c.loss_changes["logit_adjustment"] for c in head.tried} for head in found]
+    assert tried == [{1.0}, {0, 0.5}]
+    assert all({c.head for c in head.tried} == {"linear", "kernel"} for head in found)
     chosen = found[0].configuration
     assert chosen.describe()["logit_adjustment"] == 1.0
     (alone,) = fit(
@@ -575,14 +576,15 @@ def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> No
         max_epochs=200,
     ).heads  # fmt: skip
     np.testing.assert_allclose(
-        found[0].candidate.head.weight, alone.candidate.head.weight, atol=1e-4
+        found[0].candidate.head.weight, alone.candidate.head.weight, atol=1e-3
     )
     plain = make_tasks({"spam": TaskSettings()}, rows)
     (other,) = fit(
         plain, optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,
         max_epochs=200,
     ).heads  # fmt: skip
-    assert np.abs(other.candidate.head.weight - alone.candidate.head.weight).max() > 1e-2
+    # An adjustment is one of the bias.
+    assert np.abs(other.candidate.head.bias - alone.candidate.head.bias).max() > 0.5
 
 
 def test_a_setting_that_means_nothing_for_the_type_is_named(
@@ -699,9 +701,7 @@ def test_tags_ordinals_and_numbers_are_learned(optimizer: str) -> None:
     assert scores["tags"] > 0.85
     assert scores["level"] > 0.7
     assert scores["price"] > 0.99
-    level_head = found.heads[1].candidate.head
-    assert level_head.weight.shape == (1, WIDTH)
-    assert (np.diff(level_head.bias) < 0).all()  # rank consistent, as CORAL proves
+    assert found.heads[1].candidate.head.weight.shape == (3, WIDTH)
 
 
 def test_streamed_training_is_that_in_memory_within_noise() -> None:

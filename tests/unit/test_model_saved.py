@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -33,7 +34,7 @@ CLASSES = {
 SHAPES = {
     "binary": (1, 1),
     "multiclass": (3, 3),
-    "ordinal": (1, 3),
+    "ordinal": (3, 3),
     "multilabel": (3, 3),
     "regression": (1, 1),
 }
@@ -59,9 +60,15 @@ def make_centers(seed: int, features: int) -> Centers:
 
 
 def make_weights(
-    generator: np.random.Generator, kind: str, form: str, features: int, centers: Centers | None
+    generator: np.random.Generator,
+    kind: str,
+    form: str,
+    features: int,
+    centers: Centers | None,
+    rows: int | None = None,
 ) -> HeadWeights:
-    rows, outputs = SHAPES[kind]
+    outputs = SHAPES[kind][1]
+    rows = rows or SHAPES[kind][0]
     inside = {"linear": features, "hidden": 4, "kernel": 9}[form]
     hidden = (
         (make_numbers(generator, 4, features), make_numbers(generator, 4))
@@ -145,6 +152,26 @@ def row_features(row: np.ndarray, head: SavedHead) -> np.ndarray:
 @pytest.fixture
 def vectors() -> np.ndarray:
     return make_numbers(np.random.default_rng(7), ROWS, len(LAYERS), WIDTH)
+
+
+def test_ordinal_heads_of_one_weight_are_read_and_answer_as_before(
+    tmp_path: Path, vectors: np.ndarray
+) -> None:
+    """Until version 0.2 all logits of an ordinal head shared a weight; the median was answered."""
+    made = make_head("task", "ordinal")
+    weights = make_weights(
+        np.random.default_rng(1), "ordinal", "linear", len(LAYERS) * WIDTH, None, rows=1
+    )
+    falling = HeadWeights(weights.weight, -np.sort(-weights.bias))
+    made = dataclasses.replace(made, weights=(falling,), layers=LAYERS)
+    make_heads(made).save(tmp_path)
+    loaded = Heads.load(tmp_path)
+    (logits,) = loaded.compute_logits(vectors)["task"]
+    by_hand = compute_by_hand(made, falling, vectors)
+    np.testing.assert_allclose(logits, by_hand, rtol=1e-4, atol=1e-4)
+    (head,) = loaded.heads
+    answers = head.type.predict(logits, head.decision)
+    np.testing.assert_array_equal(answers, (by_hand > 0).sum(axis=1))
 
 
 @pytest.mark.parametrize("form", ["linear", "hidden", "kernel"])

@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, mean_squared_error
 from pipeline.config import Metric
 from pipeline.model.decision import Decision
 from pipeline.model.metrics import METRICS
-from pipeline.model.tasks import TASK_TYPES, TaskType
+from pipeline.model.tasks import TASK_TYPES, SharedOrdinal, TaskType
 
 CLASSES = {"binary": 2, "multiclass": 4, "ordinal": 4, "multilabel": 3, "regression": 0}
 NONE = Decision()
@@ -78,7 +78,8 @@ def test_answers_by_hand() -> None:
     found = TASK_TYPES["multilabel"].predict(tags, Decision(1.0, (0.1, 0.8)))
     assert found.tolist() == [[1, 0], [1, 0], [1, 0], [1, 1]]
     order = np.array([[-1.0, -2, -3], [1, -1, -2], [2, 1, -1], [3, 2, 1]])
-    assert TASK_TYPES["ordinal"].predict(order, Decision(3.0)).tolist() == [0, 1, 2, 3]
+    assert TASK_TYPES["ordinal"].predict(order, NONE).tolist() == [0, 1, 2, 3]
+    assert SharedOrdinal().predict(order, Decision(3.0)).tolist() == [0, 1, 2, 3]
     many = np.array([[1.0, 3, 2], [5, 3, 2], [0, 0, 0.1]])
     assert TASK_TYPES["multiclass"].predict(many, Decision(0.1)).tolist() == [1, 0, 2]
     numbers = np.array([[1.5], [-2]], np.float32)
@@ -96,12 +97,11 @@ def test_a_probability_at_the_threshold_is_not_above_it() -> None:
     assert TASK_TYPES["ordinal"].predict(just_above, NONE).tolist() == [1]
 
 
-@pytest.mark.parametrize("name", ["multiclass", "ordinal"])
-def test_the_answer_is_the_middle_or_the_highest_probability(name: str) -> None:
-    kind = TASK_TYPES[name]
+@pytest.mark.parametrize("kind", [TASK_TYPES["multiclass"], TASK_TYPES["ordinal"], SharedOrdinal()])
+def test_the_answer_is_the_highest_probability_or_the_middle(kind: TaskType) -> None:
     logits = draw_logits(kind, 300, seed=3)
     probabilities = kind.compute_probabilities(logits, Decision(0.5))
-    if name == "multiclass":
+    if not isinstance(kind, SharedOrdinal):
         expected = probabilities.argmax(axis=1)
     else:  # the median: the class in which the probability of that class or below reaches a half
         expected = (probabilities.cumsum(axis=1) < 0.5).sum(axis=1)
