@@ -54,7 +54,8 @@ Head = Literal["linear", "kernel", "hidden"]
 # all rows are about equally similar, and a kernel head is little more than a linear one.
 Bandwidth = Annotated[float, Field(ge=0.1, le=3, strict=True)]
 Metric = Literal[
-    "accuracy", "f1", "f1_macro", "f1_micro", "roc_auc", "loss",
+    "accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro",
+    "f1_weighted", "f1_micro", "roc_auc", "average_precision", "loss",
     "mean_absolute_error", "root_mean_squared_error", "r2",
 ]  # fmt: skip
 _Value = TypeVar("_Value")
@@ -784,7 +785,7 @@ class ThresholdAim(Section):
         return self
 
 
-Threshold = Share | Literal["f1"] | ThresholdAim
+Threshold = Share | Literal["auto", "f1", "f1_micro"] | ThresholdAim
 ClassWeights = (
     Literal["none", "balanced", "effective_number", "pos_weight"] | dict[LabelValue, Positive]
 )
@@ -864,10 +865,14 @@ class TaskSettings(Section):
         "`auto` is what the default search tries, and 0 elsewhere.",
     )
     threshold: Threshold = Field(
-        default=0.5,
+        default="auto",
         description="The probability from which a row of a binary task, or a tag, is positive: a "
         "number between 0 and 1, or what it is chosen for on held-out rows, which is `f1`, "
-        "`{precision: 0.99}`, `{recall: 0.95}` or `{false_positive: 5, false_negative: 1}`.",
+        "`f1_micro`, `{precision: 0.99}`, `{recall: 0.95}` or `{false_positive: 5, "
+        "false_negative: 1}`. `f1_micro` is one threshold for all tags, and `f1` one for each tag, "
+        "drawn towards the common one where few held-out rows have the tag. `auto` is 0.5 for a "
+        "binary task, and for tags as `f1`, but drawn more. A tag that no training row has is "
+        "never predicted.",
     )
 
 
@@ -1070,7 +1075,7 @@ class HeadsSettings(Section):
         is_full_batch = (self.optimizer, self.combine, self.dropout) == ("lbfgs", "join", 0.0)
         if not is_full_batch and self.head != "kernel":  # kernel heads go by none of the three
             return ()
-        fixed = {}
+        fixed: dict[str, Any] = {}
         tasks = (self.tasks or {"any": TaskSettings()}).values()
         if all(task.logit_adjustment != "auto" for task in tasks):
             fixed["logit_adjustment"] = None

@@ -13,10 +13,13 @@ import numpy.typing as npt
 from pipeline.config import Metric, ThresholdAim
 from pipeline.heads.configurations import Configuration
 from pipeline.heads.tasks import Task
-from pipeline.model.decision import Decision, Logits
+from pipeline.model.decision import Decision, Logits, compute_sigmoid
 from pipeline.model.metrics import METRICS
 from pipeline.model.tasks import TASK_TYPES
 
+# The aim of the thresholds of tags → for how many held-out rows with a tag the threshold counts
+# that is common to all tags, beside the rows that have it.
+_COMMON_WEIGHTS = {"auto": 5.0, "f1": 1.0, "f1_micro": np.inf}
 # The value of a metric that held-out rows leave undefined; that of any other metric is 0.
 _UNDEFINED = {"roc_auc": 0.5}
 
@@ -125,7 +128,7 @@ def find_present(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def score(task: Task, metric: Metric, logits: Logits, labels: npt.NDArray[Any]) -> float:
-    """A metric of a head that takes the more likely answer.
+    """A metric of a head that takes the more likely answer, or tags above their thresholds.
 
     :param task: the task of the head.
     :param metric: one of the task's type, or ``loss``.
@@ -134,8 +137,11 @@ def score(task: Task, metric: Metric, logits: Logits, labels: npt.NDArray[Any]) 
     """
     if not len(labels) or metric == "loss":
         return measure_loss(task, logits, labels)
+    kind, decision = TASK_TYPES[task.type], Decision()
     with np.errstate(invalid="ignore"):  # a head with infinite logits will not be chosen
-        answers = TASK_TYPES[task.type].answer(labels, logits, len(task.classes), Decision())
+        if task.thresholds_are_chosen:
+            decision = Decision(1.0, choose_thresholds(task, logits, labels, decision))
+        answers = kind.answer(labels, logits, len(task.classes), decision)
         value = float(METRICS[metric].measure(answers)[0])
     return value if np.isfinite(value) else _UNDEFINED.get(metric, 0.0)
 
@@ -174,13 +180,7 @@ def calibrate_head(
     temperature = fit_temperature(task, logits, labels) if fit and len(labels) else 1.0
     decision = Decision(temperature)
     if kind.has_thresholds:
-        probabilities = kind.compute_probabilities(logits, decision)
-        rankings = kind.answer(labels, logits, len(task.classes), decision).rankings
-        thresholds = tuple(
-            choose_threshold(task.threshold, probabilities[:, ranking.index], ranking.is_class)
-            for ranking in rankings
-        )
-        decision = Decision(temperature, thresholds)
+        decision = replace(decision, thresholds=choose_thresholds(task, logits, labels, decision))
     return Calibration(
         decision,
         loss_before=measure_loss(task, logits, labels),
@@ -218,6 +218,70 @@ def fit_temperature(task: Task, logits: Logits, labels: npt.NDArray[Any]) -> flo
             b = low + golden * (high - low)
             at_b = measure(b)
     return float(np.exp((low + high) / 2))
+
+
+def choose_thresholds(
+    task: Task, logits: Logits, labels: npt.NDArray[Any], decision: Decision
+) -> tuple[float, ...]:
+    """The threshold of class 1, or of each tag.
+
+    A tag that no training row has gets 1, above which no probability is.
+
+    :param task: the task, with the aim of its thresholds.
+    :param logits: the head's outputs, [B, O].
+    :param labels: the labels of the rows, none missing.
+    :param decision: the temperature.
+    """
+    kind = TASK_TYPES[task.type]
+    probabilities = kind.compute_probabilities(logits, decision)
+    rankings = kind.answer(labels, logits, len(task.classes), decision).rankings
+    if kind.positive_class is not None:
+        aim: float | str | ThresholdAim = task.threshold
+        if isinstance(aim, str):
+            aim = 0.5 if aim == "auto" else "f1"
+        return tuple(
+            choose_threshold(aim, probabilities[:, ranking.index], ranking.is_class)
+            for ranking in rankings
+        )
+    positive = np.stack([ranking.is_class for ranking in rankings], axis=1)
+    return tuple(
+        found if learned else 1.0
+        for found, learned in zip(
+            _choose_by_tag(task, probabilities, positive), task.labels.counts, strict=True
+        )
+    )
+
+
+def _choose_by_tag(
+    task: Task, probabilities: Logits, positive: npt.NDArray[np.bool_]
+) -> Sequence[float]:
+    """The threshold of each of C tags, whatever training rows have it.
+
+    :param probabilities: [B, C].
+    :param positive: whether each row has each tag, [B, C].
+    """
+    weight = _COMMON_WEIGHTS.get(str(task.threshold))
+    if weight is None:
+        return [
+            choose_threshold(task.threshold, probabilities[:, tag], positive[:, tag])
+            for tag in range(positive.shape[1])
+        ]
+    common = choose_threshold("f1", probabilities.ravel(), positive.ravel())
+    if np.isinf(weight):
+        return [common] * positive.shape[1]
+    shares = positive.sum(axis=0) / (positive.sum(axis=0) + weight)
+    own = [
+        choose_threshold("f1", probabilities[:, tag], positive[:, tag]) if share else common
+        for tag, share in enumerate(shares)
+    ]
+    logits = _to_logit(np.array(own)) * shares + _to_logit(np.array(common)) * (1 - shares)
+    thresholds: list[float] = compute_sigmoid(logits).tolist()
+    return thresholds
+
+
+def _to_logit(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    inside = np.clip(probability, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(inside / (1 - inside)))
 
 
 def choose_threshold(

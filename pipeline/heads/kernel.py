@@ -26,7 +26,7 @@ MAX_CENTERS = 4096
 # What is added to the diagonal of the centres' kernel matrix, which is 1. Without it, two centres
 # with the same text would make the matrix singular, and it would have no Cholesky factor.
 _RIDGE = 1e-4
-# The number of rows that are turned at a time, since that takes a copy of them in float64.
+# The number of rows that are turned at a time, since that takes a copy of them.
 _CHUNK_ROWS = 1024
 
 
@@ -88,8 +88,11 @@ def fit_kernel(features: Features, scaling: Scaling, bandwidth: float) -> Kernel
     for rows, block in _split(features):
         made[rows] = _compare(locate(block), positions)
     turn = _factorize(made[chosen.to(made.device)].double())
+    # Up to a bandwidth of 1, float32 rounds features by a ten-thousandth of their size. The matrix
+    # of a wider kernel is too near a singular one for that.
+    exact = turn.float() if bandwidth <= 1 else turn
     for block in torch.split(made, _CHUNK_ROWS):
-        block.copy_(torch.linalg.solve_triangular(turn, block.double(), upper=True, left=False))
+        block.copy_(torch.linalg.solve_triangular(exact, block.to(exact), upper=True, left=False))
     new_mean = made[:train_rows].mean(dim=0)
     made -= new_mean
     # If all rows are the same, nothing but rounding errors is left here.

@@ -19,6 +19,7 @@ from pipeline.heads.solver import StackedLbfgs
 from pipeline.heads.targets import Targets, make_losses
 from pipeline.heads.tasks import Task, resolve_loss
 
+# Heads are done when a further step promises less than this share of their loss.
 TOLERANCE = 3e-6
 
 
@@ -246,6 +247,8 @@ class FullBatchHeads(LightningModule):
     :param targets: labels and masks.
     :param start: the weight, [R, D], and the bias, [O], that the heads of one task start from;
         ``None`` for heads that are constant.
+    :param tolerance: heads are done when a further step promises less than this share of their
+        loss.
     """
 
     def __init__(
@@ -255,10 +258,11 @@ class FullBatchHeads(LightningModule):
         configurations: Sequence[Configuration],
         targets: Targets,
         start: tuple[torch.Tensor, torch.Tensor] | None = None,
+        tolerance: float = TOLERANCE,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self._start = start
+        self._start, self._tolerance = start, tolerance
         self.tasks = tuple(tasks)
         self.targets = targets
         self.configurations = tuple(configurations)
@@ -300,7 +304,7 @@ class FullBatchHeads(LightningModule):
             features.basis,
             rows=features.rows,
             curvature=max(task.loss_weight * curvature, 1e-6),
-            tolerance=TOLERANCE,
+            tolerance=self._tolerance,
         )
 
     def configure_optimizers(self) -> list[Optimizer]:

@@ -40,20 +40,20 @@ _FACTOR = 10**0.5
 _FIRST, _STRONGEST, _WEAKEST = 10**0.5, 1e3, 1e-6
 # The steps without a better score or loss after which a path ends.
 _PATIENCE = 2
-# Shares have a deviation of up to 0.5 / √n on n rows. A score counts as better only if it is so by
-# more than a part of that: on the weak end of a path, scores change by noise alone. Among those
-# that are about as good, losses, which are less noisy, tell the best. The numbers are those that
-# were best on held-out rows of several corpora; docs/heads.md has the others.
-_NOISE_SHARE = 0.1
-_CHOICE_NOISE_SHARE = 0.25
-_FINALIST_NOISE_SHARE = 0.5
+# A score counts as better only if it is so by more than a part of its noise: on the weak end of a
+# path, scores change by noise alone. Among those that are about as good, losses, which are less
+# noisy, tell the best. The parts are those that were best on several corpora; docs/heads.md has the
+# others.
+_NOISE_SHARE = 0.2
+_CHOICE_NOISE_SHARE = 0.5
+_FINALIST_NOISE_SHARE = 1.0
 # Heads of a path are done when a further iteration promises less than this share of their loss.
 _TOLERANCE = 1e-3
 _MAX_ITERATIONS = 60
 # Multiplications and additions in one iteration of all fits, up to which a path is walked in all
 # folds; and in all iterations together of the fits in all folds that follow a path on one split.
 _FOLDED_PATH_WORK = 4e9
-_FINAL_WORK = 1.5e12
+_FINAL_WORK = 2e12
 # The same for a single one of these fits, without which no fold is fitted.
 _FOLDED_WORK = 5e12
 _FIRST_ITERATIONS, _NEXT_ITERATIONS = 40, 20
@@ -146,6 +146,8 @@ class PathSearch:
             changes.pop("logit_adjustment", None)
             family = replace(adapted, loss_changes=FrozenDict(changes))
             factor = resolve_loss(task, adapted.loss_changes).logit_adjustment
+            if factor and task.thresholds_are_chosen and "logit_adjustment" not in task.kept:
+                continue  # it moves the logits of a tag as a threshold does
             self._families.setdefault(family, {}).setdefault(factor, adapted)
         self._shares = task.target.compute_log_shares(task.labels)
         self._walked: list[Step] = []
@@ -175,7 +177,7 @@ class PathSearch:
         scores = self._score(trials, self._screened)
         chosen: list[Step] = []
         by_loss = sorted(scores, key=lambda of: (not np.isfinite(of.loss), of.loss))
-        noise = _FINALIST_NOISE_SHARE / len(self._screened.judged) ** 0.5
+        noise = _FINALIST_NOISE_SHARE * estimate_noise(self.task, len(self._screened.judged))
         # The lowest loss of those whose score is about that of the best is the surest bet.
         likely = next(of for of in by_loss if not is_ahead(self.task, scores[0], of, noise))
         for score in (likely, scores[0], by_loss[0], *scores):
@@ -219,7 +221,7 @@ class PathSearch:
         trials = self._list_trials(finals or self._walked)
         scores = self._score(trials, targets)
         rows = len(targets.judged)
-        noise = _CHOICE_NOISE_SHARE / rows**0.5
+        noise = _CHOICE_NOISE_SHARE * estimate_noise(self.task, rows)
         near = [of for of in scores if not is_ahead(self.task, scores[0], of, noise)]
         best = min(near, key=lambda of: of.loss)
         scores = [best, *(of for of in scores if of is not best)]
@@ -264,6 +266,23 @@ class PathSearch:
         return self.task.labels.restore(encoded)
 
 
+def estimate_noise(task: Task, rows: int) -> float:
+    """About the deviation of a task's score on some rows.
+
+    That of a share of n rows is at most 0.5 / √n. F1 of one class depends on its own rows alone, so
+    that n is their number, and a mean over classes has the deviations of all of them.
+
+    :param task: the task.
+    :param rows: the number of rows.
+    """
+    counts = np.array(task.labels.counts, np.float64) * rows / max(task.labels.rows, 1) + 1
+    if task.metric.endswith("_macro"):
+        return 0.5 * float(np.sqrt((1 / counts).sum())) / len(counts)
+    if task.metric in {"f1", "precision", "recall"}:
+        return 0.5 / float(np.sqrt(counts[1]))
+    return float(0.5 / np.sqrt(max(rows, 1)))
+
+
 def _count_work(task: Task, rows: int, width: int, fits: int) -> float:
     """Multiplications and additions in one iteration of the solver."""
     return 4.0 * rows * width * task.weight_rows * fits
@@ -289,7 +308,7 @@ class _Walk:
         self._unit = max(bend, 1e-12)
 
     def run(self) -> list[Step]:
-        """Walk from strong to weak; then to stronger, if the first step is the best; then refine."""
+        """Walk from strong to weak, or to stronger if the first step is the best; then refine."""
         scores: list[Score] = []
         self._follow(_FIRST, 1 / _FACTOR, scores)
         if self._rank(scores)[0] == 0:
@@ -310,7 +329,7 @@ class _Walk:
             best = [scores[number] for number in self._rank(scores)] if scores else []
             self._add(decay, last, scores)
             last, new = self.steps[-1], scores[-1]
-            noise = _NOISE_SHARE / len(self.targets.judged) ** 0.5
+            noise = _NOISE_SHARE * estimate_noise(self.search.task, len(self.targets.judged))
             is_news = not best or is_ahead(self.search.task, new, best[0], noise)
             is_news = is_news or new.loss < best[-1].loss
             waited = 0 if is_news else waited + 1

@@ -58,6 +58,13 @@ class Task:
         """R, the number of rows of its head's weight: O, or 1 that all logits share."""
         return TASK_TYPES[self.type].count_weight_rows(len(self.classes))
 
+    @property
+    def thresholds_are_chosen(self) -> bool:
+        """Whether configurations are judged by tags above thresholds of their own."""
+        kind = TASK_TYPES[self.type]
+        is_of_tags = kind.has_thresholds and kind.positive_class is None
+        return is_of_tags and isinstance(self.threshold, str)
+
     def adapt(self, configuration: Configuration) -> Configuration:
         """A configuration as it is for this task, whose own settings it may have to leave alone.
 

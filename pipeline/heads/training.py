@@ -20,6 +20,7 @@ from pipeline.heads.configurations import Configuration, group_by_shape
 from pipeline.heads.features import FeatureMap, Features, Floats, Scaling
 from pipeline.heads.kernel import fit_kernel
 from pipeline.heads.module import (
+    TOLERANCE,
     AllRows,
     FullBatchHeads,
     GradientHeads,
@@ -39,6 +40,9 @@ _MAX_STACK_NUMBERS = 24_000_000
 # Tensors of the size of the weights outnumber those of the size of the logits by this factor: the
 # optimizers keep moments, or steps and gradients, beside the weights.
 _WEIGHT_COPIES = 4
+
+# The tolerance of the head that a path leads to, whose loss then is its optimum's within 1e-4.
+_PATH_TOLERANCE = 1e-5
 
 # A function that gives the features of some layers, scaled by the training rows, and the scaling.
 FeaturesOf = Callable[[tuple[int, ...]], tuple[Features, Scaling]]
@@ -268,7 +272,7 @@ def _fit_best(
     start = best.step.weight[-1], best.step.bias[-1] - shift
     stack = _FullBatchStack(
         [best.configuration], features, made, full, [task], settings, device, lambda amount: None,
-        start,
+        start, _PATH_TOLERANCE,
     )  # fmt: skip
     ((of_task,), _) = stack.fit()
     candidate = of_task[task.name]
@@ -420,13 +424,18 @@ class _FullBatchStack(_Stack):
 
     :param start: the weight, [R, D], and the bias, [O], that all heads of a task start from;
         ``None`` for heads that are constant.
+    :param tolerance: heads are done when a further step promises less than this share of their
+        loss.
     """
 
     start: tuple[torch.Tensor, torch.Tensor] | None = None
+    tolerance: float = TOLERANCE
 
     def fit(self) -> tuple[list[dict[str, Candidate]], int]:
         targets = self.targets
-        module = FullBatchHeads(self.features, self.tasks, self.configurations, targets, self.start)
+        module = FullBatchHeads(
+            self.features, self.tasks, self.configurations, targets, self.start, self.tolerance
+        )
         follow = FollowSteps(self.advance)
         batches = load_batches(AllRows(self.features))
         run_trainer(make_trainer(self.settings.max_epochs, self.device, [follow]), module, batches)

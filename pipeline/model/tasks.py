@@ -48,8 +48,7 @@ class TaskType(ABC):
         scaled for training, and the outputs of a head restored.
     :cvar positive_class: the index of the class that a single threshold stands for; ``None`` for
         types without one.
-    :cvar choosing_metrics: what configurations may be chosen by, the default first; ``loss``, the
-        mean of ``measure_loss``, is one of them.
+    :cvar default_metric: what configurations are chosen by, unless the settings say otherwise.
     :cvar metrics: the metrics of the report, in its order.
     :cvar interval_metrics: those with an interval, in its order.
     :cvar headline: those that the page shows large.
@@ -62,10 +61,18 @@ class TaskType(ABC):
     has_temperature: ClassVar[bool] = True
     has_unit: ClassVar[bool] = False
     positive_class: ClassVar[int | None] = None
-    choosing_metrics: ClassVar[tuple[str, ...]]
+    default_metric: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     interval_metrics: ClassVar[tuple[str, ...]]
     headline: ClassVar[tuple[str, ...]]
+
+    @property
+    def choosing_metrics(self) -> tuple[str, ...]:
+        """What configurations may be chosen by, the default first.
+
+        They are the metrics of the report and ``loss``, the mean of ``measure_loss``.
+        """
+        return tuple(dict.fromkeys((self.default_metric, *self.metrics, "loss")))
 
     def count_outputs(self, C: int) -> int:
         """O, the number of logits of a head for C classes."""
@@ -169,7 +176,7 @@ class Binary(_OneClass):
     name = "binary"
     has_thresholds = True
     positive_class = 1
-    choosing_metrics = ("f1", "f1_macro", "accuracy", "roc_auc", "loss")
+    default_metric = "f1"
     metrics = (*_AVERAGES, "precision", "recall", "f1", "roc_auc", "average_precision")
     interval_metrics = ("accuracy", "f1_macro", "f1", "f1_weighted", "roc_auc")
     headline = ("accuracy", "f1", "f1_macro", "roc_auc")
@@ -206,7 +213,7 @@ class Multiclass(_OneClass):
     """One of C classes. Each has a logit."""
 
     name = "multiclass"
-    choosing_metrics = ("f1_macro", "accuracy", "loss")
+    default_metric = "f1_macro"
     metrics = (*_AVERAGES, "roc_auc", "average_precision")
     interval_metrics = ("accuracy", "f1_macro", "f1_weighted", "roc_auc")
     headline = ("accuracy", "f1_macro", "f1_weighted", "roc_auc")
@@ -238,7 +245,7 @@ class Ordinal(_OneClass):
     """One of C classes in order. Logit c says: above class c; each has a weight of its own."""
 
     name = "ordinal"
-    choosing_metrics = ("mean_absolute_error", "accuracy", "f1_macro", "loss")
+    default_metric = "mean_absolute_error"
     metrics = (*_AVERAGES, "mean_absolute_error")
     interval_metrics = ("accuracy", "f1_macro", "f1_weighted", "mean_absolute_error")
     headline = ("accuracy", "mean_absolute_error", "f1_macro")
@@ -294,7 +301,7 @@ class Multilabel(TaskType):
     label_kind = "tags"
     fewest_classes = 1
     has_thresholds = True
-    choosing_metrics = ("f1_macro", "f1_micro", "accuracy", "loss")
+    default_metric = "f1_macro"
     metrics = ("accuracy", "f1_micro", "f1_macro", "roc_auc", "average_precision")
     interval_metrics = ("accuracy", "f1_macro", "f1_micro", "roc_auc")
     headline = ("f1_macro", "f1_micro", "accuracy", "roc_auc")
@@ -344,7 +351,7 @@ class Regression(TaskType):
     fewest_classes = 0
     has_temperature = False
     has_unit = True
-    choosing_metrics = ("root_mean_squared_error", "mean_absolute_error", "r2", "loss")
+    default_metric = "root_mean_squared_error"
     metrics = ("mean_absolute_error", "root_mean_squared_error", "r2")
     interval_metrics = metrics
     headline = metrics

@@ -61,8 +61,9 @@ def list_tried(**heads: object) -> list[tuple[object, ...]]:
     ]
 
 
-DECAYS = {"linear": (0.01, 0.03, 0.1), "kernel": (0.003, 0.01, 0.03)}
-DEFAULT = [(h, "lbfgs", d, a) for h, decays in DECAYS.items() for d in decays for a in (0, 0.5)]
+FORMS = ("linear", "kernel")
+# A weight decay of None is found along a path.
+DEFAULT = [(form, "lbfgs", None, a) for form in FORMS for a in (0, 0.5)]
 
 
 def test_the_default_search_tries_what_is_auto() -> None:
@@ -77,12 +78,12 @@ def test_the_default_search_tries_what_is_auto() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"weight_decay": 5}, [(h, "lbfgs", 5, a) for h in DECAYS for a in (0, 0.5)]),
+        ({"weight_decay": 5}, [(h, "lbfgs", 5, a) for h in FORMS for a in (0, 0.5)]),
         ({"head": "kernel"}, [one for one in DEFAULT if one[0] == "kernel"]),
         ({"head": "linear"}, [one for one in DEFAULT if one[0] == "linear"]),
         (
             {"tasks": {"a": {"logit_adjustment": 1.0}}},
-            [(h, "lbfgs", d, None) for h, decays in DECAYS.items() for d in decays],
+            [(form, "lbfgs", None, None) for form in FORMS],
         ),
         # One of two tasks gives it: the other is still searched.
         ({"tasks": {"a": {"logit_adjustment": 1.0}, "b": {}}}, DEFAULT),

@@ -576,7 +576,7 @@ def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> No
         max_epochs=200,
     ).heads  # fmt: skip
     np.testing.assert_allclose(
-        found[0].candidate.head.weight, alone.candidate.head.weight, atol=1e-3
+        found[0].candidate.head.weight, alone.candidate.head.weight, atol=4e-3
     )
     plain = make_tasks({"spam": TaskSettings()}, rows)
     (other,) = fit(
@@ -830,7 +830,7 @@ def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]
         make_tasks(None, make_labels([-1, -1]))
     with pytest.raises(SettingsError, match=r"no such label .* did you mean `spam`"):
         make_tasks({"spm": TaskSettings()}, make_labels([0, 1]))
-    with pytest.raises(SettingsError, match="metric: must be one of f1, f1_macro, accuracy"):
+    with pytest.raises(SettingsError, match="metric: must be one of f1, accuracy, precision_macro"):
         make_tasks({"spam": TaskSettings(metric="r2")}, make_labels([0, 1]))
     with pytest.raises(SettingsError, match="loss: must be one of cross_entropy, focal for a"):
         make_tasks({"spam": TaskSettings(loss="mse")}, make_labels([0, 1]))
