@@ -45,7 +45,7 @@ _PATIENCE = 2
 # noisy, tell the best. The parts are those that were best on several corpora; docs/heads.md has the
 # others.
 _NOISE_SHARE = 0.2
-_CHOICE_NOISE_SHARE = 0.5
+_CHOICE_NOISE_SHARE = 0.2
 _FINALIST_NOISE_SHARE = 1.0
 # Heads of a path are done when a further iteration promises less than this share of their loss.
 _TOLERANCE = 1e-3
