@@ -173,10 +173,13 @@ def _format_cell(cell: object) -> str:
 def format_number(number: float, decimals: int) -> str:
     """A number with some decimals; with as many digits as that if it is too large or too small.
 
+    A number is too small if fewer than two of its own digits would be seen: 0.00012 and 0.00014
+    must not both be 0.0001.
+
     :param number: the number.
-    :param decimals: how many, 1 or more.
+    :param decimals: how many, 2 or more.
     """
-    if number and not 0.5 * 10**-decimals <= abs(number) < 1e9:
+    if number and not 0.95 * 10 ** (1 - decimals) <= abs(number) < 1e9:
         return f"{number:.{decimals}g}"
     return f"{number:.{decimals}f}"
 

@@ -197,6 +197,17 @@ def read_labelled_table(project: Project) -> tuple[LabelledRows, pa.Table]:
     return rows, labels
 
 
+def read_row_numbers(project: Project) -> npt.NDArray[np.int64]:
+    """The number of each row of the corpus in its source, in the order of ``labels.parquet``.
+
+    :param project: the project whose corpus it is.
+    """
+    numbers: npt.NDArray[np.int64] = (
+        _read_table(project.labels_file, ["row"])["row"].to_numpy().astype(np.int64)
+    )
+    return numbers
+
+
 def _decode_rows(keys: pa.Array, labels: Any, stated: CorpusIdentity | None) -> LabelledRows:
     """Rows of the table that ``labels.parquet`` holds.
 

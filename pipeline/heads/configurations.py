@@ -23,7 +23,7 @@ from pipeline.layers import resolve_layers
 # Kernel heads are trained so whatever the settings say of other heads.
 _KERNEL = {"optimizer": "lbfgs", "combine": "join", "dropout": 0.0}
 # Kernel heads compare every row with up to 4,096 training rows. Above this many training rows fewer
-# than a fifth of them can be centres, while the memory for the comparisons grows with all of them.
+# than a fifth of them can be centres, while the time that the comparisons take grows with all.
 _MAX_KERNEL_ROWS = 20_000
 # Settings of training batch by batch.
 _BATCHED = {"learning_rate", "batch_size", "patience", "keep"}
@@ -239,20 +239,21 @@ def group_by_shape(
     return list(groups.values())
 
 
-def leave_out_kernels(configurations: list[Configuration], train_rows: int) -> list[Configuration]:
-    """The configurations without kernel heads, if there are too many training rows for those.
+def leave_out_kernels(
+    configurations: list[Configuration], settings: HeadsSettings, train_rows: int
+) -> list[Configuration]:
+    """The configurations of the default search without kernel heads, if rows are very many.
 
     :param configurations: all configurations of the search.
+    :param settings: the settings of the heads; kernel heads that they ask for stay.
     :param train_rows: the number of training rows.
-    :raises SettingsError: if none is left.
     """
+    is_open = settings.search == "auto" and settings.head == "auto"
     left = [c for c in configurations if c.head != "kernel"]
-    if train_rows <= _MAX_KERNEL_ROWS or len(left) == len(configurations):
+    if train_rows <= _MAX_KERNEL_ROWS or not is_open or len(left) == len(configurations):
         return configurations
-    reason = f"kernel heads are for up to {_MAX_KERNEL_ROWS:,} training rows, not {train_rows:,}"
-    if not left:
-        raise SettingsError(
-            f"heads.head: {reason}", hint="set head to linear, or add a grid of them"
-        )
-    say(f"{reason}: {len(configurations) - len(left)} of the search left out")
+    say(
+        f"{train_rows:,} training rows: the search leaves kernel heads out, which take long beyond "
+        f"{_MAX_KERNEL_ROWS:,}; head: kernel, or a grid of them, trains them"
+    )
     return left

@@ -20,6 +20,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 RowIndex = slice | torch.Tensor
 Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
 BLOCK_ROWS = 8192
+# Features that vary by less than this part of the typical one are scaled as if they varied so much.
+# What they hold is mostly rounding; scaled up, it would get weights that are thousands of times as
+# large as all others.
+_LEAST_DEVIATION = 0.01
 # Rows that are widened to float64 at a time: 256 of them stay in a core's cache.
 _FIT_ROWS = 256
 
@@ -45,7 +49,8 @@ class Scaling:
     """A feature x becomes (x - mean) / deviation.
 
     :param mean: float64, [D].
-    :param deviation: float64, [D]; 1 for a feature that is constant over the training rows.
+    :param deviation: float64, [D]; 1 for a feature that is constant over the training rows, and at
+        least a part of the typical one for those that are nearly so.
     """
 
     mean: npt.NDArray[np.float64]
@@ -59,7 +64,7 @@ class Scaling:
 
     @classmethod
     def fit(cls, features: Floats) -> Scaling:
-        """Mean and population deviation of the training rows.
+        """Mean and population deviation of the training rows, the latter with a floor.
 
         :param features: float32, [B, D].
         """
@@ -90,6 +95,9 @@ class Scaling:
         deviation = np.sqrt(np.maximum(squares / rows - offset**2, 0))
         # Rounding leaves a constant feature a deviation near, not at, zero.
         constant = deviation <= 1e-7 * np.maximum(np.abs(mean), 1e-12)
+        if not constant.all():
+            floor = _LEAST_DEVIATION * float(np.median(deviation[~constant]))
+            deviation = np.maximum(deviation, floor)
         return cls(mean, np.where(constant, 1.0, deviation))
 
     def apply(self, features: Floats) -> Floats:

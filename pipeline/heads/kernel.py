@@ -23,6 +23,9 @@ from pipeline.model.weights import MAX_COORDINATE, Centers
 from pipeline.onednn import multiply
 
 MAX_CENTERS = 4096
+# The number of comparisons that may be in memory: fewer centres serve where rows are many.
+_MAX_COMPARISONS = 500_000_000
+_MIN_CENTERS = 256
 # What is added to the diagonal of the centres' kernel matrix, which is 1. Without it, two centres
 # with the same text would make the matrix singular, and it would have no Cholesky factor.
 _RIDGE = 1e-4
@@ -69,7 +72,8 @@ def fit_kernel(features: Features, scaling: Scaling, bandwidth: float) -> Kernel
     """
     train_rows = features.train_rows
     order = torch.randperm(train_rows, generator=torch.Generator().manual_seed(0))
-    chosen = order[:MAX_CENTERS].sort().values
+    U = min(MAX_CENTERS, max(_MIN_CENTERS, _MAX_COMPARISONS // features.rows))
+    chosen = order[:U].sort().values
     mean, variance, center_rows = _survey(features, chosen)
     # The squared distance between two training rows is twice the variance on average; it is 0 if
     # all rows are the same.

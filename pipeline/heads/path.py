@@ -30,6 +30,7 @@ from torch import nn
 from pipeline.heads.choosing import Score, choose_configuration, is_ahead, is_better
 from pipeline.heads.configurations import Configuration, FrozenDict
 from pipeline.heads.features import FeatureMap, Features, Floats
+from pipeline.heads.kernel import MAX_CENTERS
 from pipeline.heads.solver import StackedLbfgs
 from pipeline.heads.targets import StackedLoss, Targets
 from pipeline.heads.tasks import Task, resolve_loss
@@ -45,7 +46,7 @@ _PATIENCE = 2
 # noisy, tell the best. The parts are those that were best on several corpora; docs/heads.md has the
 # others.
 _NOISE_SHARE = 0.2
-_CHOICE_NOISE_SHARE = 0.2
+_CHOICE_NOISE_SHARE = 0.1
 _FINALIST_NOISE_SHARE = 1.0
 # Heads of a path are done when a further iteration promises less than this share of their loss.
 _TOLERANCE = 1e-3
@@ -58,6 +59,11 @@ _FINAL_WORK = 2e12
 _FOLDED_WORK = 5e12
 _FIRST_ITERATIONS, _NEXT_ITERATIONS = 40, 20
 _MAX_FINALISTS = 3
+_MANY_JUDGED_ROWS = 20_000
+# Where one iteration of one fit takes more work than this, as with a thousand classes, paths are
+# shorter, and of linear heads alone.
+_DEAR_WORK = 3e10
+_DEAR_ITERATIONS = 15
 
 FeaturesOf = Callable[[Configuration], tuple[Features, FeatureMap]]
 
@@ -169,6 +175,19 @@ class PathSearch:
             self._screened = targets = targets.leave_out(0)
         self._walked += _Walk(self, family, features, targets).run()
 
+    def can_skip(self, family: Configuration) -> bool:
+        """Whether a family can be left out, since it is a dear one and another was walked."""
+        width = min(MAX_CENTERS, self.targets.train_rows)
+        return family.head == "kernel" and bool(self._walked) and self.is_dear(family, width)
+
+    def is_dear(self, family: Configuration, width: int) -> bool:
+        """Whether one iteration takes so long that one path must do.
+
+        :param family: one of ``families``.
+        :param width: the number of its features.
+        """
+        return _count_work(self.task, self.targets.rows, width, 1) > _DEAR_WORK
+
     def list_finalists(self) -> list[Step]:
         """The steps that are to be fitted in all folds, since they could still win."""
         if self._screened is None:
@@ -187,7 +206,12 @@ class PathSearch:
         return self._limit(chosen[:_MAX_FINALISTS])
 
     def _limit(self, steps: list[Step]) -> list[Step]:
-        """As many of the steps, from the first, as can be fitted in all folds in some seconds."""
+        """As many of the steps, from the first, as can be fitted in all folds in some seconds.
+
+        Where the split alone holds very many rows, those of the other folds would add nothing.
+        """
+        if self._screened is None or len(self._screened.judged) >= _MANY_JUDGED_ROWS:
+            return []
         work, families = 0.0, set[Configuration]()
         for number, step in enumerate(steps):
             one = _count_work(self.task, self.targets.rows, step.weight.shape[2], self.targets.fits)
@@ -306,6 +330,7 @@ class _Walk:
         self._start = task.target.start(task.labels)
         bend = task.loss_weight * options.formula.curvature * self._start.curvature
         self._unit = max(bend, 1e-12)
+        self._is_dear = self.search.is_dear(self.family, self.features.width)
 
     def run(self) -> list[Step]:
         """Walk from strong to weak, or to stronger if the first step is the best; then refine."""
@@ -313,6 +338,8 @@ class _Walk:
         self._follow(_FIRST, 1 / _FACTOR, scores)
         if self._rank(scores)[0] == 0:
             self._follow(_FIRST * _FACTOR, _FACTOR, scores)
+        if self._is_dear:
+            return self.steps
         for best in self._rank(scores):
             for decay in (
                 self.steps[best].decay * _FACTOR**0.5,
@@ -325,7 +352,8 @@ class _Walk:
     def _follow(self, first: float, factor: float, scores: list[Score]) -> None:
         decay = first
         waited, last = 0, self.steps[0] if self.steps else None
-        while _WEAKEST * 0.99 <= decay <= _STRONGEST * 1.01 and waited < _PATIENCE:
+        patience = 1 if self._is_dear else _PATIENCE
+        while _WEAKEST * 0.99 <= decay <= _STRONGEST * 1.01 and waited < patience:
             best = [scores[number] for number in self._rank(scores)] if scores else []
             self._add(decay, last, scores)
             last, new = self.steps[-1], scores[-1]
@@ -379,7 +407,7 @@ class _Walk:
             curvature=max(self._unit, 1e-6),
             tolerance=_TOLERANCE,
         )
-        for _ in range(_MAX_ITERATIONS):
+        for _ in range(_DEAR_ITERATIONS if self._is_dear else _MAX_ITERATIONS):
             if solver.done:
                 break
             solver.step()

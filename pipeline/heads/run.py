@@ -18,7 +18,7 @@ from pipeline.config import HeadsSettings, Settings
 from pipeline.console import count, say, show_progress, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.identity import CorpusIdentity
-from pipeline.corpus.tables import PARTS, LabelledRows, read_labelled_rows
+from pipeline.corpus.tables import PARTS, LabelledRows, read_labelled_rows, read_row_numbers
 from pipeline.device import choose_devices
 from pipeline.errors import DataError
 from pipeline.heads.choosing import list_scores
@@ -28,6 +28,7 @@ from pipeline.heads.configurations import (
     list_configurations,
     list_idle_settings,
 )
+from pipeline.heads.held_out import save_held_out
 from pipeline.heads.loggers import log_curves, make_logger
 from pipeline.heads.tasks import Task, check_search, make_tasks, resolve_loss, widen_tasks
 from pipeline.heads.threads import choose_threads, shorten_spinning
@@ -87,7 +88,7 @@ def train_rows(
         warn(idle)
     _tell_idle_seeds(settings, configurations)
     parts = [_select_part(rows, part) for part in ("train", "validation")]
-    configurations = leave_out_kernels(configurations, len(parts[0]))
+    configurations = leave_out_kernels(configurations, settings.heads, len(parts[0]))
     logger = make_logger(settings.runtime.logger, project.logs)
     fit = _fit(project, settings, rows, parts, tasks, configurations, manifest)
     refit = _refit(project, settings, rows, fit, manifest)
@@ -99,6 +100,13 @@ def train_rows(
         training = {**described.training, "refit": "+".join(refit.parts), "refit_rows": refit.rows}
         described = replace(described, training=training)
         save_heads(folder, described, describe_refit(described, fit, refit))
+    save_held_out(
+        folder,
+        fit.heads,
+        read_row_numbers(project)[np.concatenate(parts)],
+        len(parts[0]),
+        fit.folds,
+    )
     _show_summary(folder, fit, configurations, refit)
     if logger is not None:
         log_curves(logger, fit.heads)
@@ -358,6 +366,7 @@ def _describe_head(head: TrainedHead) -> SavedHead:
             "validation_loss": candidate.validation_loss,
             "metric": task.metric,
             "held_out_score": head.scores[0].value,
+            "path_bound": head.bound,
             "held_out_loss": {
                 "before": calibration.loss_before,
                 "after": calibration.loss_after,
@@ -404,6 +413,17 @@ def _show_summary(
         f"on {fit.judged_rows:,} held-out rows: {count(fit.epochs, 'epoch')} in "
         f"{fit.fit_seconds:.2f} s → {folder}"
     )
+    for head in fit.heads:
+        if head.bound is not None:
+            warn(
+                f"task {head.task.name}: the {head.bound} weight decay that is tried is the best; "
+                f"give others in heads.search, or look at its labels"
+            )
+    if fit.unfolded:
+        say(
+            f"{', '.join(fit.unfolded)}: judged on one split, since heads of all folds would take "
+            "long or add nothing"
+        )
     if refit is not None:
         say(
             f"trained again on the {refit.rows:,} rows of {', '.join(refit.parts)}, for new texts: "

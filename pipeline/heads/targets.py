@@ -40,6 +40,16 @@ class Targets:
         return self.masks.shape[1]
 
     @property
+    def folds(self) -> npt.NDArray[np.int64] | None:
+        """The fold that leaves out each training row, [train_rows]; ``None`` without folds."""
+        if self.fits == 1:
+            return None
+        numbers: npt.NDArray[np.int64] = (
+            self.masks[: self.train_rows, : self.fits - 1].argmin(dim=1).cpu().numpy()
+        )
+        return numbers
+
+    @property
     def rows(self) -> int:
         """B."""
         return len(self.masks)

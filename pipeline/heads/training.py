@@ -81,6 +81,7 @@ class TrainedHead:
     :param tried: the configurations that ``Score.numbers`` are indices of, as they are for the
         task.
     :param bound: ``strongest`` or ``weakest`` if the weight decay is a bound of its path.
+    :param folded: whether the configurations were judged in all folds.
     :param seeds: heads of the same configuration from other seeds, by seed.
     """
 
@@ -91,6 +92,7 @@ class TrainedHead:
     scores: tuple[Score, ...]
     tried: tuple[Configuration, ...]
     bound: str | None = None
+    folded: bool = True
     seeds: Mapping[int, HeadWeights] = field(default_factory=dict)
 
 
@@ -103,6 +105,9 @@ class Fit:
     :param judged_rows: the number of rows that they were judged by.
     :param epochs: the number of epochs in all stacks together.
     :param fit_seconds: the time that training and choosing took, without reading or imports.
+    :param folds: the fold that left out each training row; ``None`` without folds.
+    :param unfolded: the tasks whose configurations were judged on one split, since heads of all
+        folds would have taken long.
     """
 
     heads: tuple[TrainedHead, ...]
@@ -110,6 +115,8 @@ class Fit:
     judged_rows: int
     epochs: int
     fit_seconds: float
+    folds: npt.NDArray[np.int64] | None = None
+    unfolded: tuple[str, ...] = ()
 
 
 def fit_heads(
@@ -140,7 +147,9 @@ def fit_heads(
         )
         seconds = time.perf_counter() - started
         number = max(len(head.tried) for head in heads)
-        return Fit(heads, number, targets.rows - targets.first_judged, epochs, seconds)
+        unfolded = tuple(h.task.name for h in heads if not h.folded) if targets.fits > 1 else ()
+        judged_rows = targets.rows - targets.first_judged
+        return Fit(heads, number, judged_rows, epochs, seconds, targets.folds, unfolded)
     candidates: dict[int, dict[str, Candidate]] = {}
     epochs = 0
     for group in group_by_shape(configurations):
@@ -162,7 +171,7 @@ def fit_heads(
     )
     seconds = time.perf_counter() - started
     judged_rows = targets.rows - targets.first_judged
-    return Fit(heads, len(configurations), judged_rows, epochs, seconds)
+    return Fit(heads, len(configurations), judged_rows, epochs, seconds, targets.folds)
 
 
 def make_stacks(
@@ -231,7 +240,7 @@ def _follow_paths(
     families = dict.fromkeys(family for search in searches for family in search.families)
     for family in _sort_by_features(families):
         for search in searches:
-            if family in search.families:
+            if family in search.families and not search.can_skip(family):
                 search.walk(family, take_features(family)[0])
     finals: dict[int, list[Step]] = {number: [] for number in range(len(searches))}
     finalists = [search.list_finalists() for search in searches]
@@ -293,6 +302,7 @@ def _fit_best(
         scores=found.scores,
         tried=tuple(trial.configuration for trial in found.trials),
         bound=found.bound,
+        folded=found.folded and targets.fits > 1,
     )
 
 
