@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -28,6 +29,8 @@ _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 _URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"'<>`]+")
 # A wider text in a table goes on in the next line. No figure is as wide.
 _CELL_COLUMNS = 60
+# The time between two lines that tell of progress in a log.
+_LINE_SECONDS = 15.0
 # A table is as wide as what it holds; where the terminal is narrower, its lines go on in the next.
 _TABLE_COLUMNS = 10_000
 
@@ -184,9 +187,41 @@ def format_number(number: float, decimals: int) -> str:
     return f"{number:.{decimals}f}"
 
 
+class _LineProgress:
+    """What is done and the time left, in a line of a log, whenever some time has passed.
+
+    :param label: what is being done.
+    :param total: amount of work in ``unit``.
+    :param unit: the word for what is counted.
+    """
+
+    def __init__(self, label: str, total: float, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._done = 0.0
+        self._started = self._told = time.monotonic()
+
+    def advance(self, amount: float) -> None:
+        """Count work, and tell of it if it is time.
+
+        :param amount: the amount of work just done.
+        """
+        self._done += amount
+        now = time.monotonic()
+        if now - self._told < _LINE_SECONDS or not 0 < self._done < self._total:
+            return
+        self._told = now
+        left = (now - self._started) * (self._total / self._done - 1)
+        line = (
+            f"{self._label}: {self._done:,.0f} of {self._total:,.0f} {self._unit}, about "
+            f"{left:,.0f} s left"
+        )
+        sys.stderr.write(make_printable(line) + "\n")
+        sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def show_progress(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """A progress bar with the time left, on a terminal that can move it; silence elsewhere.
+    """A progress bar with the time left, on a terminal that can move it; else a line now and then.
 
     :param label: what is being done.
     :param total: amount of work in ``unit``.
@@ -194,7 +229,7 @@ def show_progress(label: str, total: int, unit: str) -> Iterator[Advance]:
     :yields: a function to call with the amount of work just done.
     """
     if not allows_escapes(sys.stderr):
-        yield lambda amount: None
+        yield _LineProgress(label, total, unit).advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

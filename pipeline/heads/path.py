@@ -164,27 +164,32 @@ class PathSearch:
         """The families, each by a configuration without weight decay."""
         return tuple(self._families)
 
-    def walk(self, family: Configuration, features: Features) -> None:
+    def walk(
+        self,
+        family: Configuration,
+        features: Features,
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:
         """Follow the path of one family.
 
         :param family: one of ``families``.
         :param features: the family's features of all rows.
+        :param advance: called after each step.
         """
         targets = self.targets
         if self._measure_work(features, targets.fits) > _FOLDED_PATH_WORK and targets.fits > 1:
             self._screened = targets = targets.leave_out(0)
-        self._walked += _Walk(self, family, features, targets).run()
+        self._walked += _Walk(self, family, features, targets, advance).run()
 
     def can_skip(self, family: Configuration) -> bool:
         """Whether a family can be left out, since it is a dear one and another was walked."""
         width = min(MAX_CENTERS, self.targets.train_rows)
-        return family.head == "kernel" and bool(self._walked) and self.is_dear(family, width)
+        return family.head == "kernel" and bool(self._walked) and self.is_dear(width)
 
-    def is_dear(self, family: Configuration, width: int) -> bool:
+    def is_dear(self, width: int) -> bool:
         """Whether one iteration takes so long that one path must do.
 
-        :param family: one of ``families``.
-        :param width: the number of its features.
+        :param width: the number of features.
         """
         return _count_work(self.task, self.targets.rows, width, 1) > _DEAR_WORK
 
@@ -320,6 +325,7 @@ class _Walk:
     family: Configuration
     features: Features
     targets: Targets
+    advance: Callable[[], None] = lambda: None
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -330,14 +336,15 @@ class _Walk:
         self._start = task.target.start(task.labels)
         bend = task.loss_weight * options.formula.curvature * self._start.curvature
         self._unit = max(bend, 1e-12)
-        self._is_dear = self.search.is_dear(self.family, self.features.width)
+        self._is_dear = self.search.is_dear(self.features.width)
 
     def run(self) -> list[Step]:
         """Walk from strong to weak, or to stronger if the first step is the best; then refine."""
         scores: list[Score] = []
-        self._follow(_FIRST, 1 / _FACTOR, scores)
+        factor = _FACTOR**2 if self._is_dear else _FACTOR
+        self._follow(_FIRST, 1 / factor, scores)
         if self._rank(scores)[0] == 0:
-            self._follow(_FIRST * _FACTOR, _FACTOR, scores)
+            self._follow(_FIRST * factor, factor, scores)
         if self._is_dear:
             return self.steps
         for best in self._rank(scores):
@@ -375,6 +382,7 @@ class _Walk:
     def _add(self, decay: float, start: Step | None, scores: list[Score]) -> None:
         self.steps.append(self.fit(decay, start))
         scores.append(self.search.judge(self.steps[-1], self.targets))
+        self.advance()
 
     @torch.no_grad()
     def fit(self, decay: float, start: Step | None) -> Step:

@@ -167,8 +167,9 @@ def _fit(
     features_of = _open_features(
         project, settings, keys, train_rows, configurations, manifest, device
     )
-    total = settings.heads.max_epochs * len({c.shape for c in configurations})
-    with show_progress("training", total, "epochs") as advance:
+    is_path = any(c.weight_decay is None for c in configurations)
+    total = 100 if is_path else settings.heads.max_epochs * len({c.shape for c in configurations})
+    with show_progress("training", total, "percent" if is_path else "epochs") as advance:
         return fit_heads(
             features_of,
             make_targets(tasks, labels, train_rows, folds, device),

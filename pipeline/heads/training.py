@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ _WEIGHT_COPIES = 4
 
 # The tolerance of the head that a path leads to, whose loss then is its optimum's within 1e-4.
 _PATH_TOLERANCE = 1e-5
+_DEAR_TOLERANCE = 3e-4
 
 # A function that gives the features of some layers, scaled by the training rows, and the scaling.
 FeaturesOf = Callable[[tuple[int, ...]], tuple[Features, Scaling]]
@@ -238,10 +240,12 @@ def _follow_paths(
 
     searches = [PathSearch(task, configurations, targets) for task in tasks]
     families = dict.fromkeys(family for search in searches for family in search.families)
+    counter = _StepCounter(advance, searches)
     for family in _sort_by_features(families):
         for search in searches:
             if family in search.families and not search.can_skip(family):
-                search.walk(family, take_features(family)[0])
+                with counter.count_walk() as step:
+                    search.walk(family, take_features(family)[0], step)
     finals: dict[int, list[Step]] = {number: [] for number in range(len(searches))}
     finalists = [search.list_finalists() for search in searches]
     for family in reversed(_sort_by_features(families)):  # the last one's features are at hand
@@ -249,16 +253,66 @@ def _follow_paths(
             steps = [step for step in finalists[number] if step.family == family]
             if steps:
                 finals[number] += search.refit(steps, take_features(family)[0])
+    counter.finish_walks()
     found = [search.finish(finals[number]) for number, search in enumerate(searches)]
     heads: dict[str, TrainedHead] = {}
     epochs = 0
     order = sorted(range(len(tasks)), key=lambda n: found[n].best.configuration.head)
     for number in order:
         features, made = take_features(found[number].best.step.family)
-        head = _fit_best(tasks[number], found[number], features, made, targets, settings, device)
+        is_dear = searches[number].is_dear(features.width)
+        head = _fit_best(
+            tasks[number], found[number], features, made, targets, settings, device, is_dear
+        )
         heads[tasks[number].name] = head
         epochs += head.candidate.epoch
+        counter.count_head()
     return tuple(heads[task.name] for task in tasks), epochs
+
+
+class _StepCounter:
+    """Tells of progress along paths whose lengths are not known before, in percent.
+
+    :param advance: called with the percent just done.
+    :param searches: the searches, whose paths are most of the work.
+    """
+
+    _WALKS, _STEPS = 75.0, 12
+
+    def __init__(self, advance: Advance, searches: Sequence[PathSearch]) -> None:
+        self._advance = advance
+        self._walk = self._WALKS / max(sum(len(search.families) for search in searches), 1)
+        self._head = (100 - self._WALKS) / len(searches)
+        self._done = 0.0
+
+    @contextlib.contextmanager
+    def count_walk(self) -> Iterator[Callable[[], None]]:
+        """One path.
+
+        :yields: a function to call after each of its steps.
+        """
+        left = self._walk
+
+        def step() -> None:
+            nonlocal left
+            amount = min(left, self._walk / self._STEPS)
+            left -= amount
+            self._tell(amount)
+
+        yield step
+        self._tell(left)
+
+    def finish_walks(self) -> None:
+        """Count paths that were not walked as done."""
+        self._tell(self._WALKS - self._done)
+
+    def count_head(self) -> None:
+        """Count the head of one task as trained."""
+        self._tell(self._head)
+
+    def _tell(self, amount: float) -> None:
+        self._done += amount
+        self._advance(amount)
 
 
 def _sort_by_features(families: Iterable[Configuration]) -> list[Configuration]:
@@ -274,14 +328,18 @@ def _fit_best(
     targets: Targets,
     settings: HeadsSettings,
     device: str,
+    is_dear: bool,
 ) -> TrainedHead:
-    """The full fit of the configuration that won, to its optimum."""
+    """The full fit of the configuration that won, to its optimum.
+
+    :param is_dear: whether iterations take so long that it need only come near its optimum.
+    """
     best, full = found.best, targets.take_full_fit()
     shift = torch.from_numpy(best.shift).to(best.step.bias)
     start = best.step.weight[-1], best.step.bias[-1] - shift
     stack = _FullBatchStack(
         [best.configuration], features, made, full, [task], settings, device, lambda amount: None,
-        start, _PATH_TOLERANCE,
+        start, _DEAR_TOLERANCE if is_dear else _PATH_TOLERANCE,
     )  # fmt: skip
     ((of_task,), _) = stack.fit()
     candidate = of_task[task.name]
