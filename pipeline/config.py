@@ -969,9 +969,9 @@ class HeadsSettings(Section):
         default="auto",
         description="The form of a head. `linear` is a linear function of the features. `kernel` "
         "is a linear function of a row's similarity, by a Gaussian kernel, to up to 4,096 training "
-        "rows; it is for up to 20,000 training rows, and is always trained by `lbfgs` on joined "
+        "rows, fewer where rows are very many, and is always trained by `lbfgs` on joined "
         "layers. `hidden` has one hidden layer. `auto` is linear and kernel heads in the default "
-        "search, and linear ones elsewhere.",
+        "search, kernel ones up to 20,000 training rows, and linear ones elsewhere.",
     )
     bandwidth: Bandwidth = Field(
         default=1.0,
@@ -1004,8 +1004,8 @@ class HeadsSettings(Section):
         default="auto",
         description="The strength of the penalty on large weights, 0 or more. For `lbfgs` it is "
         "the factor of half the squared weights in the mean loss, scikit-learn's 1 / (C n); for "
-        "`adamw` and `sgd` it is torch's parameter of this name. `auto` is what the default "
-        "search tries, and 0.03 elsewhere.",
+        "`adamw` and `sgd` it is torch's parameter of this name. `auto` is found "
+        "along a path in the default search, and 0.03 elsewhere.",
     )
     batch_size: Count = Field(
         default=256,
