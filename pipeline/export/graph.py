@@ -16,6 +16,7 @@ from pipeline.embed.backbone import Backbone, compute_layers
 from pipeline.errors import ExportError
 from pipeline.export.labels import INPUTS, name_outputs
 from pipeline.model.saved import Heads, SavedHead
+from pipeline.model.tasks import SharedOrdinal, TaskType
 from pipeline.model.weights import MAX_COORDINATE, Centers, HeadWeights
 
 # Of ONNX's operators: what torch's exporter writes natively, and any ONNX Runtime since 1.14 runs.
@@ -77,7 +78,21 @@ class _Ordinal(Tail):
             above.append(torch.minimum(above[-1], column))
         above.append(torch.zeros_like(columns[0]))
         bounds = torch.cat(above, dim=1)
-        return (bounds[:, :-1] - bounds[:, 1:]).float(), (logits > 0).long().sum(dim=1)
+        probabilities = bounds[:, :-1] - bounds[:, 1:]
+        return probabilities.float(), self.decide(logits, probabilities)
+
+    def decide(self, logits: Tensor, probabilities: Tensor) -> Tensor:
+        """The class of each text, int64, [B], as ``TaskType.predict`` has it.
+
+        :param logits: float32, [B, O].
+        :param probabilities: float64, [B, C].
+        """
+        return probabilities.argmax(dim=1)
+
+
+class _SharedOrdinal(_Ordinal):
+    def decide(self, logits: Tensor, probabilities: Tensor) -> Tensor:
+        return (logits > 0).long().sum(dim=1)
 
 
 class _Multilabel(Tail):
@@ -108,6 +123,15 @@ TAILS: Mapping[str, type[Tail]] = {
     "multilabel": _Multilabel,
     "regression": _Regression,
 }
+
+
+# Types whose heads had another form, see ``pipeline.model.tasks.OLDER_TYPES``.
+OLDER_TAILS: Mapping[type[TaskType], type[Tail]] = {SharedOrdinal: _SharedOrdinal}
+
+
+def make_tail(head: SavedHead) -> Tail:
+    """What turns the logits of a head into its answers."""
+    return OLDER_TAILS.get(type(head.type), TAILS[head.type.name])(head)
 
 
 class _Kernel(nn.Module):
@@ -184,7 +208,7 @@ class TextModel(nn.Module):
                 self.kernels.append(_Kernel(centers))
             self._kernel_of[head.name] = number
         self.logits = nn.ModuleList([_Logits(weights[head.name]) for head in heads.heads])
-        self.tails = nn.ModuleList([TAILS[head.type.name](head) for head in heads.heads])
+        self.tails = nn.ModuleList([make_tail(head) for head in heads.heads])
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:

@@ -265,8 +265,8 @@ class Ordinal(_OneClass):
         return best
 
     def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
-        above = compute_sigmoid(logits / decision.temperature)
-        margins: Floats = np.abs(above - 0.5).min(axis=1)
+        ranked = np.sort(self.compute_probabilities(logits, decision), axis=1)
+        margins: Floats = ranked[:, -1] - ranked[:, -2]
         return margins
 
     def measure_loss(
@@ -292,6 +292,11 @@ class SharedOrdinal(Ordinal):
     def predict(self, logits: Logits, decision: Decision) -> Ints:
         above: Ints = (logits > 0).sum(axis=1)
         return above
+
+    def measure_margins(self, logits: Logits, decision: Decision) -> Floats:
+        above = compute_sigmoid(logits / decision.temperature)
+        margins: Floats = np.abs(above - 0.5).min(axis=1)
+        return margins
 
 
 class Multilabel(TaskType):

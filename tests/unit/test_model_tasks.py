@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, mean_squared_error
 from pipeline.config import Metric
 from pipeline.model.decision import Decision
 from pipeline.model.metrics import METRICS
-from pipeline.model.tasks import TASK_TYPES, SharedOrdinal, TaskType
+from pipeline.model.tasks import OLDER_TYPES, TASK_TYPES, SharedOrdinal, TaskType
 
 CLASSES = {"binary": 2, "multiclass": 4, "ordinal": 4, "multilabel": 3, "regression": 0}
 NONE = Decision()
@@ -146,7 +146,7 @@ def test_every_name_of_a_metric_stands_in_the_table(kind: TaskType) -> None:
 
 
 def test_margins_are_distances_from_another_answer() -> None:
-    """Probabilities by hand: 0.2 and 0.9 beside 0.3; 0.5, 0.3, 0.2; above a class by 0.9, 0.45."""
+    """Probabilities by hand: 0.2 and 0.9 beside 0.3; 0.5, 0.3, 0.2; above a class by 0.9, 0.25."""
 
     def logit(*probabilities: float) -> list[float]:
         return [math.log(p / (1 - p)) for p in probabilities]
@@ -154,7 +154,7 @@ def test_margins_are_distances_from_another_answer() -> None:
     cases = {
         "binary": ([logit(0.2), logit(0.9)], (0.3,), [0.1, 0.6]),
         "multiclass": ([[math.log(p) for p in (0.3, 0.5, 0.2)]], None, [0.2]),
-        "ordinal": ([logit(0.9, 0.45)], None, [0.05]),
+        "ordinal": ([logit(0.9, 0.25)], None, [0.4]),
         "multilabel": ([logit(0.2, 0.9)], (0.3, 0.5), [[0.1, 0.4]]),
         "regression": ([[3.0]], None, [math.inf]),
     }
@@ -165,3 +165,5 @@ def test_margins_are_distances_from_another_answer() -> None:
             scaled = np.array(logits) * temperature
             found = kind.measure_margins(scaled, Decision(temperature, thresholds))
             np.testing.assert_allclose(found, expected, err_msg=name)
+    older = OLDER_TYPES["ordinal"].measure_margins(np.array([logit(0.9, 0.25)]), Decision(1.0))
+    np.testing.assert_allclose(older, [0.25])
