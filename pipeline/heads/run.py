@@ -94,12 +94,14 @@ def train_rows(
     refit = _refit(project, settings, rows, fit, manifest)
     corpus = rows.identity.select_tasks([task.name for task in tasks])
     described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
+    described = _add_reference(project, rows, described)
     if refit is None:
         save_heads(folder, described, None)
     else:
         training = {**described.training, "refit": "+".join(refit.parts), "refit_rows": refit.rows}
         described = replace(described, training=training)
-        save_heads(folder, described, describe_refit(described, fit, refit))
+        outgoing = describe_refit(described, fit, refit)
+        save_heads(folder, described, _add_reference(project, rows, outgoing))
     save_held_out(
         folder,
         fit.heads,
@@ -120,6 +122,20 @@ def train_rows(
         "fit_seconds": round(fit.fit_seconds, 2),
         **again,
     }
+
+
+def _add_reference(project: Project, rows: LabelledRows, heads: Heads) -> Heads:
+    """Heads with what is kept of the rows that they were trained on."""
+    from pipeline.heads.reference import measure_reference
+
+    reference = measure_reference(
+        project,
+        rows,
+        rows.select(*heads.trained_parts),
+        [head.name for head in heads.heads],
+        max(heads.layers),
+    )
+    return replace(heads, reference=reference)
 
 
 def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]) -> None:

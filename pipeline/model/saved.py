@@ -35,6 +35,8 @@ from pipeline.files import (
     write_together,
 )
 from pipeline.model.decision import Decision, Logits
+from pipeline.model.reference import FILE as REFERENCE
+from pipeline.model.reference import Reference
 from pipeline.model.tasks import TASK_TYPES, TaskType, find_type
 from pipeline.model.weights import (
     FORMAT,
@@ -141,6 +143,9 @@ class Heads:
     :param training: the settings that all heads share, for people.
     :param folder: the folder that they were read from; empty for heads that are not saved yet.
     :param trained_parts: the parts of the corpus whose rows they were trained on.
+    :param reference: what tells how unlike the training texts others are; ``None`` for heads that
+        were read, see ``load_reference``.
+    :param reference_sha256: the hash of its file; ``None`` for heads of version 0.1.0.
     :param scored_sha256: for heads that were trained again on more rows, the SHA-256 of the
         ``heads.json`` of those that they follow, by whose held-out rows they were chosen.
     """
@@ -157,6 +162,8 @@ class Heads:
     folder: Path = Path()
     trained_parts: tuple[str, ...] = _TRAINED_PARTS
     scored_sha256: str | None = None
+    reference: Reference | None = None
+    reference_sha256: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Heads:
@@ -197,7 +204,18 @@ class Heads:
                 folder=folder,
                 trained_parts=_read_parts(record),
                 scored_sha256=record.get("scored_sha256"),
+                reference_sha256=record.get("reference_sha256"),
             )
+
+    def load_reference(self) -> Reference | None:
+        """Read what the folder holds of the training texts.
+
+        :returns: ``None`` for heads of version 0.1.0, which kept nothing of them.
+        :raises StageError: if the file is missing, damaged or of another run.
+        """
+        if self.reference_sha256 is None:
+            return None
+        return Reference.load(self.folder / REFERENCE, self.reference_sha256)
 
     def save(self, folder: Path) -> None:
         """Write tensors, curves, and last the description, whose hashes tie them to it.
@@ -236,9 +254,12 @@ class Heads:
             description["trained_parts"] = list(self.trained_parts)
         if self.scored_sha256 is not None:
             description["scored_sha256"] = self.scored_sha256
+        files = {_TENSORS: content, _CURVES: curves}
+        if self.reference is not None:
+            files[REFERENCE] = self.reference.encode()
+            description["reference_sha256"] = hashlib.sha256(files[REFERENCE]).hexdigest()
         return {
-            _TENSORS: content,
-            _CURVES: curves,
+            **files,
             DESCRIPTION: format_json(add_hash(description)),
         }
 
