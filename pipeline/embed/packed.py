@@ -131,9 +131,13 @@ class PackedEncoder(ABC):
         :param tensors: the tensors that ``take_weights`` was given.
         :param *names: names of modules with a ``weight``, [D_out, D_in], and a ``bias``, [D_out].
         """
-        weight = torch.cat([tensors[f"{name}.weight"] for name in names]).to(self._dtype)
-        bias = torch.cat([tensors[f"{name}.bias"] for name in names]).to(self._dtype)
-        return self._linear(weight, bias)
+        weights = [tensors[f"{name}.weight"] for name in names]
+        biases = [tensors[f"{name}.bias"] for name in names]
+        # Joining makes a copy, which a layer by itself is spared.
+        weight, bias = (
+            each[0] if len(each) == 1 else torch.cat(each) for each in (weights, biases)
+        )
+        return self._linear(weight.to(self._dtype), bias.to(self._dtype))
 
     def pack_norm(self, tensors: Mapping[str, torch.Tensor], name: str, epsilon: float) -> Norm:
         """LayerNorm in the encoder's precision.
