@@ -270,6 +270,45 @@ def predict(
     click.get_current_context().exit(run_predict(project, settings, chosen))
 
 
+@cli.command()
+@_in_project
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The JSON file to write.")
+@click.option(
+    "--input-format",
+    type=click.Choice(["csv", "tsv", "json", "jsonl", "parquet"]),
+    help="The format of the inputs, where their names do not tell it.",
+)
+@click.option("--text-column", help="The column of the texts.  [default: prepare.text_column]")
+@click.option("--tasks", help="The tasks to score, such as spam,mood.  [default: all]")
+@click.option(
+    "--on-bad-rows",
+    type=click.Choice(["stop", "drop"]),
+    default="stop",
+    show_default=True,
+    help="What to do with rows whose text or label cannot be used.",
+)
+@click.option(
+    "--allow-training-rows",
+    is_flag=True,
+    help="Score texts that the heads were trained on, too.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+def evaluate(project: Project, params: Path, tasks: str | None, **options: Any) -> None:
+    """Score the heads on labelled texts that were not in training.
+
+    Labels are read as `prepare` reads them, from the columns that prepare.labels names; a task
+    whose column is not there is left out. The metrics are those of the report, with intervals, for
+    the heads that label new texts. Beside them stands how far the texts are from those of training.
+    """
+    from pipeline.config import load_settings
+    from pipeline.evaluate import EvaluateOptions, run_evaluate
+
+    settings = load_settings(params)
+    chosen = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else None
+    run_evaluate(project, settings, EvaluateOptions(tasks=chosen, **options))
+
+
 def _parse_threshold(given: str) -> tuple[str, float]:
     """``TASK=P`` as a task and a probability."""
     task, sign, number = given.rpartition("=")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SHOWN = ("accuracy", "f1", "f1_macro", "f1_micro", "roc_auc", "mean_absolute_error", "r2")
 _SHOWN_CLASSES = 20
 _NAMED_ROWS = 5
+_BLOCK_ROWS = 4096  # of an input that are read at a time
 _VALUE_TYPES = {"class": np.int64, "tags": np.int8, "number": np.float64}
 
 
@@ -108,11 +109,16 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
         own = _choose_labels(settings.prepare, model.heads.heads, options)
         frame, origins = _read_rows(own, options)
         own = _leave_out_absent(own, frame)
-        assets = find_label_assets(
-            project, settings.model_copy(update={"prepare": own}), read_assets(project.assets)
-        ) if any(not isinstance(label, ColumnLabel) for label in own.labels.values()) else {}
-        corpus, bad = select_rows(frame, own, assets)
-        reference = model.saved.load_reference()
+        try:
+            corpus, bad = select_rows(frame, own, _find_assets(project, settings, own))
+        except DataError as error:
+            where = ", ".join(options.inputs)
+            where += ", one after the other" if len(options.inputs) > 1 else ""
+            hint = error.hint and error.hint.replace(
+                "set prepare.on_bad_rows to drop", "give --on-bad-rows drop"
+            )
+            raise DataError(f"{where}: {error.message}", hint=hint) from error
+        reference = model.heads.load_reference()
         trained = _check_unseen(reference, corpus, origins, options)
         logits, far = _answer(model, corpus.texts, reference)
     scored = [head for head in model.heads.heads if head.name in own.labels]
@@ -145,6 +151,15 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
         say(f"figures: {options.out}")
 
 
+def _find_assets(project: Project, settings: Settings, own: PrepareSettings) -> dict[str, Path]:
+    """The files that the labelers want; those of columns want none, nor that ``fetch`` was run."""
+    if all(isinstance(label, ColumnLabel) for label in own.labels.values()):
+        return {}
+    return find_label_assets(
+        project, settings.model_copy(update={"prepare": own}), read_assets(project.assets)
+    )
+
+
 def _choose_labels(
     settings: PrepareSettings, heads: Sequence[SavedHead], options: EvaluateOptions
 ) -> PrepareSettings:
@@ -166,7 +181,11 @@ def _choose_labels(
         label = settings.labels[name]
         if isinstance(label, ColumnLabel):
             classes = named[name].classes or None
-            label = label.model_copy(update={"optional": True, "classes": classes})
+            # What an empty cell of tags means depends on whether the label is optional.
+            empty = label.empty
+            if label.kind == "tags" and empty is None:
+                empty = "missing" if label.optional else "none"
+            label = label.model_copy(update={"optional": True, "classes": classes, "empty": empty})
         labels[name] = label
     return settings.model_copy(
         update={
@@ -204,9 +223,6 @@ def _read_rows(
         raise DataError(f"{', '.join(options.inputs)}: no rows")
     series = {name: pd.Series(held, dtype=object) for name, held in columns.items()}
     return pd.DataFrame(series), origins
-
-
-_BLOCK_ROWS = 4096
 
 
 def _leave_out_absent(settings: PrepareSettings, frame: pd.DataFrame) -> PrepareSettings:
@@ -311,9 +327,7 @@ def _compare_shares(
     counts = np.array(reference.counts.get(head.name, ()), np.float64)
     if len(counts) != len(head.classes):
         return {}
-    trained = counts / max(1.0, counts.sum() if head.type.label_kind == "class" else counts.max())
-    if head.type.label_kind == "tags":
-        trained = counts / max(1, reference.rows)
+    trained = counts / max(1, reference.labelled[head.name])
     return {
         name: (float(before), float(now))
         for name, before, now in zip(head.classes, trained, predicted, strict=True)
@@ -328,7 +342,7 @@ def _show(
     shown = [name for name in _SHOWN if name in given]
     rows = []
     for name, of_task in scores.items():
-        cells = []
+        cells: list[str | None] = []
         for metric in shown:
             value, ends = of_task.overall.get(metric), of_task.intervals.get(metric)
             if value is None:
@@ -354,8 +368,6 @@ def _show(
         for name, (before, now) in shares.items()
     ]
     moved.sort(key=lambda row: -abs(row[3] - row[2]))
-    show_table(
-        ("task", "class", "share in training", "share predicted"), moved[:_SHOWN_CLASSES]
-    )
+    show_table(("task", "class", "share in training", "share predicted"), moved[:_SHOWN_CLASSES])
     if trained is None:
         say("whether any of these texts were trained on is not known")

@@ -52,6 +52,7 @@ def measure_reference(
         limit=float(np.percentile(distances, FAR_PERCENT)),
         keys=np.sort(first_bytes),
         counts={name: _count_labels(rows, chosen, name) for name in tasks},
+        labelled={name: int(rows.tasks[name].present[chosen].sum()) for name in tasks},
     )
 
 

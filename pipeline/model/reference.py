@@ -36,6 +36,7 @@ class Reference:
         uint64, [N].
     :param counts: task → the number of training rows of each class or tag, [C]; nothing of a
         regression.
+    :param labelled: task → the number of training rows that have a label.
     """
 
     layer: int
@@ -43,12 +44,18 @@ class Reference:
     limit: float
     keys: npt.NDArray[np.uint64]
     counts: Mapping[str, tuple[int, ...]]
+    labelled: Mapping[str, int]
 
     def encode(self) -> bytes:
         """The contents of its file."""
         from safetensors.numpy import save
 
-        about = {"layer": self.layer, "limit": self.limit, "counts": dict(self.counts)}
+        about = {
+            "layer": self.layer,
+            "limit": self.limit,
+            "counts": dict(self.counts),
+            "labelled": dict(self.labelled),
+        }
         tensors: dict[str, npt.NDArray[Any]] = {"vectors": self.vectors, "keys": self.keys}
         return save(tensors, {_ABOUT: json.dumps(about)})
 
@@ -77,6 +84,7 @@ class Reference:
                     float(about["limit"]),
                     file.get_tensor("keys"),
                     counts,
+                    {name: int(rows) for name, rows in about["labelled"].items()},
                 )
 
     def find_trained(self, keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:

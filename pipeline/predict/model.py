@@ -242,7 +242,7 @@ class Model:
         :raises DataError: if a text is not a string, blank or not valid Unicode.
         """
         empty = np.empty((0, len(self.heads.layers), self.heads.width), np.float32)
-        return np.concatenate([empty, *self._stream_vectors(self._cut(texts), _ignore)])
+        return np.concatenate([empty, *self.stream_vectors(self._cut(texts), _ignore)])
 
     def stream_logits(
         self, chunks: Iterable[Sequence[str]], advance: Advance | None = None
@@ -256,13 +256,17 @@ class Model:
         :yields: for each chunk: task → logits, [B, O].
         :raises DeviceError: if the device has not the memory for a single text.
         """
-        for vectors in self._stream_vectors(chunks, advance or _ignore):
+        for vectors in self.stream_vectors(chunks, advance or _ignore):
             logits = self.heads.compute_logits(vectors)
             yield {name: of_seeds[0] for name, of_seeds in logits.items()}
 
-    def _stream_vectors(
-        self, chunks: Iterable[Sequence[str]], advance: Advance
-    ) -> Iterator[Floats]:
+    def stream_vectors(self, chunks: Iterable[Sequence[str]], advance: Advance) -> Iterator[Floats]:
+        """The vectors that the heads see of chunks of texts, as ``stream_logits`` takes them.
+
+        :param chunks: usable texts, ``chunk_texts`` at most in each.
+        :param advance: a function to call with the number of texts just finished.
+        :yields: float32, [B, L, D], for each chunk.
+        """
         under_way: deque[_Chunk] = deque()
         for texts in chunks:
             under_way.append(self._start(texts, advance))

@@ -93,7 +93,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     assets = read_assets(project.assets)
     dataset, own = assets["dataset"], settings.prepare
     source = _check_asset(project, "dataset", dataset)
-    files = _find_label_assets(project, settings, assets)
+    files = find_label_assets(project, settings, assets)
     wanted, may_be_any = own.list_columns()
     frame = read_source(
         source, choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
@@ -158,11 +158,14 @@ def choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
     )
 
 
-def _find_label_assets(
+def find_label_assets(
     project: Project, settings: Settings, assets: Mapping[str, Asset]
 ) -> dict[str, Path]:
     """The files that the labelers want: key in ``assets.json`` → file.
 
+    :param project: the project that they were fetched for.
+    :param settings: all settings, with the labels.
+    :param assets: what was fetched.
     :raises StageError: if one was not fetched, or is of other settings than these.
     """
     files = {}

@@ -226,7 +226,10 @@ def test_the_same_seed_writes_the_same_files(
     first = {path.name: path.read_bytes() for path in Project().heads.iterdir()}
     run_stages(cli, "train-heads")
     assert {path.name: path.read_bytes() for path in Project().heads.iterdir()} == first
-    assert set(first) == {"heads.safetensors", "heads.json", "curves.csv"}
+    assert set(first) == {
+        "heads.safetensors", "heads.json", "curves.csv", "held_out.parquet",
+        "reference.safetensors",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("head", HEADS)
