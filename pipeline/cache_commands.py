@@ -69,6 +69,7 @@ def show_info(project: Project) -> None:
         rows.append(("worst fidelity to float32", found))
     show_table(("store", str(project.store)), rows)
     _show_kept(project)
+    _show_remembered(project)
     if snapshot.staged:
         say(
             "a run was cut short while it moved what it had finished into the store; nothing is "
@@ -76,6 +77,18 @@ def show_info(project: Project) -> None:
         )
     elif any(staging_folder(project.store).glob("*.parquet")):
         say("an interrupted run has left work to take up: run `pipeline embed`")
+
+
+def _show_remembered(project: Project) -> None:
+    """Say what is kept of labelled texts, and how to be rid of it."""
+    try:
+        manifest = read_manifest(project.predictions)
+    except StoreError:
+        return
+    say(
+        f"remembered from predictions: {count(manifest.rows, 'text')}, "
+        f"{format_bytes(manifest.bytes)}, in {project.predictions}, which may be removed"
+    )
 
 
 def _show_kept(project: Project) -> None:

@@ -242,6 +242,9 @@ def report(project: Project, params: Path, show: bool) -> None:
     show_default=True,
     help="What to do with rows that have no usable text.",
 )
+@click.option(
+    "--remember", is_flag=True, help="Keep new vectors in cache/predictions for the next time."
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def predict(
     project: Project,

@@ -23,6 +23,7 @@ class Project:
     :ivar texts_file: the rows' texts and their keys, by ``prepare``.
     :ivar labels_file: the rows' splits and labels, by ``prepare``.
     :ivar store: the folder of the embedding store.
+    :ivar predictions: the folder of the store of labelled texts' vectors, if they are remembered.
     :ivar heads: the folder of the trained heads.
     :ivar report: the folder of metrics, plots and the page.
     :ivar timings: the folder that tells how long each stage's last real run took.
@@ -39,6 +40,7 @@ class Project:
         self.texts_file = self.cache / "texts.parquet"
         self.labels_file = self.cache / "labels.parquet"
         self.store = self.cache / "embeddings"
+        self.predictions = self.cache / "predictions"
         self.heads = self.cache / "heads"
         self.report = self.cache / "report"
         self.timings = self.cache / "timings"

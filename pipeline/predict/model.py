@@ -32,8 +32,9 @@ from pipeline.predict.answers import (
 )
 from pipeline.predict.explanations import MOST_SPANS, occlude, score_answer
 from pipeline.predict.known import KnownVectors
+from pipeline.predict.remembered import RememberedVectors
 from pipeline.project import Project
-from pipeline.store import Recipe
+from pipeline.store import Recipe, Rows
 from pipeline.version import __version__
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Model:
         that of the saved head.
     :param refit: whether the heads that ``heads.refit`` had trained again on more rows answer,
         where there are any, rather than those that ``report`` scores.
+    :param remember: whether new vectors are kept in ``cache/predictions`` for the next time; those
+        that are there are used in any case.
     :ivar heads: the heads of these tasks.
     :ivar identity: the facts that tell by what the answers were made: ``version`` of this package,
         ``heads_sha256`` of ``heads.json``, the parts of the corpus that they were ``trained_on``,
@@ -92,6 +95,7 @@ class Model:
         tasks: Sequence[str] | None = None,
         thresholds: Mapping[str, float] | None = None,
         refit: bool = True,
+        remember: bool = False,
     ) -> None:
         saved = load_outgoing(project.heads) if refit else Heads.load(project.heads)
         self.heads = choose_heads(saved, tasks, thresholds or {})
@@ -103,7 +107,11 @@ class Model:
             self._known = KnownVectors(
                 project.store, saved.fingerprint, self.heads.layers, saved.width
             )
+            self._remembered = None
+            if remember or project.predictions.is_dir():
+                self._remembered = RememberedVectors(project.predictions, self._recipe)
             self._folder = checking.result()
+        self._remembers = remember
         self._devices = devices
         self._threads = threads
         self._token_budget = token_budget
@@ -132,7 +140,12 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Give back the backbone's weights and end its threads; later texts load it again."""
+        """Give back the backbone's weights and end its threads; later texts load it again.
+
+        What is to be remembered is written.
+        """
+        if self._remembered is not None:
+            self._remembered.flush()
         if self._embedder is not None:
             self._embedder.close()
             self._embedder = None
@@ -277,13 +290,21 @@ class Model:
 
     def _start(self, texts: Sequence[str], advance: Advance) -> _Chunk:
         """Take known vectors from the store, and let the backbone compute the others."""
-        is_known, kept = self._known.take(hash_texts(texts))
+        keys = hash_texts(texts)
+        is_known, kept = self._known.take(keys)
+        if self._remembered is not None and not is_known.all():
+            is_known, kept = _join_known(keys, is_known, kept, self._remembered)
         chunk = _Chunk(is_known, kept, advance)
         if not is_known.all():
             new = [text for text, known in zip(texts, is_known.tolist(), strict=True) if not known]
             embedder = self._embedder or self._open_embedder(new)
             chunk.tokens = embedder.tokenize(new)
             chunk.job = embedder.start(chunk.tokens, chunk.count)
+            if self._remembers and self._remembered is not None:
+                chunk.new_keys = [
+                    k for k, known in zip(keys, is_known.tolist(), strict=True) if not known
+                ]
+                chunk.remember = self._remembered.add
         return chunk
 
     def _open_embedder(self, texts: Sequence[str]) -> Embedder:
@@ -346,6 +367,8 @@ class _Chunk:
     :param advance: a function to call with the number of texts just finished.
     :param tokens: the token ids of the other texts.
     :param job: what computes their vectors.
+    :param new_keys: the keys of the other texts, if they are to be remembered.
+    :param remember: a function to call with these and the rows of the other texts.
     """
 
     is_known: npt.NDArray[np.bool_]
@@ -353,6 +376,8 @@ class _Chunk:
     advance: Advance
     tokens: DistinctTokens | None = None
     job: Job | None = None
+    new_keys: Sequence[bytes] = ()
+    remember: Callable[[Sequence[bytes], Rows], None] | None = None
     counted: float = 0.0
 
     def count(self, texts: float) -> None:
@@ -364,12 +389,37 @@ class _Chunk:
         """Wait for the vectors of all texts: float32, [B, L, D]."""
         vectors = self.kept
         if self.job is not None and self.tokens is not None:
-            fresh = self.tokens.expand(self.job.finish()).vectors
+            rows = self.tokens.expand(self.job.finish())
+            if self.remember is not None:
+                self.remember(self.new_keys, rows)
+            fresh = rows.vectors
             vectors = np.empty((len(self.is_known), *fresh.shape[1:]), np.float32)
             vectors[self.is_known] = self.kept
             vectors[~self.is_known] = fresh
         self.advance(len(self.is_known) - self.counted)
         return vectors
+
+
+def _join_known(
+    keys: Sequence[bytes],
+    is_known: npt.NDArray[np.bool_],
+    kept: Floats,
+    remembered: RememberedVectors,
+) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """The vectors of a store and, of texts that it does not know, those that are remembered.
+
+    :param keys: the keys of texts, [B].
+    :param is_known: which of them the store knows, [B].
+    :param kept: their vectors: float32, [b, L, D].
+    """
+    others = np.flatnonzero(~is_known)
+    found, vectors = remembered.take([keys[position] for position in others.tolist()])
+    joined = is_known.copy()
+    joined[others[found]] = True
+    all_kept = np.empty((int(joined.sum()), *kept.shape[1:]), np.float32)
+    from_store = is_known[joined]
+    all_kept[from_store], all_kept[~from_store] = kept, vectors
+    return joined, all_kept
 
 
 def _ignore(amount: float) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from pipeline.config import Settings
 from pipeline.console import Advance, allows_escapes, count, say, show_progress, warn
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 BAD_ROWS_STATUS = 3  # the exit status of a run that kept rows without answers
 _NAMED_ROWS = 5  # that a message names, of those that cannot be used
 _SHORT_HASH = 12
+_GZIP = ".gz"
 _ERROR, _MODEL = "error", "model"
 
 
@@ -58,6 +60,7 @@ class PredictOptions:
     :param probabilities: whether there is a column for each class or tag.
     :param explain: whether there is a column for the words that moved the answer.
     :param model_column: whether a column tells by which model a row was answered.
+    :param remember: whether new vectors are kept for the next time.
     :param force: whether an output that exists is replaced.
     """
 
@@ -73,6 +76,7 @@ class PredictOptions:
     probabilities: bool = False
     explain: bool = False
     model_column: bool = False
+    remember: bool = False
     force: bool = False
 
 
@@ -99,6 +103,7 @@ def run_predict(project: Project, settings: Settings, options: PredictOptions) -
             token_budget=runtime.token_budget,
             tasks=options.tasks,
             thresholds=options.thresholds,
+            remember=options.remember,
         )
         standard_format = options.input_format or options.format or "lines"
         with (
@@ -303,7 +308,13 @@ def _choose_format(options: PredictOptions) -> OutputFormat:
         raise WriteError(
             f"{options.out}: exists already", hint="give another name, or --force to replace it"
         )
-    by_name = OUTPUT_ENDINGS.get(options.out.suffix.lower())
+    name = options.out.name.lower()
+    by_name = OUTPUT_ENDINGS.get(Path(name.removesuffix(_GZIP)).suffix)
+    if by_name == "parquet" and name.endswith(_GZIP):
+        raise SettingsError(
+            f"--out: {options.out}: Parquet compresses its columns itself",
+            hint="let the name end in .parquet",
+        )
     if by_name is None and options.format is None:
         raise SettingsError(
             f"--out: {options.out}: cannot tell the format from this name",
@@ -323,6 +334,9 @@ def _open_writer(
     with contextlib.ExitStack() as stack:
         if options.out is not None:
             file: IO[bytes] = stack.enter_context(write_aside(options.out))
+            if options.out.name.lower().endswith(_GZIP):
+                packed = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
+                file = cast("IO[bytes]", stack.enter_context(packed))
         elif standard_output.isatty() and options.format is None:
             yield TerminalWriter(
                 lambda line: print(line, file=standard_output, flush=True),

@@ -30,7 +30,7 @@ from pipeline.model.decision import compute_sigmoid, compute_softmax
 from pipeline.model.saved import Heads
 from pipeline.project import Project
 from pipeline.store import read_vectors
-from tests.conftest import Cli, edit_params
+from tests.conftest import Cli, edit_params, run_cli
 from tests.integration.test_task_types import SETTINGS, write_tickets
 
 ROWS = 300
@@ -691,3 +691,16 @@ def write_large(path: Path, rows: int) -> None:
                 else json.dumps(dict(zip(("body", "more"), row, strict=True)))
             )
             file.write(line + "\n")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_an_output_is_compressed_by_its_ending(trained: Path, tmp_path: Path, ending: str) -> None:
+    texts = [argument for text in NEW for argument in ("--text", text)]
+    for name in (f"out.{ending}", f"out.{ending}.gz"):
+        result = run_cli(trained, "predict", *texts, "-o", str(tmp_path / name))
+        assert result.returncode == 0, result.stderr
+    plain = (tmp_path / f"out.{ending}").read_bytes()
+    assert gzip.decompress((tmp_path / f"out.{ending}.gz").read_bytes()) == plain
+    refused = run_cli(trained, "predict", *texts, "-o", str(tmp_path / "out.parquet.gz"))
+    assert refused.returncode == 1
+    assert "Parquet compresses its columns itself" in refused.stderr
