@@ -16,6 +16,7 @@ from pipeline.embed.backbone import Backbone, compute_layers
 from pipeline.errors import ExportError
 from pipeline.export.labels import INPUTS, name_outputs
 from pipeline.model.saved import Heads, SavedHead
+from pipeline.model.tasks import SharedOrdinal
 from pipeline.model.weights import MAX_COORDINATE, Centers, HeadWeights
 
 # Of ONNX's operators: what torch's exporter writes natively, and any ONNX Runtime since 1.14 runs.
@@ -70,6 +71,10 @@ class _Multiclass(Tail):
 
 
 class _Ordinal(Tail):
+    def __init__(self, head: SavedHead) -> None:
+        super().__init__(head)
+        self._answers_median = isinstance(head.type, SharedOrdinal)
+
     def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
         columns = torch.split(torch.sigmoid(self.scale(logits)), 1, dim=1)
         above = [torch.ones_like(columns[0])]
@@ -77,7 +82,10 @@ class _Ordinal(Tail):
             above.append(torch.minimum(above[-1], column))
         above.append(torch.zeros_like(columns[0]))
         bounds = torch.cat(above, dim=1)
-        return (bounds[:, :-1] - bounds[:, 1:]).float(), (logits > 0).long().sum(dim=1)
+        probabilities = bounds[:, :-1] - bounds[:, 1:]
+        if self._answers_median:
+            return probabilities.float(), (logits > 0).long().sum(dim=1)
+        return probabilities.float(), probabilities.argmax(dim=1)
 
 
 class _Multilabel(Tail):
