@@ -39,7 +39,7 @@ from pipeline.files import (
 from pipeline.model.decision import Logits
 from pipeline.model.outgoing import load_outgoing
 from pipeline.model.reported import check_scored_heads, read_metrics
-from pipeline.model.saved import DESCRIPTION
+from pipeline.model.saved import DESCRIPTION, HELD_OUT
 from pipeline.predict.model import Model, check_backbone
 from pipeline.project import Project
 
@@ -288,7 +288,7 @@ class _Export:
         copy = shutil.copytree(
             self._project.heads,
             folder / HEADS_FOLDER,
-            ignore=shutil.ignore_patterns(f"{SCRATCH_PREFIX}*"),
+            ignore=shutil.ignore_patterns(f"{SCRATCH_PREFIX}*", HELD_OUT),
         )
         copied = load_outgoing(copy)
         if hash_file(copied.folder / DESCRIPTION) != self._labels["model"]["heads_sha256"]:

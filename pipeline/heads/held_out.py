@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.files import write_together
+from pipeline.model.saved import HELD_OUT
 
 if TYPE_CHECKING:
     from pipeline.heads.training import TrainedHead
-
-FILE = "held_out.parquet"
 
 
 def save_held_out(
@@ -63,4 +62,4 @@ def save_held_out(
         )
     content = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables), content, compression="zstd")
-    write_together({folder / FILE: content.getvalue()})
+    write_together({folder / HELD_OUT: content.getvalue()})

@@ -232,6 +232,7 @@ class PathSearch:
         They are walked anew, from constant heads: heads that started from those of the split would
         remember rows that they must not have seen.
 
+        :param steps: the steps, one at least.
         :param features: the features of the family.
         """
         made: list[Step] = []

@@ -211,6 +211,7 @@ def make_features(
     """The features that heads of a configuration train on, and what made them of raw ones.
 
     :param features_of: a function that gives the features of some layers.
+    :param configuration: the configuration.
     """
     features, scaling = features_of(configuration.layers)
     if configuration.head != "kernel":

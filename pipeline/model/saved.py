@@ -49,6 +49,8 @@ from pipeline.model.weights import (
 )
 
 DESCRIPTION = "heads.json"
+# What train-heads leaves beside them: what heads say about the rows that chose them.
+HELD_OUT = "held_out.parquet"
 _TENSORS = "heads.safetensors"
 _CURVES = "curves.csv"
 _STAGE = "train-heads"

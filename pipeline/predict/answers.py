@@ -143,10 +143,11 @@ def choose_heads(
             )
         if not (math.isfinite(threshold) and 0 <= threshold <= 1):
             raise SettingsError(f"--threshold: {name}: must be from 0 to 1, got {threshold:g}")
-        count = len(head.decision.thresholds or ())
-        named[name] = replace(
-            head, decision=replace(head.decision, thresholds=(threshold,) * count)
-        )
+        own = head.decision.thresholds or ()
+        # A tag whose own threshold is 1 was never learned.
+        is_of_tags = head.type.positive_class is None
+        given = tuple(1.0 if is_of_tags and one == 1 else threshold for one in own)
+        named[name] = replace(head, decision=replace(head.decision, thresholds=given))
     chosen = tuple(named[name] for name in wanted)
     layers = tuple(sorted({layer for head in chosen for layer in head.layers}))
     return replace(heads, heads=chosen, layers=layers)

@@ -253,6 +253,7 @@ def test_what_is_in_the_folder(exported: tuple[Path, Path]) -> None:
     assert names == {
         "README.md",
         "heads/curves.csv",
+        "heads/reference.safetensors",
         "heads/heads.json",
         "heads/heads.safetensors",
         "labels.json",

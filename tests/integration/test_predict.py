@@ -121,9 +121,9 @@ def answer_by_hand(heads: Heads, vectors: np.ndarray) -> dict[str, list[object]]
             score = np.where(index == 1, yes, no)
         elif head.type.name == "ordinal":
             above = np.minimum.accumulate(compute_sigmoid(z / t), axis=1)
-            index = (z > 0).sum(axis=1)
             full = np.hstack([np.ones((len(z), 1)), above, np.zeros((len(z), 1))])
-            score = np.array([row[i] - row[i + 1] for row, i in zip(full, index, strict=True)])
+            p = full[:, :-1] - full[:, 1:]
+            index, score = p.argmax(axis=1), p.max(axis=1)
         else:
             p = compute_softmax(z / t)
             index = z.argmax(axis=1)

@@ -179,3 +179,33 @@ def test_secrets_of_urls_are_not_shown(
 
 def test_a_whole_url_is_hidden_whatever_its_query_holds() -> None:
     assert console.hide_in_url("https://h/a.csv?x=a b'c\"d<e s3cret") == "https://h/a.csv?…"
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline import console
+
+    clock = iter([0.0, 1.0, 20.0, 21.0, 40.0, 41.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.show_progress("training", 10, "epochs") as advance:
+        for _ in range(5):
+            advance(2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    # After 20 s 4 of 10 are done, after 40 s 8; the last is no news.
+    assert captured.err.splitlines() == [
+        "training: 4 of 10 epochs, about 30 s left",
+        "training: 8 of 10 epochs, about 10 s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(1e-5, "1e-05"), (1.25e-6, "1.25e-06"), (0.00012, "0.00012"), (0.0239, "0.0239"),
+     (0.5, "0.5000"), (0.0, "0.0000"), (12345.678, "12345.6780")],
+)  # fmt: skip
+def test_numbers_have_the_digits_that_tell_them_apart(number: float, shown: str) -> None:
+    from pipeline.console import format_number
+
+    assert format_number(number, 4) == shown

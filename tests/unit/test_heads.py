@@ -575,9 +575,9 @@ def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> No
         tasks[:1], optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,
         max_epochs=200,
     ).heads  # fmt: skip
-    np.testing.assert_allclose(
-        found[0].candidate.head.weight, alone.candidate.head.weight, atol=4e-3
-    )
+    same = alone.candidate.head.weight
+    largest = float(np.abs(same).max())
+    np.testing.assert_allclose(found[0].candidate.head.weight, same, atol=0.01 * largest)
     plain = make_tasks({"spam": TaskSettings()}, rows)
     (other,) = fit(
         plain, optimizer="lbfgs", head=chosen.head, weight_decay=chosen.weight_decay,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
+from scipy.special import softmax
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
 from sklearn.metrics import f1_score, log_loss, r2_score
@@ -16,11 +20,13 @@ from pipeline.config import HeadsSettings
 from pipeline.heads import path
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
+from pipeline.heads.held_out import save_held_out
 from pipeline.heads.path import PathSearch
 from pipeline.heads.targets import draw_folds, make_targets
 from pipeline.heads.task_types import LabelSummary
 from pipeline.heads.tasks import Task
 from pipeline.heads.training import TrainedHead, fit_heads
+from pipeline.model.tasks import TASK_TYPES
 
 TRAIN, JUDGED, ROWS = 600, 800, 1800
 WIDTH = 40
@@ -190,3 +196,50 @@ def test_an_adjustment_taken_off_the_biases_is_that_of_training_with_it() -> Non
     (found,) = (of for of in head.scores if of.numbers[0] == number)
     assert found.value == pytest.approx(trained.scores[0].value, abs=0.01)
     assert found.loss == pytest.approx(trained.scores[0].loss, rel=0.01)
+
+
+def test_a_tag_without_training_rows_is_never_predicted_and_rare_ones_lean_on_the_others() -> None:
+    rng = np.random.default_rng(2)
+    features = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
+    values = (features[:, :4] + rng.standard_normal((ROWS, 4)) > 1).astype(np.int8)
+    values[:TRAIN, 3] = 0  # no training row has it, validation rows do
+    rare = np.flatnonzero(values[:JUDGED, 2])
+    values[rare[3:], 2] = 0
+    task = make_task("multilabel", values, "f1_macro")
+    spreads = {}
+    for aim in ("f1", "auto", "f1_micro", 0.3):
+        head, logits = search(features, values, dataclasses.replace(task, threshold=aim))
+        thresholds = head.calibration.decision.thresholds
+        assert thresholds is not None
+        assert thresholds[3] == 1.0
+        found = TASK_TYPES["multilabel"].predict(logits + 100, head.calibration.decision)
+        assert found[:, :3].all()
+        assert not found[:, 3].any()
+        spreads[aim] = np.ptp(np.log(np.array(thresholds[:3]) / (1 - np.array(thresholds[:3]))))
+    assert spreads["f1"] >= spreads["auto"] > spreads["f1_micro"] == spreads[0.3] == 0
+
+
+def test_nearly_constant_features_get_no_huge_weight() -> None:
+    features, values = make_classes(0.2)
+    features[:, 5] = 1 + 1e-5 * np.random.default_rng(0).standard_normal(ROWS)
+    head, _ = search(features, values, make_task("multiclass", values, "loss"))
+    weights = np.abs(head.candidate.head.weight)
+    assert weights[:, 5].max() < 10 * np.delete(weights, 5, axis=1).max()
+
+
+def test_held_out_predictions_are_kept_by_row_and_fold(tmp_path: Path) -> None:
+    features, values = make_classes(0.2)
+    head, _ = search(features, values, make_task("multiclass", values, "loss"))
+    rows, folds = np.arange(JUDGED) * 2, draw_folds(np.arange(TRAIN), 5, 0)
+    save_held_out(tmp_path, [head], rows, TRAIN, folds)
+    table = parquet.read_table(tmp_path / "held_out.parquet").to_pydict()
+    assert table["row"] == rows.tolist()
+    assert set(table["task"]) == {"y"}
+    assert table["fold"] == [*folds.tolist(), *[None] * (JUDGED - TRAIN)]
+    # The logits of validation rows are those of the head that is kept.
+    kept = head.candidate.head.compute_logits(features[TRAIN:JUDGED])
+    np.testing.assert_allclose(np.array(table["logits"])[TRAIN:], kept, atol=1e-3)
+    # Those of training rows are not: they come from heads that have not seen the rows.
+    seen = head.candidate.head.compute_logits(features[:TRAIN])
+    losses = [log_loss(values[:TRAIN], softmax(x, axis=1)) for x in (table["logits"][:TRAIN], seen)]
+    assert losses[0] > losses[1]
