@@ -133,8 +133,8 @@ def _read_scores(path: Path, way: str) -> tuple[pa.Array, npt.NDArray[np.float64
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with reading(path, _STAGE, pa.ArrowException):
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+    with reading(path, _STAGE, pa.ArrowException), path.open("rb") as file:
+        table = pq.read_table(file, page_checksum_verification=True)
         stated = check_hash(parse_json(table.schema.metadata[_RECORD.encode()]))
         keys = table["key"].cast(pa.binary(16)).combine_chunks()
         scores = table["score"].cast(pa.float64()).to_numpy()
