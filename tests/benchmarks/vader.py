@@ -19,14 +19,6 @@ from typing import Any
 
 import click
 
-from pipeline.assets import read_assets
-from pipeline.prepare.labelers.base import Workspace
-from pipeline.prepare.labelers.vader import score_by_vader
-from pipeline.project import Project
-from tests.benchmarks.embed import make_messages, read_messages
-from tests.benchmarks.table import describe_machine, present
-from tests.nltk_vader import make_reference
-
 NLTK_TEXTS = 20_000
 
 
@@ -51,6 +43,15 @@ def measure(name: str, texts: int, score: Callable[[], object], scored: int) -> 
 @click.option("--texts", default=200_000, help="Number of synthetic messages.")
 def main(path: Path | None, texts: int) -> None:
     """Measure each way in turn."""
+    # Imported here, since the processes that score import this file as well.
+    from pipeline.assets import read_assets
+    from pipeline.prepare.labelers.base import Workspace
+    from pipeline.prepare.labelers.vader import score_by_vader
+    from pipeline.project import Project
+    from tests.benchmarks.embed import make_messages, read_messages
+    from tests.benchmarks.table import describe_machine, present
+    from tests.nltk_vader import make_reference
+
     asset = read_assets(Project().assets)["lexicon"]
     lexicon = asset.locate(Project()) / next(iter(asset.files))
     messages = make_messages(read_messages(), texts)

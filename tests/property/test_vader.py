@@ -104,6 +104,8 @@ def test_scores_are_nltks(scorers: Scorers, examples: int) -> None:
     @example("good")
     @example("GOOD but BAD, the least good!!!! never so good?? NOT very kind of good")
     @example("it is never this good and never so bad yeah right the shit, bad ass")
+    @example("at the very least good, at least bad, the least fun and least GOOD")
+    @example("we all know the kiss of death and they really can cut the mustard")
     def compare(text: str) -> None:
         assert_equal(scorers, text)
 
