@@ -432,7 +432,7 @@ def _run_stage(
 
     settings = load_settings(params)
     with _locked(project):
-        clear_scratch(project.cache, project.timings, project.heads, project.report)
+        clear_scratch(project.cache, project.scores, project.timings, project.heads, project.report)
         try:
             details = stage(settings)
         except SettingsError as error:

@@ -313,7 +313,7 @@ class ColumnLabel(LabelSettings):
 
 
 class VaderLabel(LabelSettings):
-    """A sentiment label (negative 0, neutral 1, positive 2) that NLTK's VADER gives to the text."""
+    """A sentiment label (negative 0, neutral 1, positive 2) that VADER gives to the text."""
 
     implementation = "pipeline.prepare.labelers.vader:VaderLabeler"
 

@@ -101,6 +101,9 @@ def _order(task: Task, of: Score) -> tuple[bool, float, float]:
 def is_ahead(task: Task, one: Score, other: Score, margin: float) -> bool:
     """Whether a score is better than another by more than a margin.
 
+    :param task: the task, with the metric.
+    :param one: the score that may be better.
+    :param other: the one that it is compared with.
     :param margin: a difference of shares; of errors, a share of the other score.
     """
     if is_error(task.metric):

@@ -37,7 +37,7 @@ from pipeline.corpus.tables import (
 from pipeline.corpus.texts import find_fault, fold_text
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
-from pipeline.prepare.labelers.base import NO_VALUE, Labels, make_labeler
+from pipeline.prepare.labelers.base import NO_VALUE, Labels, Workspace, make_labeler
 from pipeline.prepare.labelers.class_checks import show_name
 from pipeline.prepare.split import LEFT_OUT, Parts, read_parts, split_rows
 from pipeline.project import Project
@@ -101,7 +101,8 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     try:
         given = read_given_parts(frame, own)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
-        corpus, bad = select_rows(frame, own, files, left_out)
+        workspace = Workspace(project.scores, settings.runtime.threads)
+        corpus, bad = select_rows(frame, own, files, left_out, workspace)
     except DataError as error:
         raise DataError(f"{source}: {error.message}", hint=error.hint) from error
     check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
@@ -186,6 +187,7 @@ def select_rows(
     settings: PrepareSettings,
     assets: Mapping[str, Path],
     left_out: Collection[int] = (),
+    workspace: Workspace | None = None,
 ) -> tuple[LabelledTexts, BadRows]:
     """Label all rows and keep those that can be used.
 
@@ -193,6 +195,7 @@ def select_rows(
     :param settings: the text column, the labels, and what to do with rows that cannot be used.
     :param assets: key of each asset that a labeler wants → its file.
     :param left_out: rows that are not to be used, whatever they hold.
+    :param workspace: what labelers may use whose labels take long to make.
     :returns: the usable rows, and what was left out.
     :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
         label for some task.
@@ -200,7 +203,9 @@ def select_rows(
     texts, faults = _read_texts(frame, settings.text_column, left_out)
     labelled = _clear_missing(frame, settings, left_out)
     labels = {
-        task: _forget_rows(make_labeler(task, label).label(labelled, texts, assets), left_out)
+        task: _forget_rows(
+            make_labeler(task, label, workspace).label(labelled, texts, assets), left_out
+        )
         for task, label in settings.labels.items()
     }
     reasons = dict(faults)

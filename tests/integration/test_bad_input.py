@@ -79,11 +79,11 @@ def own(project: Path, finished: Path) -> Path:
 
 
 def read_all(folder: Path) -> Contents:
-    """What the stages wrote, without the lock and the timings."""
+    """What the stages wrote, without the lock, the timings and remembered scores."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted((folder / "cache").rglob("*"))
-        if file.is_file() and file.name[0] != "." and file.parent.name != "timings"
+        if file.is_file() and file.name[0] != "." and file.parent.name not in {"timings", "scores"}
     }
 
 
@@ -460,7 +460,7 @@ def test_no_room_for_a_file(
     assert_refused(result, "cannot write", "File too large", hint="the file is larger than")
     after = read_all(own)
     assert {name: after.get(name) for name in before} == before
-    assert not [file for file in (own / "cache").glob(".tmp-*") if file.is_file()]
+    assert not [file for file in (own / "cache").rglob(".tmp-*") if file.is_file()]
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
@@ -541,8 +541,13 @@ class Terminal:
         return self.process.wait(timeout=30)
 
 
-def grow(folder: Path, rows: int) -> None:
-    more = [("ham", f"message {n} is good, {n * 7919} times") for n in range(rows)]
+def grow(folder: Path, rows: int, new_words: int = 0) -> None:
+    """Add rows of distinct texts, with words that no other has, which take VADER long."""
+    more = [
+        ("ham", " ".join([f"message {n} is good, {n * 7919} times", *new]))
+        for n in range(rows)
+        for new in [[f"{n}x{word}" for word in range(new_words)]]
+    ]
     write_rows(folder / "data.csv", [*ROWS, *more], ("label", "message"))
 
 
@@ -552,7 +557,7 @@ def set_up_for(stage: str, own: Path, cli: Cli) -> str:
     :returns: a pattern for its progress bar when some of the work is done, but not all.
     """
     if stage == "prepare":
-        grow(own, 90_000)
+        grow(own, 90_000, new_words=40)
         run_stages(cli, "fetch")
         return r"VADER .*?\b[1-9][\d,]*/90,\d\d\d texts"
     if stage == "embed":
@@ -585,7 +590,7 @@ def test_ctrl_c_leaves_what_was_there_and_the_next_run_goes_on(
     assert "Traceback" not in run.output
     after = read_all(own)
     assert {name: after.get(name) for name in before} == before
-    assert not [file for file in (own / "cache").glob(".tmp-*") if file.is_file()]
+    assert not [file for file in (own / "cache").rglob(".tmp-*") if file.is_file()]
     if stage == "prepare":
         grow(own, 20)
         run_stages(cli, "fetch")

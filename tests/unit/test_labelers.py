@@ -93,6 +93,8 @@ def test_a_lexicon_of_ones_own_may_lie_anywhere(lexicon: Path, tmp_path: Path) -
     [
         (b"caf\xe9\t1\n", ": not UTF-8"),
         (b"good\t1.9\n\nno tabs here\n", ": line 3: not a word, a tab and its valence: 'no tabs"),
+        (b"good\t1.9\nbad\t-inf\n", r": line 2: not a word, a tab and its valence: 'bad\t-inf'"),
+        (b"good\tnan\n", r": line 1: not a word, a tab and its valence: 'good\tnan'"),
         (b"good\tvery\n", r": line 1: not a word, a tab and its valence: 'good\tvery'"),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -68,14 +68,42 @@ class Labeler(Protocol):
         ...
 
 
-def make_labeler(task: str, settings: LabelSettings) -> Labeler:
+@dataclass(frozen=True)
+class Workspace:
+    """What a labeler may use whose labels take long to make.
+
+    :param folder: folder in which it may keep what the next run would compute again; it need not
+        exist.
+    :param threads: number of cores that it may keep busy; ``None`` for all.
+    """
+
+    folder: Path
+    threads: int | None = None
+
+
+@runtime_checkable
+class SlowLabeler(Protocol):
+    """What a labeler has, beside ``label``, that wants a workspace."""
+
+    def use(self, workspace: Workspace) -> None:
+        """Use a workspace from now on; without one, keep nothing.
+
+        :param workspace: the folder and the cores.
+        """
+        ...
+
+
+def make_labeler(task: str, settings: LabelSettings, workspace: Workspace | None = None) -> Labeler:
     """The labeler that the settings of a label name, imported at this moment.
 
     :param task: the task that the labels are for.
     :param settings: the label's settings, an instance of a class in ``pipeline.config.LABELERS``.
+    :param workspace: what the labeler may use if its labels take long to make.
     """
     module, _, name = settings.implementation.partition(":")
     labeler: Labeler = getattr(import_module(module), name)(task, settings)
+    if workspace is not None and isinstance(labeler, SlowLabeler):
+        labeler.use(workspace)
     return labeler
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import wrap_keys
 from pipeline.config import VaderLabel
 from pipeline.console import show_progress
+from pipeline.corpus.keys import hash_texts
 from pipeline.errors import AssetError
-from pipeline.files import describe_read_error
-from pipeline.prepare.labelers.base import Labels, shorten
+from pipeline.files import describe_read_error, hash_json
+from pipeline.prepare.labelers.base import Labels, Workspace, shorten
+from pipeline.prepare.labelers.score_memory import ScoreMemory
+from pipeline.prepare.labelers.scoring import score_texts
+from pipeline.prepare.labelers.sentiment import RULES_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_NLTK_NAME = "sentiment/vader_lexicon/vader_lexicon.txt"
 
 
 class VaderLabeler:
@@ -32,13 +35,18 @@ class VaderLabeler:
     def __init__(self, task: str, settings: VaderLabel) -> None:
         self._task = task
         self._settings = settings
+        self._workspace: Workspace | None = None
+
+    def use(self, workspace: Workspace) -> None:
+        """Remember scores, and use several cores. See ``SlowLabeler.use``."""
+        self._workspace = workspace
 
     def label(
         self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
     ) -> Labels:
         """Label every row; ``assets`` holds the lexicon. See ``Labeler.label``."""
         settings = self._settings
-        compound = score_by_vader(texts, assets["lexicon"])
+        compound = score_by_vader(texts, assets["lexicon"], self._workspace)
         (column,) = settings.get_scores(self._task)
         return Labels(
             classes=settings.get_classes(),
@@ -62,48 +70,69 @@ def classify_compound(
     return np.where(compound >= positive_at_least, 2, classes).astype(np.int32)
 
 
-def score_by_vader(texts: Sequence[str], lexicon: Path) -> npt.NDArray[np.float64]:
-    """VADER's compound score of each text, by NLTK with the fetched lexicon.
+def score_by_vader(
+    texts: Sequence[str], lexicon: Path, workspace: Workspace | None = None
+) -> npt.NDArray[np.float64]:
+    """VADER's compound score of each text, with the fetched lexicon.
 
     Source: Hutto, Gilbert (2014), VADER: a parsimonious rule-based model for sentiment analysis of
     social media text.
 
     :param texts: [B]; each distinct text is scored once.
     :param lexicon: a file of the form of NLTK's ``vader_lexicon.txt``.
+    :param workspace: cores to use, and the folder of scores that an earlier run computed, which
+        gets those that are new; ``None`` to remember nothing.
     :returns: float64, [B], -1 to 1.
     :raises AssetError: if the lexicon is not of that form.
-    :raises ReadError: if the lexicon cannot be read.
+    :raises ReadError: if the lexicon or the remembered scores cannot be read.
+    :raises WriteError: if the new scores cannot be kept.
+    :raises DeviceError: if a process that scores was ended from outside.
     """
-    import nltk.data
-    from nltk.sentiment.vader import SentimentIntensityAnalyzer
-
-    content = _read_lexicon(lexicon)
-    # NLTK reads only below its data folders, by a name of its own, and keeps what it once read.
-    with tempfile.TemporaryDirectory() as root:
-        target = Path(root, _NLTK_NAME)
-        target.parent.mkdir(parents=True)
-        target.write_text(content, "utf-8")
-        folders = nltk.data.path[:]
-        nltk.data.path[:] = [root]
-        nltk.data.clear_cache()
-        try:
-            analyzer = SentimentIntensityAnalyzer(_NLTK_NAME)
-        finally:
-            nltk.data.path[:] = folders
-            nltk.data.clear_cache()  # the next reader of that name wants a lexicon of its own
-    scores: dict[str, float] = {}
-    distinct = dict.fromkeys(texts)
-    with show_progress("VADER", len(distinct), "texts") as advance:
-        for text in distinct:
-            scores[text] = analyzer.polarity_scores(text)["compound"]
-            advance(1)
-    return np.array([scores[text] for text in texts], np.float64)
+    valences = _read_lexicon(lexicon)
+    distinct = list(dict.fromkeys(texts))
+    if workspace is None:
+        scores = _score_distinct(distinct, valences, None)
+    else:
+        scores = _score_new(distinct, valences, workspace)
+    if len(distinct) == len(texts):
+        return scores
+    of_text = dict(zip(distinct, scores.tolist(), strict=True))
+    return np.array([of_text[text] for text in texts], np.float64)
 
 
-def _read_lexicon(path: Path) -> str:
-    """A lexicon as NLTK takes it, which trips over an empty line.
+def _score_new(
+    texts: Sequence[str], valences: Mapping[str, float], workspace: Workspace
+) -> npt.NDArray[np.float64]:
+    """The scores of distinct texts, [B]; those that are remembered are not computed."""
+    memory = ScoreMemory(workspace.folder, f"vader-{_hash_way(valences)}")
+    keys = wrap_keys(hash_texts(texts))
+    scores, known = memory.look_up(keys)
+    if not known.all():
+        new = np.flatnonzero(~known)
+        new_texts = [texts[index] for index in new.tolist()]
+        scores[new] = _score_distinct(new_texts, valences, workspace.threads)
+        memory.add(keys, scores, ~known)
+    return scores
+
+
+def _score_distinct(
+    texts: Sequence[str], valences: Mapping[str, float], threads: int | None
+) -> npt.NDArray[np.float64]:
+    with show_progress("VADER", len(texts), "texts") as advance:
+        scores = score_texts(texts, valences, threads=threads, advance=advance)
+    return np.array(scores, np.float64)
+
+
+def _hash_way(valences: Mapping[str, float]) -> str:
+    """What scores depend on beside the text: the lexicon and the rules, in 16 digits."""
+    return hash_json([RULES_VERSION, valences])[:16]
+
+
+def _read_lexicon(path: Path) -> dict[str, float]:
+    """Word → valence, by a lexicon as NLTK reads it; empty lines mean nothing.
 
     :raises AssetError: naming the first line that is not a word, a tab and its valence.
+    :raises ReadError: if it cannot be read.
     """
     hint = "run `pipeline fetch --refresh`, or correct fetch.lexicon"
     try:
@@ -112,14 +141,19 @@ def _read_lexicon(path: Path) -> str:
         raise describe_read_error(error, path, hint=hint) from error
     except UnicodeDecodeError as error:
         raise AssetError(f"the lexicon {path}: not UTF-8", hint=hint) from error
+    valences = {}
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        word, *rest = line.strip().split("\t")
         try:
-            if line.strip():
-                float(line.strip().split("\t")[1])
-        except (IndexError, ValueError) as error:
+            valences[word] = float(rest[0])
+        except (IndexError, ValueError):
+            valences[word] = math.nan
+        if not math.isfinite(valences[word]):
             raise AssetError(
                 f"the lexicon {path}: line {number}: not a word, a tab and its valence: "
                 f"{shorten(repr(line))}",
                 hint=hint,
-            ) from error
-    return "\n".join(line for line in lines if line.strip())
+            )
+    return valences

@@ -1,0 +1,115 @@
+"""VADER's scores by several processes, where there are enough texts to repay their start.
+
+Each process imports this file, so nothing is imported here that scoring does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process
+
+from pipeline.errors import DeviceError
+from pipeline.prepare.labelers.sentiment import VaderScorer
+
+# A process takes about 0.2 s of a core to start, in which a core scores some 20,000 messages.
+TEXTS_A_PROCESS = 50_000
+_CHUNK_TEXTS = 2_000  # that go to a process at a time; short enough for Ctrl-C to be answered
+
+
+def score_texts(
+    texts: Sequence[str],
+    lexicon: Mapping[str, float],
+    *,
+    threads: int | None = None,
+    advance: Callable[[float], None] = lambda _: None,
+) -> list[float]:
+    """The compound score of each text.
+
+    :param texts: texts, [B], distinct for the sake of speed.
+    :param lexicon: word in lower case → valence.
+    :param threads: number of cores to keep busy; ``None`` for all that this process may use.
+    :param advance: called with the number of texts that were scored since the last call.
+    :returns: scores from -1 to 1, [B].
+    :raises DeviceError: if one of the processes was ended from outside.
+    """
+    processes = min(threads or _count_cores(), len(texts) // TEXTS_A_PROCESS)
+    chunks = (texts[start : start + _CHUNK_TEXTS] for start in range(0, len(texts), _CHUNK_TEXTS))
+    scores: list[float] = []
+    for of_chunk in _score_chunks(chunks, lexicon, processes):
+        scores += of_chunk
+        advance(len(of_chunk))
+    return scores
+
+
+def _score_chunks(
+    chunks: Iterator[Sequence[str]], lexicon: Mapping[str, float], processes: int
+) -> Iterator[list[float]]:
+    """The scores of each chunk in turn, by this process if there are to be fewer than two."""
+    if processes < 2:
+        yield from map(VaderScorer(lexicon).score, chunks)
+        return
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (lexicon,))
+    try:
+        with _hold_interrupts():
+            results = pool.map(_score_in_process, chunks)  # which starts the processes
+        yield from results
+    except BrokenProcessPool as error:
+        raise DeviceError(
+            "a process that scored texts by VADER ended before its work was done",
+            hint="run the command again; if memory is short, set runtime.threads to 1",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _count_cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _hold_interrupts() -> Iterator[None]:
+    """Let Ctrl-C wait while processes start, which inherit that they do not see it.
+
+    Ctrl-C reaches all processes of a terminal, and one that just starts would show a traceback. The
+    process that a person started answers it and ends the others.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_scorer: VaderScorer | None = None  # set only in a process of the pool
+
+
+def _start_process(lexicon: Mapping[str, float]) -> None:
+    global _scorer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block a signal
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _scorer = VaderScorer(lexicon)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, which cannot do so itself if it is killed."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _score_in_process(texts: Sequence[str]) -> list[float]:
+    assert _scorer is not None
+    return _scorer.score(texts)
