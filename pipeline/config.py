@@ -542,7 +542,7 @@ class PrepareSettings(Section):
         default="auto",
         description="The format of the dataset's file; `auto` goes by what is known of a dataset "
         "that has a name of its own, and by the ending of the file's name otherwise. Files that "
-        "gzip, bzip2 or xz compressed are unpacked, whatever they are called. `json` and `jsonl` "
+        "gzip, bzip2, xz or zstd compressed are unpacked, whatever they are called. `json` and `jsonl` "
         "both read an array of objects, and one object a line.",
     )
     encoding: Name = Field(
