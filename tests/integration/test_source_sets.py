@@ -273,6 +273,18 @@ def test_texts_in_files_have_their_folder_as_label(
     assert "reviews/pos/07.txt: line 1: byte 0xe9" in said
 
 
+def test_all_stages_on_many_files_and_a_page_that_stays_short(project: Path, run: Run) -> None:
+    write_texts(project / "reviews")
+    (project / "more.csv").write_text("text,label\n" + "one more,pos\nand another,neg\n")
+    stages = ("fetch", "prepare", "embed", "train-heads", "report")
+    run(["reviews", "more.csv"], labels={"mood": {"column": "label"}}, stages=stages)
+    page = (Project().report / "report.html").read_text("utf-8")
+    assert "reviews, more.csv" in page
+    assert "neg/19.txt" not in page  # odd numbers are pos
+    assert page.count(".txt<br>") == 20
+    assert "and 21 more files" in page
+
+
 def test_texts_in_a_flat_folder_have_no_label(project: Path, run: Run) -> None:
     written = write_texts(project / "notes", sub=False)
     assert run("notes", labels={})[1] == list(written.values())
