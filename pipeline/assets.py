@@ -19,6 +19,11 @@ from pipeline.files import (
 )
 from pipeline.project import Project, user_cache
 
+RECORD = "asset.json"  # beside the files of an asset in the user's cache folder
+# Keys of what is told of a dataset that may be several files: name → bytes; each is one text.
+SIZES = "bytes"
+ONE_TEXT = "one_text"
+
 
 @dataclass(frozen=True)
 class Asset:
@@ -28,9 +33,13 @@ class Asset:
     :param source: where its bytes come from, the same on every machine.
     :param files: name → SHA-256.
     :param folder: its folder below the user's cache folder; ``None`` for a local path.
-    :param path: the local path as ``params.yaml`` gives it; ``None`` for a fetched asset.
-    :param extra: what only some kinds have: a dataset's ``format`` and ``header``, a backbone's
+    :param path: the local path as ``params.yaml`` gives it, with a slash at its end where it is the
+        folder of several files; ``None`` for a fetched asset.
+    :param extra: what only some kinds have: a dataset's ``format`` and ``header``, the ``bytes`` of
+        each of its files if there may be several, whether each holds ``one_text``; a backbone's
         ``revision`` and ``wanted``.
+    :param members: the assets that a dataset of a list of names is made of, in that order; it has
+        no files of its own.
     """
 
     id: str
@@ -39,9 +48,13 @@ class Asset:
     folder: str | None = None
     path: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[Asset, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """The entry as JSON; what differs from machine to machine stays out of it."""
+        if self.members:
+            members = [member.to_record() for member in self.members]
+            return {"id": self.id, "source": self.source, "members": members}
         where = {"path": self.path} if self.path is not None else {"folder": self.folder}
         record = {"id": self.id, "source": self.source, **where, **self.extra}
         return record | {"files": dict(sorted(self.files.items()))}
@@ -54,14 +67,17 @@ class Asset:
         :raises KeyError: if the entry lacks what every asset has.
         :raises TypeError: if it is not of this form.
         """
-        known = {"id", "source", "folder", "path", "files"}
+        known = {"id", "source", "folder", "path", "files", "members"}
         for key in ("id", "source"):
             if not isinstance(record[key], str):
                 raise TypeError(f"`{key}` must be a text, got {record[key]!r:.60}")
         for key in ("folder", "path"):
             if not isinstance(record.get(key), str | None):
                 raise TypeError(f"`{key}` must be a text, got {record[key]!r:.60}")
-        files = record["files"]
+        members = record.get("members", [])
+        if not isinstance(members, list):
+            raise TypeError("`members` must be a list")
+        files = {} if members else record["files"]
         if not isinstance(files, dict) or not all(isinstance(h, str) for h in files.values()):
             raise TypeError("`files` must map names to hashes")
         return cls(
@@ -71,7 +87,12 @@ class Asset:
             folder=record.get("folder"),
             path=record.get("path"),
             extra={key: value for key, value in record.items() if key not in known},
+            members=tuple(map(cls.from_record, members)),
         )
+
+    def list_members(self) -> tuple[Asset, ...]:
+        """The assets that it is made of: itself, unless it is one of a list of names."""
+        return self.members or (self,)
 
     def locate(self, project: Project) -> Path:
         """The folder that holds the asset's files on this machine.
@@ -80,7 +101,7 @@ class Asset:
         """
         if self.path is not None:
             local = project.resolve(self.path)
-            is_file = set(self.files) == {local.name}
+            is_file = set(self.files) == {local.name} and not self.path.endswith("/")
             return local.parent if is_file else local
         return user_cache() / str(self.folder)
 

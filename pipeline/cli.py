@@ -89,7 +89,13 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument(
     "folder", metavar="[DIR]", default=".", type=click.Path(path_type=Path, file_okay=False)
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The file of texts.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="FILE",
+    help="The file of texts; or a folder of files, or a pattern such as 'data/*.csv'; several in "
+    "their order.",
+)
 @click.option("--text", "text_column", metavar="COLUMN", help="The column of the texts.")
 @click.option(
     "--task",

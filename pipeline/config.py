@@ -75,6 +75,10 @@ TASK_NAME_CHARACTERS = 200
 TaskName = Annotated[str, Field(pattern=TASK_NAME, max_length=TASK_NAME_CHARACTERS, strict=True)]
 # What a class or tag may be called in the settings, and a value that stands for one.
 LabelValue = StrictStr | StrictInt | StrictFloat | StrictBool
+ONE_FILE_HASH = (
+    "is the hash of one file, and fetch.dataset names several; cache/assets.json holds the hash of "
+    "each, and a file that changes is noticed"
+)
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
 
 
@@ -104,16 +108,19 @@ class Section(BaseModel):
 class FetchSettings(Section):
     """Which dataset, lexicon and backbone the stage ``fetch`` gets."""
 
-    dataset: Name = Field(
+    dataset: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = Field(
         default="sms-spam-collection",
         description="The corpus: `sms-spam-collection`, or a path or URL of a CSV, TSV, JSON or "
-        "Parquet file. A relative path starts at the project's folder; `hf://datasets/OWNER/"
-        "NAME/FILE` names a file on the Hugging Face hub.",
+        "Parquet file, of a folder of such files, or a pattern for their names such as "
+        "`data/*.csv`; a list of these joins them in its order. A folder without tables is one of "
+        "`.txt` files, a text each. A relative path starts at the project's folder; `hf://datasets/"
+        "OWNER/NAME/FILE` names files on the Hugging Face hub, `s3://…` and `gs://…` those of "
+        "object stores.",
     )
     dataset_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", strict=True)] | None = Field(
         default=None,
         description="The SHA-256 that the dataset's file must have, 64 hexadecimal digits; a file "
-        "with any other is refused. Null accepts what is there.",
+        "with any other is refused. Null accepts what is there. It is for a dataset of one file.",
     )
     lexicon: Name = Field(
         default="vader",
@@ -127,6 +134,20 @@ class FetchSettings(Section):
         "or `owner/name@revision` to pin one) or local folders. The first that can be had is used; "
         "a list of one name accepts no other.",
     )
+
+    @model_validator(mode="after")
+    def _hash_is_of_one_file(self) -> FetchSettings:
+        if self.dataset_sha256 is not None and not isinstance(self.dataset, str):
+            raise NestedKeyError(("dataset_sha256",), ONE_FILE_HASH)
+        return self
+
+    def list_datasets(self) -> tuple[str, ...]:
+        """The names that the dataset is made of."""
+        return (self.dataset,) if isinstance(self.dataset, str) else self.dataset
+
+    def name_dataset(self) -> str:
+        """The name of the dataset, which is several names joined where it is a list."""
+        return ", ".join(self.list_datasets())
 
 
 class WantedAsset(NamedTuple):
@@ -542,8 +563,8 @@ class PrepareSettings(Section):
         default="auto",
         description="The format of the dataset's file; `auto` goes by what is known of a dataset "
         "that has a name of its own, and by the ending of the file's name otherwise. Files that "
-        "gzip, bzip2 or xz compressed are unpacked, whatever they are called. `json` and `jsonl` "
-        "both read an array of objects, and one object a line.",
+        "gzip, bzip2, xz or zstd compressed are unpacked, whatever they are called. `json` and "
+        "`jsonl` both read an array of objects, and one object a line.",
     )
     encoding: Name = Field(
         default="auto",
@@ -1192,7 +1213,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _labels_agree_on_assets(self) -> Settings:
         first: dict[str, WantedAsset] = {
-            "dataset": WantedAsset(self.fetch.dataset, "fetch.dataset"),
+            "dataset": WantedAsset(self.fetch.name_dataset(), "fetch.dataset"),
             "backbone": WantedAsset(self.fetch.backbones[0], "fetch.backbones"),
         }
         for task, label in self.prepare.labels.items():

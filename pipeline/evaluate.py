@@ -110,14 +110,17 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
         frame, origins = _read_rows(own, options)
         own = _leave_out_absent(own, frame)
         try:
-            corpus, bad = select_rows(frame, own, _find_assets(project, settings, own))
+            corpus, bad = select_rows(
+                frame,
+                own,
+                _find_assets(project, settings, own),
+                describe=lambda row: "{} row {:,} (the first is 0)".format(*origins[row]),
+            )
         except DataError as error:
-            where = ", ".join(options.inputs)
-            where += ", one after the other" if len(options.inputs) > 1 else ""
             hint = error.hint and error.hint.replace(
                 "set prepare.on_bad_rows to drop", "give --on-bad-rows drop"
             )
-            raise DataError(f"{where}: {error.message}", hint=hint) from error
+            raise DataError(error.message, hint=hint) from error
         reference = model.heads.load_reference()
         trained = _check_unseen(reference, corpus, origins, options)
         logits, far = _answer(model, corpus.texts, reference)

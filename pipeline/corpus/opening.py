@@ -19,13 +19,66 @@ from pipeline.errors import DataError
 
 LONGEST_LINE_CHARACTERS = 2**24  # of a line, a cell or a JSON record; a book has some 2**20
 _HEAD_BYTES = 4096  # by which a file's kind is recognised
-# The first bytes of a compressed file → what compressed it, and the class that unpacks it.
+_UNPACKED_BYTES = 2**17  # of a zstd file, in memory at a time
+
+
+class _ZstdFile(io.RawIOBase):
+    """The content of a file that zstd compressed, which Python's own library learns from 3.14 on.
+
+    :param path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._packed: Any = None
+        self._rewind()
+
+    def _rewind(self) -> None:
+        import pyarrow as pa
+
+        if self._packed is not None:
+            self._packed.close()
+        self._packed = pa.CompressedInputStream(pa.OSFile(str(self._path)), "zstd")
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._packed.read(len(buffer))
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to the start; elsewhere only where the file is already."""
+        if whence == io.SEEK_SET and offset == 0:
+            self._rewind()
+        elif (offset, whence) not in {(0, io.SEEK_CUR), (self._position, io.SEEK_SET)}:
+            raise io.UnsupportedOperation("a compressed file is read from its start")
+        return self._position
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+
+def _open_zstd(path: Path) -> io.BufferedReader:
+    return io.BufferedReader(_ZstdFile(path), _UNPACKED_BYTES)
+
+
+# The first bytes of a compressed file → what compressed it, and what unpacks it.
 _COMPRESSIONS: Mapping[bytes, tuple[str, Callable[[Path], Any]]] = {
     b"\x1f\x8b": ("gzip", gzip.GzipFile),
     b"BZh": ("bzip2", bz2.BZ2File),
     b"\xfd7zXZ\x00": ("xz", lzma.LZMAFile),
+    b"\x28\xb5\x2f\xfd": ("zstd", _open_zstd),
 }
-COMPRESSED_ENDINGS = {".gz", ".bz2", ".xz"}
+COMPRESSED_ENDINGS = {".gz", ".bz2", ".xz", ".zst", ".zstd"}
 # The longer mark stands first, as that of UTF-32 begins with that of UTF-16.
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -46,7 +99,6 @@ _OTHER_KINDS: Mapping[bytes, tuple[str, str]] = {
         "a Git LFS pointer, not the file that it stands for",
         "run `git lfs pull` where the file comes from",
     ),
-    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it with `zstd -d`, and give that file"),
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "unpack it, and give one of its files"),
     b"Rar!\x1a\x07": ("a RAR archive", "unpack it, and give one of its files"),
     b"ARROW1": ("an Arrow or Feather file", _AS_TEXT),

@@ -1,4 +1,4 @@
-"""A file in any common format → a table of its columns, unchanged.
+"""Files in any common format → a table of their columns, unchanged.
 
 CSV and TSV cells stay text, whatever they look like, and none is taken for a missing value.
 Parquet and JSON keep their types and their nulls.
@@ -6,8 +6,9 @@ Parquet and JSON keep their types and their nulls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from pipeline.corpus.json_records import read_json, stream_json
 from pipeline.corpus.opening import COMPRESSED_ENDINGS, open_text
 from pipeline.corpus.parquet import read_parquet, stream_parquet
 from pipeline.corpus.reading import Columns, Format, Reading, Stream
+from pipeline.corpus.text_files import read_text_files
 from pipeline.errors import DataError
 from pipeline.files import describe_read_error
 
@@ -52,10 +54,68 @@ STREAMERS: Mapping[Format, Callable[[Path, Reading, ColumnChoice], Stream]] = {
 }
 
 
+@dataclass(frozen=True)
+class SourceFiles:
+    """Files of one folder that are read in the same way, one after the other.
+
+    :param folder: the folder.
+    :param names: names of the files relative to it, in the order of their rows.
+    :param reading: how they are to be read; by their names and their content if left out.
+    :param are_texts: whether each file is one text, not a table.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    reading: Reading = field(default_factory=Reading)
+    are_texts: bool = False
+
+
+@dataclass
+class RowOrigins:
+    """Which file each row of a source comes from.
+
+    :ivar files: the files in order, each with whether it is one text, not a table.
+    :ivar first_rows: the number of the first row of each, ascending.
+    """
+
+    files: list[tuple[Path, bool]] = field(default_factory=list)
+    first_rows: list[int] = field(default_factory=list)
+
+    def add(self, path: Path, first_row: int, *, is_text: bool = False) -> None:
+        """Take note of the next file.
+
+        :param path: the file.
+        :param first_row: the number of its first row in the source.
+        :param is_text: whether it is one text, not a table.
+        """
+        self.files.append((path, is_text))
+        self.first_rows.append(first_row)
+
+    def describe(self, row: int) -> str:
+        """A row for a person: its number in its file, and the file if there are several.
+
+        :param row: the number of the row in the source, from 0.
+        """
+        number = max(0, bisect.bisect_right(self.first_rows, row) - 1)
+        path, is_text = self.files[number]
+        if is_text:
+            return str(path)
+        within = describe_row(row - self.first_rows[number])
+        return within if len(self.files) == 1 else f"{path}: {within}"
+
+
+def describe_row(row: int) -> str:
+    """A row of a source of one file, for a person.
+
+    :param row: its number, from 0.
+    """
+    return f"row {row} (the first is 0)"
+
+
 def read_source(
     path: Path, reading: Reading | None = None, choice: ColumnChoice | None = None
 ) -> pd.DataFrame:
-    """Read a whole dataset.
+    """Read a dataset of one file.
 
     :param path: the file.
     :param reading: how it is to be read; by its name and its content if left out.
@@ -64,22 +124,75 @@ def read_source(
     :raises DataError: if it is empty, not of its format or encoding, or lacks a wanted column.
     :raises ReadError: if it cannot be read.
     """
+    files = SourceFiles(path.parent, [path.name], reading or Reading())
+    return read_sources([files], choice or ColumnChoice())[0]
+
+
+def read_sources(
+    sources: Sequence[SourceFiles], choice: ColumnChoice
+) -> tuple[pd.DataFrame, RowOrigins]:
+    """Read a whole dataset, one file after the other.
+
+    :param sources: its files.
+    :param choice: the columns to take from each file.
+    :returns: one row a record, in the order of the files, and which file each row is from.
+    :raises DataError: if there is no row, if a file is not of its format or encoding, lacks a
+        wanted column or has other columns than those before it.
+    :raises ReadError: if a file cannot be read.
+    """
     import pandas as pd
 
-    try:
-        columns = _read_columns(path, reading or Reading(), choice or ColumnChoice())
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file", hint="run `pipeline fetch` again") from error
-    except OSError as error:
-        raise describe_read_error(error, path) from error
-    if not any(columns.values()):
-        what = "has a header but no rows" if columns else "has no rows"
-        raise DataError(f"{path}: {what}", hint="give a file with rows")
+    joined: Columns = {}
+    origins = RowOrigins()
+    for source in sources:
+        for path, columns in _iterate_files(source, choice):
+            first_row = len(next(iter(joined.values()), []))
+            if source.are_texts:
+                for number, name in enumerate(source.names):
+                    origins.add(source.folder / name, first_row + number, is_text=True)
+            else:
+                origins.add(path, first_row)
+            if joined and columns and set(columns) != set(joined):
+                raise _describe_other_columns(path, columns, origins.files[0][0], joined)
+            for name, values in columns.items():
+                joined.setdefault(name, []).extend(values)
+    if not any(joined.values()):
+        what = "has a header but no rows" if joined else "has no rows"
+        raise DataError(f"{origins.files[0][0]}: {what}", hint="give a file with rows")
     # Columns hold Python objects, as pandas would turn whole numbers beside a missing value into
     # floats.
-    return pd.DataFrame(
-        {name: pd.Series(values, dtype=object) for name, values in columns.items()},
-        columns=list(columns),
+    frame = pd.DataFrame(
+        {name: pd.Series(values, dtype=object) for name, values in joined.items()},
+        columns=list(joined),
+    )
+    return frame, origins
+
+
+def _iterate_files(source: SourceFiles, choice: ColumnChoice) -> Iterator[tuple[Path, Columns]]:
+    """The columns of each file; those of files that are one text each at once, with the folder."""
+    paths = [source.folder] if source.are_texts else [source.folder / n for n in source.names]
+    for path in paths:
+        try:
+            if source.are_texts:
+                yield path, read_text_files(path, source.names, source.reading, choice)
+            else:
+                yield path, _read_columns(path, source.reading, choice)
+        except OSError as error:
+            name = str(error.filename) if source.are_texts and error.filename else path
+            if isinstance(error, FileNotFoundError):
+                raise DataError(
+                    f"{name}: no such file", hint="run `pipeline fetch` again"
+                ) from error
+            raise describe_read_error(error, name) from error
+
+
+def _describe_other_columns(
+    path: Path, columns: Columns, first: Path, joined: Columns
+) -> DataError:
+    odd = ", ".join(map(repr, sorted(set(columns) ^ set(joined))))
+    return DataError(
+        f"{path}: has other columns than {first}: they differ in {odd}",
+        hint="give files of the same columns",
     )
 
 

@@ -85,7 +85,11 @@ class CardFacts:
     @property
     def _hub_dataset(self) -> str | None:
         """The dataset's id on the hub; ``None`` if it is not from there."""
-        name = self.dataset.id
+        repos = {self._find_hub_repo(member.id) for member in self.dataset.list_members()}
+        return repos.pop() if len(repos) == 1 else None
+
+    @staticmethod
+    def _find_hub_repo(name: str) -> str | None:
         if name.startswith("hf://datasets/"):
             owner, repo = name.split("/")[3:5]
             return f"{owner}/{repo.partition('@')[0]}"
@@ -94,8 +98,10 @@ class CardFacts:
     @property
     def _dataset_name(self) -> str:
         """The dataset's name for people, which tells no folder of this machine."""
-        is_local = self.dataset.path is not None
-        return PurePath(self.dataset.id).name if is_local else self.dataset.id
+        return ", ".join(
+            PurePath(member.id).name if member.path is not None else member.id
+            for member in self.dataset.list_members()
+        )
 
     @property
     def _backbone_name(self) -> str:

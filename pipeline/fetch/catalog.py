@@ -40,6 +40,7 @@ class HubSource:
     :param columns: columns of a dataset's CSV file whose values ``rows_sha256`` is the hash of.
     :param rows_sha256: the hash of its rows, as ``hash_rows`` computes it, where the file's own
         hash is not known but its content is.
+    :param is_set: whether the pattern of a dataset may stand for several files.
     """
 
     repo: str
@@ -50,6 +51,7 @@ class HubSource:
     reading: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     rows_sha256: str | None = None
+    is_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,19 @@ class WheelSource:
     reading: Mapping[str, Any] = field(default_factory=dict)
 
 
-AssetSource = HubSource | UrlSource | WheelSource
+@dataclass(frozen=True)
+class StoreSource:
+    """A file, a folder or a pattern in an object store or another file system of fsspec's.
+
+    :param url: its URL; ``*`` and ``[`` make it a pattern.
+    """
+
+    url: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+
+AssetSource = HubSource | UrlSource | StoreSource | WheelSource
 _SMS_TSV = "SMSSpamCollection.tsv"
 _SMS_SHA256 = {_SMS_TSV: "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"}
 _SMS_ROWS_SHA256 = "35d98a362189c775d3045e9847a481b8c6b9664c98af0eb880518c8af3eccee1"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fnmatch
 import http.client
 import logging
 import os
@@ -23,8 +22,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.console import allows_escapes, hide_in_url, show_progress, warn
+from pipeline.corpus.file_sets import matches, split_pattern
 from pipeline.fetch import network
-from pipeline.fetch.catalog import MOST_BYTES, HubSource, UrlSource, WheelSource
+from pipeline.fetch.catalog import MOST_BYTES, HubSource, StoreSource, UrlSource, WheelSource
 from pipeline.fetch.network import (
     Pace,
     UnavailableError,
@@ -35,6 +35,7 @@ from pipeline.fetch.network import (
     open_url,
     run_watched,
 )
+from pipeline.fetch.object_stores import download_stored_files
 
 _BLOCK_BYTES = 1 << 20  # of a file, copied at a time
 # A file packed a hundred times smaller than it is may be one that is made to fill the disk. Small
@@ -119,7 +120,7 @@ class Downloader:
             wanted = [
                 name
                 for name in names
-                if any(fnmatch.fnmatch(name, pattern) for pattern in source.patterns)
+                if any(matches(name, pattern) for pattern in source.patterns)
                 and ".." not in Path(name).parts
             ]
             if not wanted:
@@ -135,6 +136,8 @@ class Downloader:
         with _explain_hub_errors(source, content):
             revision = run_watched(download, content, Pace(MOST_BYTES))
         shutil.rmtree(content / ".cache", ignore_errors=True)
+        if source.is_set:
+            _strip_folder(content, split_pattern(source.patterns[0])[0], scratch)
         return _name_hub_source(source, revision), revision
 
     def download_from_url(
@@ -149,6 +152,13 @@ class Downloader:
         else:
             with _explain_zip_errors("what came"), zipfile.ZipFile(download) as archive:
                 _extract(archive, source.member, content / source.file, source.most_bytes)
+        return hide_in_url(source.url), None
+
+    def download_from_store(
+        self, source: StoreSource, content: Path, scratch: Path
+    ) -> tuple[str, str | None]:
+        """Copy the files of a URL that one of fsspec's file systems reads."""
+        download_stored_files(source.url, content)
         return hide_in_url(source.url), None
 
     def download_from_wheels(
@@ -186,6 +196,17 @@ class Downloader:
         obstacle = self._obstacles[origin]
         if obstacle is not None:
             raise UnavailableError(obstacle)
+
+
+def _strip_folder(content: Path, folder: str, scratch: Path) -> None:
+    """Let what lies in a folder below the content be the content.
+
+    :param folder: the folder's name relative to the content; nothing leaves all as it is.
+    """
+    if folder:
+        whole = scratch / "whole"
+        content.rename(whole)
+        (whole / folder).rename(content)
 
 
 def _name_hub_source(source: HubSource, revision: str | None) -> str:

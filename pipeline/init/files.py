@@ -27,18 +27,18 @@ _DEPS_END = "    # deps: [data.csv]\n"
 _FIRST_HEAD_STAGE = "\n  train-heads:"
 
 
-def make_flow(data: str | None, *, has_tasks: bool) -> str:
+def make_flow(data: Sequence[str], *, has_tasks: bool) -> str:
     """The text of ``dvc.yaml``.
 
-    :param data: the data file, relative to the project or absolute; ``None`` if DVC cannot watch
-        what the dataset is.
+    :param data: the files and folders of the data, relative to the project or absolute; none if DVC
+        cannot watch what the dataset is.
     :param has_tasks: whether there are heads; otherwise the flow ends with ``embed``.
     """
     text = _read_template(FLOW_FILE)
-    if data is not None:
+    if data:
         before, _, rest = text.partition(_DEPS_START)
         after = rest.partition(_DEPS_END)[2]
-        text = f"{before}    deps: [{quote_yaml(data)}]\n{after}"
+        text = f"{before}    deps: [{', '.join(map(quote_yaml, data))}]\n{after}"
     return text if has_tasks else text.partition(_FIRST_HEAD_STAGE)[0]
 
 

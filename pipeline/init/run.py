@@ -41,10 +41,10 @@ from pipeline.init.settings import (
     set_missing_words,
     write_settings,
 )
-from pipeline.init.source import Source, open_source
+from pipeline.init.source import Source, find_files, is_local, list_deps, open_source
 from pipeline.init.tasks import GivenTask, make_task, make_task_name, parse_task
 from pipeline.prepare.labelers.base import Labels, is_missing
-from pipeline.prepare.run import choose_reading, read_given_parts, select_rows
+from pipeline.prepare.run import Describe, list_source_files, read_given_parts, select_rows
 from pipeline.prepare.split import LEFT_OUT
 from pipeline.presets import read_preset
 from pipeline.project import Project
@@ -60,7 +60,7 @@ _NONE = "-"  # the answer for no task
 class InitOptions:
     """What the command line says.
 
-    :param data: the file of texts.
+    :param data: the files of texts: names of files and folders, and patterns.
     :param text_column: the column of the texts.
     :param tasks: tasks, as ``parse_task`` takes them.
     :param classes: ``NAME=A,B,C``: the classes of tasks in their order.
@@ -70,7 +70,7 @@ class InitOptions:
     :param force: whether files that are there are replaced.
     """
 
-    data: Path | None = None
+    data: tuple[str, ...] = ()
     text_column: str | None = None
     tasks: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def run_init(folder: Path, options: InitOptions) -> None:
     :raises WriteError: if a file is there already and may not be replaced.
     """
     project = Project(folder)
-    if options.data is None and project.settings.exists():
+    if not options.data and project.settings.exists():
         if options.text_column or options.no_tasks or options.changes or options.split:
             raise click.UsageError(
                 f"{project.settings} is there; --text, --set, --split and --no-tasks are for a new "
@@ -111,14 +111,15 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
     changes = dict(map(_parse_change, options.changes))
     preset = _apply_changes(read_preset("default"), changes)
     own = parse_settings(preset, "--set").prepare
-    data = options.data or _choose_data(folder)
-    source = open_source(data, _make_reading(own))
+    data = options.data or (_choose_data(folder),)
+    names = [files.name_data(project.root, Path(name)) for name in data]
+    source = open_source(", ".join(data), find_files(project, names, _make_reading(own)))
     options = _complete_options(source, folder, options)
-    tasks, frame = _read_tasks(source, options)
+    tasks, frame, describe = _read_tasks(source, options)
     split = _read_split(source, options, frame)
     faults = sum(find_fault(value) is not None for value in frame[options.text_column].tolist())
     text = write_settings(
-        files.name_data(project.root, data),
+        names,
         str(options.text_column),
         tasks,
         split,
@@ -126,13 +127,13 @@ def _make_project(project: Project, folder: Path, options: InitOptions) -> None:
     )
     text = _apply_changes(text, changes)
     settings = _check_settings(text, str(project.settings))
-    made = _label(frame, settings.prepare, tasks, source)
-    flow = files.make_flow(files.name_data(project.root, data), has_tasks=bool(tasks))
+    made = _label(frame, settings.prepare, tasks, source, describe)
+    flow = files.make_flow(list_deps(project, names), has_tasks=bool(tasks))
     written = {project.settings: text, project.root / files.FLOW_FILE: flow}
     if not options.force:
         _allow_replacing(written)
     _write(project, written)
-    say(f"{data}: {count(len(frame), 'row')}, texts in the column {options.text_column!r}")
+    say(f"{source.name}: {count(len(frame), 'row')}, texts in the column {options.text_column!r}")
     if faults:
         warn(f"{count(faults, 'row')} without a usable text: prepare.on_bad_rows is drop")
     _show_tasks(tasks, made)
@@ -150,7 +151,7 @@ def _add_tasks(project: Project, options: InitOptions) -> None:
         _say_next(project, project.root)
         return
     source = _open_dataset(project, settings)
-    tasks, frame = _read_tasks(
+    tasks, frame, describe = _read_tasks(
         source, replace(options, text_column=settings.prepare.text_column), settings
     )
     labels = list(settings.prepare.labels)
@@ -168,7 +169,7 @@ def _add_tasks(project: Project, options: InitOptions) -> None:
     text = set_missing_words(text, [*known, *words] if words else [])
     new = _check_settings(text, str(project.settings))
     _check_kept(settings, new, [task.name for task in tasks])
-    made = _label(frame, new.prepare, tasks, source)
+    made = _label(frame, new.prepare, tasks, source, describe)
     changed = {project.settings: text}
     flow = project.root / files.FLOW_FILE
     if not settings.prepare.labels and flow.exists():
@@ -228,7 +229,7 @@ def _make_reading(settings: PrepareSettings) -> Reading:
     )
 
 
-def _choose_data(folder: Path) -> Path:
+def _choose_data(folder: Path) -> str:
     """The data file, where the command line names none.
 
     :raises DataError: if nobody can be asked and there is not just one such file.
@@ -243,9 +244,9 @@ def _choose_data(folder: Path) -> Path:
     found = [Path(os.path.relpath(file)) for file in found]
     if is_terminal():
         default = str(found[0]) if len(found) == 1 else None
-        return Path(click.prompt("The file of your texts", default=default))
+        return str(click.prompt("The file of your texts", default=default))
     if len(found) == 1:
-        return found[0]
+        return str(found[0])
     listed = ", ".join(map(str, found)) or "none"
     raise DataError(
         f"no data file is named by --data; files of data here: {listed}",
@@ -265,22 +266,22 @@ def _complete_options(source: Source, folder: Path, options: InitOptions) -> Ini
     if options.text_column is not None and options.text_column not in source.names:
         near = suggest(options.text_column, source.names, or_list=False)
         raise DataError(
-            f"--text: {source.path} has no column {options.text_column!r}{near}\n"
+            f"--text: {source.name} has no column {options.text_column!r}{near}\n"
             + source.describe_columns(),
             hint="give --text with one of these columns",
         )
-    if options.text_column is not None and not needs_tasks and options.data is not None:
+    if options.text_column is not None and not needs_tasks and options.data:
         return options
     text_column = options.text_column or source.guess_text_column() or source.names[0]
     suggested = source.suggest_tasks(text_column)
-    described = f"{source.path}: its first {count(source.sampled_rows, 'row')}\n"
+    described = f"{source.name}: its first {count(source.sampled_rows, 'row')}\n"
     described += source.describe_columns()
     if not is_terminal():
         tasks = options.tasks or tuple(_name_task(column) for column in suggested)
         lacking = [
             option
             for option, lacks in (
-                ("--data", options.data is None),
+                ("--data", not options.data),
                 ("--text", options.text_column is None),
                 ("--task", needs_tasks),
             )
@@ -336,7 +337,9 @@ def _write_command(source: Source, folder: Path, options: InitOptions, tasks: Se
     """A whole command, to copy."""
     words = ["pipeline", "init"]
     words += [str(folder)] if folder != Path() else []
-    words += ["--data", str(source.path), "--text", str(options.text_column)]
+    for name in options.data or (source.name,):
+        words += ["--data", name]
+    words += ["--text", str(options.text_column)]
     for option, values in (
         ("--task", tasks), ("--classes", options.classes), ("--set", options.changes)
     ):  # fmt: skip
@@ -369,10 +372,11 @@ def _allow_replacing(written: Mapping[Path, str]) -> None:
 
 def _read_tasks(
     source: Source, options: InitOptions, settings: Settings | None = None
-) -> tuple[list[NewTask], Any]:
+) -> tuple[list[NewTask], Any, Describe]:
     """The tasks, with what their columns tell, and the rows of these columns and of the texts.
 
     :param settings: those of the project that is there.
+    :returns: the tasks, the rows, and what tells a row by its number.
     """
     given = [parse_task(task, source) for task in options.tasks]
     _refuse_doubled(given)
@@ -387,8 +391,9 @@ def _read_tasks(
                 f"--task {task.name}: {task.column!r} is the column of the texts",
                 hint="give a column of labels",
             )
-    frame = source.read_columns([text_column, *(task.wanted for task in given)])
-    return [make_task(task, frame, classes.get(task.name), source) for task in given], frame
+    frame, origins = source.read_columns([text_column, *(task.wanted for task in given)])
+    tasks = [make_task(task, frame, classes.get(task.name), source) for task in given]
+    return tasks, frame, origins.describe
 
 
 def _read_split(source: Source, options: InitOptions, frame: Any) -> NewSplit | None:
@@ -403,7 +408,7 @@ def _read_split(source: Source, options: InitOptions, frame: Any) -> NewSplit | 
     if name is None:
         return None
     wanted = WantedColumn(name, "--split", "class")
-    cells = source.read_columns([wanted])[name].tolist()
+    cells = source.read_columns([wanted])[0][name].tolist()
     frame[name] = cells
     values = {normalize_value(cell).strip() for cell in cells if not is_missing(cell)}
     part_of_value = {value: name_part(value) for value in sorted(values)}
@@ -413,7 +418,7 @@ def _read_split(source: Source, options: InitOptions, frame: Any) -> NewSplit | 
         return None
     if unknown:
         raise DataError(
-            f"--split: {source.path}: column {name!r} holds {', '.join(unknown[:_SHOWN_CLASSES])}, "
+            f"--split: {source.name}: column {name!r} holds {', '.join(unknown[:_SHOWN_CLASSES])}, "
             "which do not say which part they mean",
             hint="tell it by --split - --set 'prepare.split={column: "
             f"{name}, train: […], validation: […], test: […]}}'",
@@ -443,36 +448,41 @@ def _parse_classes(given: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _label(
-    frame: Any, settings: PrepareSettings, tasks: Sequence[NewTask], source: Source
+    frame: Any,
+    settings: PrepareSettings,
+    tasks: Sequence[NewTask],
+    source: Source,
+    describe: Describe,
 ) -> Mapping[str, Labels]:
     """The labels of the new tasks, made as ``prepare`` will make them.
 
     :param frame: the rows of the columns of the texts and of the tasks.
+    :param describe: a function that tells a row by its number.
     :raises DataError: if ``prepare`` would refuse the rows.
     """
     split = settings.split
     if isinstance(split, GivenSplit) and split.column not in frame.columns:
         wanted = WantedColumn(split.column, "prepare.split.column", "class")
-        frame[split.column] = source.read_columns([wanted])[split.column]
+        frame[split.column] = source.read_columns([wanted])[0][split.column]
     names = [task.name for task in tasks]
     only = {name: settings.labels[name] for name in names}
     try:
         given = read_given_parts(frame, settings)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
         own = settings.model_copy(update={"labels": only})
-        corpus, bad = select_rows(frame, own, {}, left_out)
+        corpus, bad = select_rows(frame, own, {}, left_out, describe)
     except DataError as error:
         hint = error.hint and error.hint.replace(
             "set prepare.on_bad_rows to drop", "give --set prepare.on_bad_rows=drop"
         )
-        raise DataError(f"{source.path}: {error.message}", hint=hint) from error
+        raise DataError(f"{source.name}: {error.message}", hint=hint) from error
     for name in names:
         label = only[name]
         if isinstance(label, ColumnLabel) and bad.unlabelled.get(name):
             row, what = next(iter(bad.unlabelled[name].items()))
             warn(
                 f"{name}: {count(len(bad.unlabelled[name]), 'row')} of column {label.column!r} "
-                f"hold no such label, first row {row} (the first is 0): {what}"
+                f"hold no such label, first {describe(row)}: {what}"
             )
     return corpus.labels
 
@@ -482,17 +492,15 @@ def _open_dataset(project: Project, settings: Settings) -> Source:
 
     :raises DataError: if it is not on this machine.
     """
-    name = settings.fetch.dataset
-    path = project.resolve(name)
-    if path.is_file():
-        return open_source(path, _make_reading(settings.prepare))
+    names, name = settings.fetch.list_datasets(), settings.fetch.name_dataset()
+    if all(is_local(project, one) for one in names):
+        return open_source(name, find_files(project, names, _make_reading(settings.prepare)))
     dataset = read_assets(project.assets).get("dataset") if project.assets.exists() else None
     if dataset is None or dataset.id != name:
         raise ReadError(
             f"fetch.dataset: {name} is not on this machine", hint="run `pipeline fetch` first"
         )
-    fetched = dataset.locate(project) / next(iter(dataset.files), "")
-    return open_source(fetched, choose_reading(settings.prepare, dataset))
+    return open_source(name, list_source_files(project, dataset, settings.prepare))
 
 
 def _read_text(path: Path) -> str:
@@ -519,11 +527,8 @@ def _write(project: Project, changed: Mapping[Path, str]) -> None:
     flow = project.root / files.FLOW_FILE
     if not flow.exists() and flow not in written:
         settings = parse_settings(_read_text(project.settings), str(project.settings))
-        data = settings.fetch.dataset
-        is_file = project.resolve(data).is_file()
-        written[flow] = files.make_flow(
-            data if is_file else None, has_tasks=bool(settings.prepare.labels)
-        )
+        deps = list_deps(project, settings.fetch.list_datasets())
+        written[flow] = files.make_flow(deps, has_tasks=bool(settings.prepare.labels))
     written |= files.list_dvc_files(project.root)
     write_together(files.encode_files(written))
     if written:

@@ -172,7 +172,7 @@ def _read_head_comments() -> dict[str, str]:
 
 
 def write_settings(
-    dataset: str,
+    datasets: Sequence[str],
     text_column: str,
     tasks: Sequence[NewTask],
     split: NewSplit | None,
@@ -181,13 +181,15 @@ def write_settings(
 ) -> str:
     """The settings of a new project: those of the preset, with what is this project's own.
 
-    :param dataset: the dataset, as ``fetch.dataset`` names it.
+    :param datasets: the dataset's names, as ``fetch.dataset`` names it.
     :param text_column: the column of the texts.
     :param tasks: the tasks; none for a corpus without labels.
     :param split: the column that names the parts; ``None`` draws them at random.
     :param drop_bad_rows: whether rows without a usable text are left out.
     """
-    text = set_value(read_preset(_PRESET), ("fetch", "dataset"), quote_yaml(dataset))
+    quoted = ", ".join(map(quote_yaml, datasets))
+    dataset = quoted if len(datasets) == 1 else f"[{quoted}]"
+    text = set_value(read_preset(_PRESET), ("fetch", "dataset"), dataset)
     text = set_value(text, ("prepare", "text_column"), quote_yaml(text_column))
     if drop_bad_rows:
         text = set_value(text, ("prepare", "on_bad_rows"), "drop")

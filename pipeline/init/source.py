@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +12,26 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import WantedColumn
 from pipeline.console import count
 from pipeline.corpus.columns import ColumnChoice
+from pipeline.corpus.file_sets import has_wildcards, list_local_files
 from pipeline.corpus.reading import Reading
-from pipeline.corpus.sources import STREAMERS, name_format, read_source
+from pipeline.corpus.sources import (
+    STREAMERS,
+    RowOrigins,
+    SourceFiles,
+    name_format,
+    read_sources,
+)
 from pipeline.errors import DataError
 from pipeline.files import describe_read_error
 from pipeline.init.guess import Guess, guess_column, list_examples
 from pipeline.prepare.labelers.base import is_missing, shorten
+from pipeline.project import Project
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SAMPLED_ROWS = 20_000  # by which columns are described
+_SAMPLED_TEXTS = 1_000  # of files that are one text each
 _BLOCK_ROWS = 2_000
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 38
@@ -49,16 +58,16 @@ class SourceColumn:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of rows.
+    """Rows of one file or of several.
 
-    :param path: the file.
-    :param reading: how it is read.
+    :param name: what messages call it.
+    :param files: its files.
     :param columns: its columns in their order.
     :param sampled_rows: the number of its first rows that the guesses are by.
     """
 
-    path: Path
-    reading: Reading
+    name: str
+    files: Sequence[SourceFiles]
     columns: Sequence[SourceColumn]
     sampled_rows: int
 
@@ -99,31 +108,119 @@ class Source:
             lines.append(f"and {count(more, 'more column')}")
         return "\n".join(f"  {line.rstrip()}" for line in lines)
 
-    def read_columns(self, wanted: Sequence[WantedColumn]) -> pd.DataFrame:
+    def read_columns(self, wanted: Sequence[WantedColumn]) -> tuple[pd.DataFrame, RowOrigins]:
         """All rows of some columns, as ``prepare`` reads them.
 
         :param wanted: the columns.
+        :returns: the rows, and which file each is from.
         :raises DataError: if one is missing or cannot be read.
         """
         # What the file's form leaves open was said when it was opened.
         with contextlib.redirect_stdout(io.StringIO()):
-            return read_source(
-                self.path, self.reading, ColumnChoice(tuple(wanted), all_others=False)
-            )
+            return read_sources(self.files, ColumnChoice(tuple(wanted), all_others=False))
 
 
-def open_source(path: Path, reading: Reading) -> Source:
-    """Look at the first rows of a file.
+def find_files(project: Project, names: Sequence[str], reading: Reading) -> list[SourceFiles]:
+    """The files of this machine that a dataset's names stand for.
 
-    :param path: the file.
-    :param reading: how it is to be read.
-    :raises DataError: if it is missing, of no known format or not of its format.
+    :param project: the project that relative names belong to.
+    :param names: names of files and folders, and patterns.
+    :param reading: how the files are to be read.
+    :raises DataError: if one is missing, or a folder holds no file that can be read.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise DataError(
-            f"{path}: {what}", hint="give a file of CSV, TSV, JSON Lines, JSON or Parquet by --data"
-        )
+    sources = []
+    for name in names:
+        path = project.resolve(name)
+        try:
+            found = list_local_files(project, name)
+        except OSError as error:
+            raise describe_read_error(error, error.filename or name) from error
+        if found is not None:
+            folder, chosen = found
+            are_texts = chosen.are_texts and reading.format == "auto"
+            sources.append(
+                SourceFiles(project.resolve(folder), chosen.names, reading, are_texts=are_texts)
+            )
+        elif path.is_file():
+            sources.append(SourceFiles(path.parent, [path.name], reading))
+        else:
+            raise DataError(
+                f"{path}: no such file",
+                hint="give a file of CSV, TSV, JSON Lines, JSON or Parquet by --data",
+            )
+    return sources
+
+
+def is_local(project: Project, name: str) -> bool:
+    """Whether a dataset's name stands for files of this machine.
+
+    :param project: the project that a relative name belongs to.
+    :param name: the name.
+    """
+    return "://" not in name and (project.resolve(name).exists() or has_wildcards(name))
+
+
+def list_deps(project: Project, names: Sequence[str]) -> list[str]:
+    """What DVC is to watch of a dataset: files, or the folders of several files.
+
+    A folder that holds the project or is written by it cannot be watched; then its files are, and
+    those of a pattern outside the project, where much else may lie.
+
+    :param project: the project.
+    :param names: the dataset's names.
+    """
+    deps = []
+    for name in names:
+        if not is_local(project, name):
+            continue
+        found = list_local_files(project, name)
+        if found is None:
+            deps.append(name)
+            continue
+        folder, chosen = found
+        path = project.resolve(folder).resolve()
+        is_apart = not project.root.is_relative_to(path) and not path.is_relative_to(project.cache)
+        if is_apart and (project.resolve(name).is_dir() or path.is_relative_to(project.root)):
+            deps.append(folder.rstrip("/"))
+        else:
+            deps += [f"{folder.removeprefix('./')}{file}" for file in chosen.names]
+    return list(dict.fromkeys(deps))
+
+
+def open_source(name: str, files: Sequence[SourceFiles]) -> Source:
+    """Look at the first rows of a source.
+
+    :param name: what messages call it.
+    :param files: its files.
+    :raises DataError: if a file is of no known format or not of its format.
+    """
+    sample: dict[str, list[Any]] = {}
+    for source in files:
+        for block in _iterate_sample(source):
+            for column, values in block.items():
+                sample.setdefault(column, []).extend(_list_values(values))
+            if len(next(iter(sample.values()), [])) >= _SAMPLED_ROWS:
+                break
+    rows = len(next(iter(sample.values()), []))
+    if not rows:
+        raise DataError(f"{name}: has no rows", hint="give a file with rows")
+    columns = [_describe_column(column, values) for column, values in sample.items()]
+    return Source(name, files, columns, rows)
+
+
+def _iterate_sample(source: SourceFiles) -> Iterator[Mapping[str, Any]]:
+    """The first rows of some files, in blocks; of files that are one text each, some of all."""
+    if source.are_texts:
+        step = -(-len(source.names) // _SAMPLED_TEXTS)
+        sampled = replace(source, names=source.names[::step])
+        frame, _ = read_sources([sampled], ColumnChoice())
+        yield {name: frame[name].tolist() for name in frame.columns}
+        return
+    for name in source.names:
+        yield from _stream_blocks(source.folder / name, source.reading)
+
+
+def _stream_blocks(path: Path, reading: Reading) -> Iterator[Mapping[str, Any]]:
     file_format = reading.format if reading.format != "auto" else name_format(path)
     if file_format is None:
         raise DataError(
@@ -132,22 +229,12 @@ def open_source(path: Path, reading: Reading) -> Source:
         )
     if not path.stat().st_size:
         raise DataError(f"{path}: the file is empty", hint="give a file with a header and rows")
-    sample: dict[str, list[Any]] = {}
     try:
         known = replace(reading, format=file_format)
         stream = STREAMERS[file_format](path, known, ColumnChoice())
-        for block in stream.iterate_blocks(_BLOCK_ROWS):
-            for name, values in block.items():
-                sample.setdefault(name, []).extend(_list_values(values))
-            if len(next(iter(sample.values()), [])) >= _SAMPLED_ROWS:
-                break
+        yield from stream.iterate_blocks(_BLOCK_ROWS)
     except OSError as error:
         raise describe_read_error(error, path) from error
-    rows = len(next(iter(sample.values()), []))
-    if not rows:
-        raise DataError(f"{path}: has no rows", hint="give a file with rows")
-    columns = [_describe_column(name, values) for name, values in sample.items()]
-    return Source(path, reading, columns, rows)
 
 
 def _list_values(values: Any) -> list[Any]:

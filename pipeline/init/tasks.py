@@ -72,7 +72,7 @@ def parse_task(given: str, source: Source) -> GivenTask:
     if column not in source.names:
         listed = ", ".join(map(repr, source.names[:_SHOWN_CLASSES]))
         raise DataError(
-            f"--task {given}: {source.path} has no column {column!r}"
+            f"--task {given}: {source.name} has no column {column!r}"
             f"{suggest(column, source.names, or_list=False)}",
             hint=f"give --task NAME=COLUMN with one of the columns {listed}",
         )
@@ -120,7 +120,7 @@ def make_task(
     kind = task.kind or guessed.task_kind
     if kind is None:
         raise DataError(
-            f"--task {task.name}: {source.path}: column {task.column!r} does not look like "
+            f"--task {task.name}: {source.name}: column {task.column!r} does not look like "
             f"labels but like {_describe(guessed.kind)}",
             hint=f"name the kind if it is one of {', '.join(TASK_FORMS)}: --task "
             + shlex.quote(f"{task.name}={task.column}:number"),

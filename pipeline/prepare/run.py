@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.assets import Asset, check_files, read_assets
+from pipeline.assets import ONE_TEXT, SIZES, Asset, check_files, read_assets
 from pipeline.config import (
     GivenSplit,
     LabelSettings,
@@ -22,10 +22,11 @@ from pipeline.config import (
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.columns import ColumnChoice
+from pipeline.corpus.file_sets import list_local_files
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
 from pipeline.corpus.keys import hash_texts
 from pipeline.corpus.reading import Reading
-from pipeline.corpus.sources import read_source
+from pipeline.corpus.sources import RowOrigins, SourceFiles, describe_row, read_sources
 from pipeline.corpus.tables import (
     PARTS,
     describe_label,
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-
+# What tells a row by its number, for messages.
+Describe = Callable[[int], str]
 _NAMED_ROWS = 5  # that an error or a warning names, of those that cannot be used
 _GROUP_ROWS = 16_384  # in a row group of texts.parquet: a reader holds one group at a time
 _COUNTED_CLASSES = 30  # of a label, in the summary
@@ -92,26 +94,26 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     """
     assets = read_assets(project.assets)
     dataset, own = assets["dataset"], settings.prepare
-    source = _check_asset(project, "dataset", dataset)
+    _check_dataset(project, dataset)
     files = find_label_assets(project, settings, assets)
     wanted, may_be_any = own.list_columns()
-    frame = read_source(
-        source, choose_reading(own, dataset), ColumnChoice(wanted, all_others=may_be_any)
-    )
+    sources = list_source_files(project, dataset, own)
+    frame, origins = read_sources(sources, ColumnChoice(wanted, all_others=may_be_any))
     try:
         given = read_given_parts(frame, own)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
         workspace = Workspace(project.scores, settings.runtime.threads)
-        corpus, bad = select_rows(frame, own, files, left_out, workspace)
+        corpus, bad = select_rows(frame, own, files, left_out, origins.describe, workspace)
     except DataError as error:
-        raise DataError(f"{source}: {error.message}", hint=error.hint) from error
+        name = origins.files[0][0] if len(origins.files) == 1 else dataset.id
+        raise DataError(f"{name}: {error.message}", hint=error.hint) from error
     check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
     keys = hash_texts(corpus.texts)
     alike = hash_texts([fold_text(text) for text in corpus.texts])
     given = given[corpus.rows] if given is not None else None
     split = split_rows(alike, corpus.labels, own.split, given)
     _write_corpus(project, corpus, keys, split, own.labels)
-    _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split)
+    _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split, origins)
     return {
         "rows": len(corpus.texts),
         "distinct_texts": len(set(keys)),
@@ -136,6 +138,45 @@ def _check_asset(project: Project, key: str, asset: Asset) -> Path:
     folder = asset.locate(project)
     check_files(asset, key, folder)
     return folder / next(iter(asset.files), "")
+
+
+def _check_dataset(project: Project, dataset: Asset) -> None:
+    """Make sure that the dataset's files are those that were fetched, and that none was added.
+
+    :raises StageError: naming the first file that is not.
+    """
+    for member in dataset.list_members():
+        check_files(member, "dataset", member.locate(project))
+        if member.path is None or SIZES not in member.extra:
+            continue
+        found = list_local_files(project, member.id)
+        added = sorted(set(found[1].names if found else ()) - set(member.files))
+        if added:
+            more = f" and {len(added) - 1:,} more" if added[1:] else ""
+            raise StageError(
+                f"dataset {member.id}: {added[0]}{more} came since it was fetched",
+                hint="run `pipeline fetch` again",
+            )
+
+
+def list_source_files(
+    project: Project, dataset: Asset, settings: PrepareSettings
+) -> list[SourceFiles]:
+    """The dataset's files as they are to be read.
+
+    :param project: the project that a relative path belongs to.
+    :param dataset: the dataset as ``fetch`` got it.
+    :param settings: the settings that say how.
+    """
+    return [
+        SourceFiles(
+            member.locate(project),
+            sorted(member.files),
+            choose_reading(settings, member),
+            are_texts=ONE_TEXT in member.extra and settings.format == "auto",
+        )
+        for member in dataset.list_members()
+    ]
 
 
 def choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
@@ -187,6 +228,7 @@ def select_rows(
     settings: PrepareSettings,
     assets: Mapping[str, Path],
     left_out: Collection[int] = (),
+    describe: Describe = describe_row,
     workspace: Workspace | None = None,
 ) -> tuple[LabelledTexts, BadRows]:
     """Label all rows and keep those that can be used.
@@ -195,6 +237,7 @@ def select_rows(
     :param settings: the text column, the labels, and what to do with rows that cannot be used.
     :param assets: key of each asset that a labeler wants → its file.
     :param left_out: rows that are not to be used, whatever they hold.
+    :param describe: a function that tells a row by its number, for messages.
     :param workspace: what labelers may use whose labels take long to make.
     :returns: the usable rows, and what was left out.
     :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
@@ -213,7 +256,7 @@ def select_rows(
         for row, value in made.unusable.items():
             reasons.setdefault(row, f"unknown label for {task}: {value}")
     if reasons and settings.on_bad_rows == "stop":
-        raise _refuse_rows(reasons, labels)
+        raise _refuse_rows(reasons, labels, describe)
     # A row without a text serves no task, and one whose labels are all missing or unusable, too; a
     # row whose labels are all missing, as settings allow, is kept for the text's sake.
     serves = np.zeros(len(texts), bool)
@@ -223,8 +266,9 @@ def select_rows(
     unused = {*dropped, *left_out}
     usable = np.array([row for row in range(len(texts)) if row not in unused], np.int64)
     if not len(usable):
-        raise DataError(f"none of the {len(texts):,} rows can be used; {_list_rows(reasons)}")
-    _refuse_empty_labels(labels)
+        listed = _list_rows(reasons, describe)
+        raise DataError(f"none of the {len(texts):,} rows can be used; {listed}")
+    _refuse_empty_labels(labels, describe)
     unlabelled = {
         task: {row: what for row, what in made.unusable.items() if row not in dropped}
         for task, made in labels.items()
@@ -273,7 +317,7 @@ def _forget_rows(labels: Labels, rows: Collection[int]) -> Labels:
     return replace(labels, unusable=unusable)
 
 
-def _refuse_empty_labels(labels: Mapping[str, Labels]) -> None:
+def _refuse_empty_labels(labels: Mapping[str, Labels], describe: Describe) -> None:
     """Refuse a label of classes or tags that no row has, as there is nothing to learn.
 
     :raises DataError: naming the first such task.
@@ -282,7 +326,7 @@ def _refuse_empty_labels(labels: Mapping[str, Labels]) -> None:
         if made.kind != "number" and not made.classes:
             what = "tag" if made.kind == "tags" else "class"
             raise DataError(
-                f"no row has a {what} for {task}" + _list_rows(made.unusable),
+                f"no row has a {what} for {task}" + _list_rows(made.unusable, describe),
                 hint=f"correct prepare.labels.{task}, or take it out",
             )
 
@@ -307,7 +351,9 @@ def _take_rows(labels: Labels, rows: npt.NDArray[np.int64]) -> Labels:
     return replace(labels, values=labels.values[rows], unusable={}, scores=scores)
 
 
-def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> DataError:
+def _refuse_rows(
+    reasons: Mapping[int, str], labels: Mapping[str, Labels], describe: Describe
+) -> DataError:
     """The error that names the first rows that cannot be used, and what is known of their labels.
 
     :param reasons: row → why.
@@ -322,10 +368,8 @@ def _refuse_rows(reasons: Mapping[int, str], labels: Mapping[str, Labels]) -> Da
     hint = "correct them, or set prepare.on_bad_rows to drop"
     if lacking:
         hint += f"; if rows may lack {lacking[0]}, set prepare.labels.{lacking[0]}.optional to true"
-    return DataError(
-        f"{count(len(reasons), 'row')} cannot be used: {_list_rows(reasons)}{''.join(lines)}",
-        hint=hint,
-    )
+    listed = _list_rows(reasons, describe) + "".join(lines)
+    return DataError(f"{count(len(reasons), 'row')} cannot be used: {listed}", hint=hint)
 
 
 def _list_classes(classes: Sequence[str]) -> str:
@@ -335,10 +379,10 @@ def _list_classes(classes: Sequence[str]) -> str:
     return listed + (f" and {more:,} more" if more > 0 else "")
 
 
-def _list_rows(reasons: Mapping[int, str]) -> str:
+def _list_rows(reasons: Mapping[int, str], describe: Describe) -> str:
     """The first rows that cannot be used, a line each, and how many more there are."""
     first = sorted(reasons)[:_NAMED_ROWS]
-    lines = [f"\n  row {row} (the first is 0): {reasons[row]}" for row in first]
+    lines = [f"\n  {describe(row)}: {reasons[row]}" for row in first]
     more = len(reasons) - len(first)
     return "".join(lines) + (f"\n  and {more:,} more" if more else "")
 
@@ -411,11 +455,13 @@ def _show_summary(
     keys: Sequence[bytes],
     alike: Sequence[bytes],
     split: npt.NDArray[np.int8],
+    origins: RowOrigins,
 ) -> None:
     """Say what was written.
 
     :param keys: the key of each row's text, [B].
     :param alike: a key that is the same for texts which hardly differ to the eye, [B].
+    :param origins: the files that rows come from.
     """
     distinct = len(set(keys))
     say(
@@ -427,7 +473,7 @@ def _show_summary(
         say(f"without regard to case, blanks and Unicode form: {count(unlike, 'distinct text')}")
     if bad.left_out:
         say(f"{count(bad.left_out, 'row')} left out, as prepare.split.leave_out says")
-    _warn_of_bad_rows(bad)
+    _warn_of_bad_rows(bad, origins.describe)
     if not (split == PARTS.index("test")).any():
         say("no test part: the report will show the validation rows")
     in_training = {key for key, part in zip(alike, split, strict=True) if part == 0}
@@ -450,18 +496,18 @@ def _show_summary(
             warn(f"{name}: nor is any of {more:,} other classes")
 
 
-def _warn_of_bad_rows(bad: BadRows) -> None:
+def _warn_of_bad_rows(bad: BadRows, describe: Describe) -> None:
     """Say how many rows were dropped, and how many lack a label, for each reason."""
     by_reason: dict[str, dict[int, str]] = {}
     for row, why in bad.dropped.items():
         by_reason.setdefault(why.partition(":")[0], {})[row] = why
     for why, rows in by_reason.items():
-        warn(f"{count(len(rows), 'row')} dropped: {why}{_list_rows(rows)}")
+        warn(f"{count(len(rows), 'row')} dropped: {why}{_list_rows(rows, describe)}")
     for task, rows_of_task in bad.unlabelled.items():
         if rows_of_task:
             warn(
                 f"{count(len(rows_of_task), 'row')} without a usable label for {task}, which "
-                f"serve the other tasks:{_list_rows(rows_of_task)}"
+                f"serve the other tasks:{_list_rows(rows_of_task, describe)}"
             )
 
 

@@ -37,6 +37,8 @@ _PART_TITLES = {
     "validation_unseen": "Validation, unseen texts",
 }
 
+_SHOWN_FILES = 20  # of the dataset, with their hashes
+
 
 @dataclass(frozen=True)
 class PageContent:
@@ -83,6 +85,10 @@ def render_page(content: PageContent) -> str:
         backbone=backbone,
         wanted=wanted if wanted != backbone.id else None,
         dataset=content.assets["dataset"],
+        dataset_files=[
+            pair for of in content.assets["dataset"].list_members() for pair in of.files.items()
+        ],
+        shown_files=_SHOWN_FILES,
         other_assets={
             key: asset
             for key, asset in content.assets.items()

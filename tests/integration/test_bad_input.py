@@ -361,7 +361,7 @@ def test_what_cannot_be_read_is_named_with_the_systems_reason(
     file.chmod(0o644)
     assert read_all(own) == before
     if (stage, reason) == ("fetch", "Is a directory"):
-        assert_refused(result, "params.yaml: fetch.dataset: data.csv: is a folder, not a file")
+        assert_refused(result, "params.yaml: fetch.dataset: data.csv: no file of a known format in")
         return
     key = "params.yaml: fetch.dataset: " if stage == "fetch" else ""
     assert_refused(result, f"Error: {key}cannot read {name}: {reason}")

@@ -236,11 +236,30 @@ def test_dataset_from_the_hub(
     assert (private_cache / str(record["folder"]) / "data/train.csv").read_bytes() == content
 
 
+def test_a_pattern_of_files_from_the_hub(
+    hub: Hub, hub_project: Path, private_cache: Path, process: Cli
+) -> None:
+    files = {f"data/{n}.csv": f"label,message\nham,{n}\n".encode() for n in (2, 1)}
+    hub.repos["datasets/acme/sms"] = {**files, "data/sub/3.csv": b"x", "data/4.tsv": b"x"}
+    edit_params({"fetch.dataset": "hf://datasets/acme/sms/data/*.csv"})
+    assert process("fetch").returncode == 0
+    record = read_record("dataset")
+    expected = {f"{n}.csv": files[f"data/{n}.csv"] for n in (1, 2)}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in expected.items()}
+    assert record["files"] == hashes
+    assert record["bytes"] == {name: len(content) for name, content in expected.items()}
+    folder = private_cache / str(record["folder"])
+    assert {path.name for path in folder.iterdir()} == {"asset.json", *expected}
+    hub.repos.clear()
+    assert process("fetch").returncode == 0  # what is kept serves
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
         ("hf://datasets/acme/sms/data/none.csv", "acme/sms has no data/none.csv"),
-        ("hf://datasets/acme/sms/data/*.csv", "holds 2 files, not one"),
+        ("hf://datasets/acme/sms/data/*.tsv", "acme/sms has no data/*.tsv"),
+        ("hf://datasets/acme/sms/*.csv", "acme/sms has no *.csv"),
         ("hf://datasets/acme/sms@1.0/data/a.csv", "acme/sms has no revision 1.0"),
         ("hf://datasets/acme/sms/", "must be hf://datasets/OWNER/NAME/FILE"),
         ("hf://acme/sms/a.csv", "must be hf://datasets/OWNER/NAME/FILE"),

@@ -353,8 +353,8 @@ def test_mistakes_are_one_message_and_write_nothing(
     (folder / "head.csv").write_text("body,team\n")
     (folder / "book.csv").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
     before = list_files(folder)
-    given = ["--data", "tickets.csv", "--text", "body"]
-    said = init(folder, *given, *arguments, status=status)
+    given = [] if "--data" in arguments else ["--data", "tickets.csv"]
+    said = init(folder, *given, "--text", "body", *arguments, status=status)
     assert what in said
     assert "Traceback" not in said
     assert list_files(folder) == before

@@ -84,6 +84,17 @@ def test_record_round_trip(kept: Asset, private_cache: Path) -> None:
     assert str(private_cache) not in json.dumps(record), "the same on every machine"
     local = Asset(id="a.csv", source="local file", files={"a.csv": "0" * 64}, path="./a.csv")
     assert Asset.from_record(json.loads(json.dumps(local.to_record()))) == local
+    both = Asset(id="corpus, a.csv", source="hub, local file", files={}, members=(kept, local))
+    assert Asset.from_record(json.loads(json.dumps(both.to_record()))) == both
+    assert both.list_members() == (kept, local)
+    assert local.list_members() == (local,)
+
+
+def test_a_folder_is_told_from_a_file_of_the_same_name(tmp_path: Path) -> None:
+    files = {"a.csv": "0" * 64}
+    for path, folder in (("data/a.csv", "data"), ("data/a.csv/", "data/a.csv"), ("./", "")):
+        asset = Asset(id=path, source="local files", files=files, path=path)
+        assert asset.locate(Project(tmp_path)) == tmp_path / folder
 
 
 def test_check_files(kept: Asset, private_cache: Path) -> None:

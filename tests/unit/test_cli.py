@@ -181,7 +181,7 @@ def test_errors_show_control_characters_and_hide_secrets(cli: Cli, project: Path
         assert "\x1b" not in result.stderr
         assert r"\x1b[31m" in result.stderr
     settings = project / "params.yaml"
-    settings.write_text("fetch: {dataset: ['https://host/a.csv?token=s3cret']}")
+    settings.write_text("fetch: {dataset: [['https://host/a.csv?token=s3cret']]}")
     result = cli("fetch")
-    assert "fetch.dataset: must be text, got ['https://host/a.csv?…" in result.stderr
+    assert "fetch.dataset.0: must be text, got ['https://host/a.csv?…" in result.stderr
     assert "s3cret" not in result.stderr

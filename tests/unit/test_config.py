@@ -320,7 +320,10 @@ runtimes: {}
         ),
         ("embed: {max_tokens: 2}", "embed.max_tokens: must be >= 3, got 2"),
         ("fetch: {backbones: []}", "fetch.backbones: must be a list of 1 or more, got []"),
-        ("fetch: {dataset: ''}", "fetch.dataset: must be text that is not empty, got ''"),
+        (
+            "fetch: {dataset: ''}",
+            "fetch.dataset: must be text that is not empty or a list, got ''",
+        ),
         ("runtime: {devices: gpu}", "runtime.devices: must be auto, cpu, cuda, cuda:N, mps, or a "),
         (
             "runtime: {devices: [cpu, 1]}",

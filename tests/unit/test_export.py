@@ -179,6 +179,34 @@ def test_labels_say_what_outputs_mean() -> None:
             ("unknown", None, None),
         ),
         (
+            Asset(
+                "hf://datasets/acme/mail/*.csv, hf://datasets/acme/mail/b/c.csv",
+                "hub",
+                {},
+                members=(
+                    Asset("hf://datasets/acme/mail/*.csv", "hub", {}, folder="d"),
+                    Asset("hf://datasets/acme/mail/b/c.csv", "hub", {}, folder="e"),
+                ),
+            ),
+            Asset("acme/tiny@0123", "hub", {}, folder="b"),
+            "mit",
+            ("mit", "acme/tiny", ["acme/mail"]),
+        ),
+        (
+            Asset(
+                "/home/someone/secret/a.csv, hf://datasets/acme/mail/b.csv",
+                "local file, hub",
+                {},
+                members=(
+                    Asset("/home/someone/secret/a.csv", "local file", {}, path="/home/someone"),
+                    Asset("hf://datasets/acme/mail/b.csv", "hub", {}, folder="e"),
+                ),
+            ),
+            Asset("acme/tiny@0123", "hub", {}, folder="b"),
+            "mit",
+            ("mit", "acme/tiny", None),
+        ),
+        (
             Asset("https://example.org/mail.csv", "web", {}, folder="d"),
             Asset("acme/tiny@0123", "hub", {}, folder="b"),
             "mit",

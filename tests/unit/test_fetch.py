@@ -165,16 +165,18 @@ def test_second_folder_serves(local_project: Path, capsys: pytest.CaptureFixture
     [
         ("mesages.csv", "mesages.csv: no such file; did you mean `messages.csv`?"),
         ("sms-spam-colection", "no such file; did you mean `sms-spam-collection`?"),
-        ("tiny", "tiny: is a folder, not a file"),
+        (".", ".: is a folder that holds the project"),
+        ("bare", "bare: no file of a known format in this folder: CSV, TSV"),
         ("/proc/self/mem", "cannot read /proc/self/mem: Input/output error"),
         ("x" * 300, "x: File name too long"),
         ("~no-such-user/a.csv", "~no-such-user/a.csv: no such file"),
         ("http://[::1/a.csv", "not a valid URL"),
-        ("ftp://host/a.csv", "only http://, https:// and hf://datasets/ can be fetched"),
-        ("https:///a.csv", "only http://, https:// and hf://datasets/ can be fetched"),
+        ("none://host/a.csv", "only http://, https://, hf://datasets/ and what fsspec knows"),
+        ("https:///a.csv", "only http://, https://, hf://datasets/ and what fsspec knows"),
     ],
 )
 def test_dataset_that_cannot_be_had(name: str, message: str, local_project: Path) -> None:
+    (local_project / "bare").mkdir()
     edit_params({"fetch.dataset": name})
     error = refuse()
     assert error.message.startswith("fetch.dataset: ")

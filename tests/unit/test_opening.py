@@ -41,6 +41,13 @@ def read(path: Path, content: bytes, **options: object) -> list[dict[str, object
     return frame.to_dict("records")
 
 
+def compress_zstd(content: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(content)
+    return bytes(packed.getvalue())
+
+
 def refuse(path: Path, content: bytes, choice: ColumnChoice | None = None) -> DataError:
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -53,7 +60,14 @@ def refuse(path: Path, content: bytes, choice: ColumnChoice | None = None) -> Da
 
 @pytest.mark.parametrize("name", CONTENTS)
 @pytest.mark.parametrize(
-    ("ending", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    ("ending", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", compress_zstd),
+        (".zstd", compress_zstd),
+    ],
 )
 def test_compressed_files_by_their_ending_and_by_their_bytes(
     tmp_path: Path, name: str, ending: str, compress: Callable[[bytes], bytes]
@@ -68,14 +82,17 @@ def test_compressed_files_by_their_ending_and_by_their_bytes(
     assert read(tmp_path / "noname", packed, format=name.partition(".")[2]) == ROWS
 
 
-def test_gzip_in_several_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, compress_zstd])
+def test_a_compressed_file_in_several_parts(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
     content = CSV.encode()
-    packed = gzip.compress(content[:20]) + gzip.compress(content[20:])
+    packed = compress(content[:20]) + compress(content[20:])
     assert read(tmp_path / "a.csv.gz", packed) == ROWS
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, compress_zstd])
 def test_damaged_compressed_files(
     tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -161,7 +178,6 @@ OTHERS = {
         "git lfs",
     ),
     "page": (b"\n<!DOCTYPE HTML>\n<html><body>Sign in", "a web page (HTML)", "download the data"),
-    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(99), "compressed with zstd", "zstd -d"),
     "SQLite": (b"SQLite format 3\x00" + bytes(99), "an SQLite database", "Parquet"),
     "Arrow": (make_arrow(), "an Arrow or Feather file", "Parquet"),
     "pickle": (b"\x80\x04\x95" + bytes(99), "a Python pickle, which is never loaded", "Parquet"),
