@@ -22,6 +22,7 @@ class Project:
     :ivar assets: what ``fetch`` resolved.
     :ivar texts_file: the rows' texts and their keys, by ``prepare``.
     :ivar labels_file: the rows' splits and labels, by ``prepare``.
+    :ivar label_scores: the folder of what classification models said of texts.
     :ivar store: the folder of the embedding store.
     :ivar heads: the folder of the trained heads.
     :ivar report: the folder of metrics, plots and the page.
@@ -38,6 +39,7 @@ class Project:
         self.assets = self.cache / "assets.json"
         self.texts_file = self.cache / "texts.parquet"
         self.labels_file = self.cache / "labels.parquet"
+        self.label_scores = self.cache / "label-scores"
         self.store = self.cache / "embeddings"
         self.heads = self.cache / "heads"
         self.report = self.cache / "report"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from pipeline.corpus.tables import (
 from pipeline.corpus.texts import find_fault, fold_text
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
-from pipeline.prepare.labelers.base import NO_VALUE, Labels, make_labeler
+from pipeline.prepare.labelers.base import NO_VALUE, LabelingContext, Labels, make_labeler
 from pipeline.prepare.labelers.class_checks import show_name
 from pipeline.prepare.split import LEFT_OUT, Parts, read_parts, split_rows
 from pipeline.project import Project
@@ -101,7 +101,8 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     try:
         given = read_given_parts(frame, own)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
-        corpus, bad = select_rows(frame, own, files, left_out)
+        context = LabelingContext(project, settings.runtime)
+        corpus, bad = select_rows(frame, own, files, left_out, context)
     except DataError as error:
         raise DataError(f"{source}: {error.message}", hint=error.hint) from error
     check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
@@ -111,6 +112,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     split = split_rows(alike, corpus.labels, own.split, given)
     _write_corpus(project, corpus, keys, split, own.labels)
     _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split)
+    _hint_at_dvc(project, corpus.labels.values())
     return {
         "rows": len(corpus.texts),
         "distinct_texts": len(set(keys)),
@@ -161,7 +163,7 @@ def choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
 def _find_label_assets(
     project: Project, settings: Settings, assets: Mapping[str, Asset]
 ) -> dict[str, Path]:
-    """The files that the labelers want: key in ``assets.json`` → file.
+    """What the labelers want: key in ``assets.json`` → file, or folder of a model.
 
     :raises StageError: if one was not fetched, or is of other settings than these.
     """
@@ -174,7 +176,8 @@ def _find_label_assets(
                 f"{project.assets}: {what}, but {wanted.key} is {wanted.name}",
                 hint="run `pipeline fetch` again",
             )
-        files[key] = _check_asset(project, key, asset)
+        file = _check_asset(project, key, asset)
+        files[key] = file.parent if wanted.is_model else file
     return files
 
 
@@ -183,6 +186,7 @@ def select_rows(
     settings: PrepareSettings,
     assets: Mapping[str, Path],
     left_out: Collection[int] = (),
+    context: LabelingContext | None = None,
 ) -> tuple[LabelledTexts, BadRows]:
     """Label all rows and keep those that can be used.
 
@@ -190,6 +194,7 @@ def select_rows(
     :param settings: the text column, the labels, and what to do with rows that cannot be used.
     :param assets: key of each asset that a labeler wants → its file.
     :param left_out: rows that are not to be used, whatever they hold.
+    :param context: the project, for labelers that read or keep files there.
     :returns: the usable rows, and what was left out.
     :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
         label for some task.
@@ -197,7 +202,9 @@ def select_rows(
     texts, faults = _read_texts(frame, settings.text_column, left_out)
     labelled = _clear_missing(frame, settings, left_out)
     labels = {
-        task: _forget_rows(make_labeler(task, label).label(labelled, texts, assets), left_out)
+        task: _forget_rows(
+            make_labeler(task, label, context).label(labelled, texts, assets), left_out
+        )
         for task, label in settings.labels.items()
     }
     reasons = dict(faults)
@@ -387,7 +394,10 @@ def _make_labels_table(
         about = describe_label(task.classes, task.kind)
         fields.append(pa.field(name, columns[-1].type, metadata=about))
         values = hash_labels(task.kind, task.classes, task.values)
-        identities[name] = LabelIdentity(values, settings[name].model_dump(mode="json"))
+        told = settings[name].model_dump(mode="json")
+        if task.sources:
+            told["sources"] = dict(sorted(task.sources.items()))
+        identities[name] = LabelIdentity(values, told)
         for score, numbers in task.scores.items():
             fields.append(pa.field(score, pa.float64()))
             columns.append(pa.array(numbers))
@@ -454,6 +464,20 @@ def _warn_of_bad_rows(bad: BadRows) -> None:
             warn(
                 f"{count(len(rows_of_task), 'row')} without a usable label for {task}, which "
                 f"serve the other tasks:{_list_rows(rows_of_task)}"
+            )
+
+
+def _hint_at_dvc(project: Project, labels: Iterable[Labels]) -> None:
+    """Tell which of a user's own files that labels depend on DVC does not watch."""
+    try:
+        stages = (project.root / "dvc.yaml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    for name in sorted({name for made in labels for name in made.sources}):
+        if (project.root / name).is_file() and name not in stages:
+            say(
+                f"tip: to let DVC notice changes of {name}, add it to the `deps` of the stage "
+                "`prepare` in dvc.yaml"
             )
 
 
