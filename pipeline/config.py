@@ -151,14 +151,18 @@ class FetchSettings(Section):
 
 
 class WantedAsset(NamedTuple):
-    """A file that a labeler wants the stage ``fetch`` to get.
+    """A file or a model that a labeler wants the stage ``fetch`` to get.
 
-    :param name: its name in the catalog, or a path as ``Project.resolve`` takes it.
+    :param name: its name in the catalog, or a path as ``Project.resolve`` takes it; of a model, a
+        hub id or the path of a folder.
     :param key: the setting that gives the name, for messages.
+    :param is_model: whether it is a folder with a Hugging Face model, which is fetched as a
+        backbone is.
     """
 
     name: str
     key: str
+    is_model: bool = False
 
 
 class WantedColumn(NamedTuple):
@@ -181,9 +185,12 @@ class LabelSettings(Section):
 
     :cvar implementation: ``module:class`` of its ``pipeline.prepare.labelers.base.Labeler``, which
         is imported when labels are made, so that reading settings needs none of its libraries.
+    :cvar in_project: whether that labeler is made with a ``LabelingContext`` too, as it reads or
+        keeps files of the project.
     """
 
     implementation: ClassVar[str]
+    in_project: ClassVar[bool] = False
 
     labeler: StrictStr = Field(description="Where the label comes from: the name of a labeler.")
 
@@ -225,45 +232,18 @@ class LabelSettings(Section):
         return {}
 
 
-class ColumnLabel(LabelSettings):
-    """A label that a column of the source holds."""
+class NamedClasses(LabelSettings):
+    """The classes of a label, and which values stand for them."""
 
-    implementation = "pipeline.prepare.labelers.column:ColumnLabeler"
-
-    labeler: Literal["column"] = Field(
-        default="column", description="Where the label comes from: a `column` of the source."
-    )
-    column: Name = Field(description="The column that holds the label.")
-    kind: LabelKind = Field(
-        default="class",
-        description="What a row's label is: one `class`, any number of `tags`, or a `number`.",
-    )
-    separator: Name = Field(
-        default=",",
-        description="The text between two tags of a row, where the column holds text. A column of "
-        "lists needs none.",
-    )
-    empty: Literal["none", "missing"] | None = Field(
-        default=None,
-        description="What an empty cell of a text column of tags means: `none`, that the row has "
-        "none of the tags, or `missing`, that its tags are not known. Null is `missing` if the "
-        "label is optional, else `none`. In a column of lists an empty list always means `none`, "
-        "and a null always that the tags are missing. Only for `kind: tags`.",
-    )
-    optional: StrictBool = Field(
-        default=False,
-        description="Whether a row may lack this label. Such a row is kept, and takes no part in "
-        "training and judging this task's head.",
-    )
     classes: Annotated[tuple[LabelValue, ...], Field(min_length=2)] | None = Field(
         default=None,
         description="The names of the classes or tags; their order gives the indices, from 0. Null "
-        "takes the distinct values of the column, numbers in the order of their size and others in "
-        "that of their spelling.",
+        "takes the distinct values that are there, numbers in the order of their size and others "
+        "in that of their spelling; of a model it takes all that the model knows, in its order.",
     )
     mapping: dict[LabelValue, LabelValue] | None = Field(
         default=None,
-        description="For each value of the column that is not itself the name of a class, the "
+        description="For each value that is not itself the name of a class, the "
         "class that it means, such as `{1: bad, 5: good}`. Only for `kind: class`.",
     )
 
@@ -297,17 +277,7 @@ class ColumnLabel(LabelSettings):
         return mapping
 
     @model_validator(mode="after")
-    def _fits_its_kind(self) -> ColumnLabel:
-        if self.kind == "number" and self.classes:
-            raise NestedKeyError(("classes",), "a number has none; set kind to class or tags")
-        if self.kind != "class" and self.mapping:
-            raise NestedKeyError(("mapping",), f"is for classes, not for {self.kind}")
-        if self.kind != "tags" and self.empty:
-            raise NestedKeyError(("empty",), f"is for tags, not for {self.kind}")
-        return self
-
-    @model_validator(mode="after")
-    def _mapping_leads_to_classes(self) -> ColumnLabel:
+    def _mapping_leads_to_classes(self) -> NamedClasses:
         if self.mapping and self.classes:
             known = {normalize_value(c) for c in self.classes}
             for value, name in self.mapping.items():
@@ -318,19 +288,165 @@ class ColumnLabel(LabelSettings):
                     )
         return self
 
-    def get_kind(self) -> LabelKind:
-        """What a row's label is, as ``kind`` says."""
-        return self.kind
-
     def get_classes(self) -> tuple[str, ...] | None:
         """The names of the classes or tags, if ``classes`` gives them."""
         return tuple(map(normalize_value, self.classes)) if self.classes is not None else None
 
+
+class ReadValues(LabelSettings):
+    """What the values that something gives for the rows are to a label."""
+
+    kind: LabelKind = Field(
+        default="class",
+        description="What a row's label is: one `class`, any number of `tags`, or a `number`.",
+    )
+    separator: Name = Field(
+        default=",",
+        description="The text between two tags of a row, where they are one text. Lists need none.",
+    )
+    empty: Literal["none", "missing"] | None = Field(
+        default=None,
+        description="What an empty cell of a text column of tags means: `none`, that the row has "
+        "none of the tags, or `missing`, that its tags are not known. Null is `missing` if the "
+        "label is optional, else `none`. Of lists an empty one always means `none`, "
+        "and a null always that the tags are missing. Only for `kind: tags`.",
+    )
+    optional: StrictBool = Field(
+        default=False,
+        description="Whether a row may lack this label. Such a row is kept, and takes no part in "
+        "training and judging this task's head.",
+    )
+
+    def get_kind(self) -> LabelKind:
+        """What a row's label is, as ``kind`` says."""
+        return self.kind
+
+
+class ValueLabel(NamedClasses, ReadValues):
+    """A label that is read from a value for each row."""
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> ValueLabel:
+        if self.kind == "number" and self.classes:
+            raise NestedKeyError(("classes",), "a number has none; set kind to class or tags")
+        if self.kind != "class" and self.mapping:
+            raise NestedKeyError(("mapping",), f"is for classes, not for {self.kind}")
+        if self.kind != "tags" and self.empty:
+            raise NestedKeyError(("empty",), f"is for tags, not for {self.kind}")
+        return self
+
     def finds_classes(self) -> bool:
         return self.classes is None
 
+
+class NamedColumn(LabelSettings):
+    """The column that a label comes from."""
+
+    column: Name = Field(description="The column that holds the label.")
+
+
+class ColumnLabel(ValueLabel, NamedColumn):
+    """A label that a column of the source holds."""
+
+    implementation = "pipeline.prepare.labelers.column:ColumnLabeler"
+
+    labeler: Literal["column"] = Field(
+        default="column", description="Where the label comes from: a `column` of the source."
+    )
+
     def get_columns(self, task: str) -> tuple[WantedColumn, ...]:
         return (WantedColumn(self.column, f"prepare.labels.{task}.column", self.kind),)
+
+
+class NamedFunction(LabelSettings):
+    """The function that a label comes from."""
+
+    function: Name = Field(
+        description="The function that labels texts, as `module:name`. The module is one that is "
+        "installed, or a file of the project's folder: `labels:is_urgent` is `is_urgent` in "
+        "`labels.py`. It is called with lists of texts, at most 1,024 at once and each distinct "
+        "text once, and returns as many labels: what a column would hold, `None` if one is "
+        "missing."
+    )
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, function: str) -> str:
+        module, _, name = function.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), name)):
+            raise ValueError(f"must be module:name, such as labels:is_urgent, got {function!r}")
+        return function
+
+
+class FunctionLabel(ValueLabel, NamedFunction):
+    """A label that a Python function of your own gives to the text."""
+
+    implementation = "pipeline.prepare.labelers.function:FunctionLabeler"
+    in_project = True
+
+    labeler: Literal["function"] = Field(
+        description="Where the label comes from: the text itself, labelled by a `function`."
+    )
+
+    def get_columns(self, task: str) -> tuple[WantedColumn, ...]:
+        return ()
+
+
+class NamedModel(LabelSettings):
+    """The model that a label comes from, and what its answers mean."""
+
+    model: Name = Field(
+        description="The classification model: an id on the Hugging Face hub (`owner/name`, or "
+        "`owner/name@revision` to pin one) or a local folder, with `tokenizer.json` and weights as "
+        "safetensors. The stage `fetch` gets it."
+    )
+    kind: Literal["class", "tags"] = Field(
+        default="class",
+        description="What a row's label is: the `class` to which the model gives the highest "
+        "score, or all `tags` whose probability reaches the threshold.",
+    )
+    threshold: Share = Field(
+        default=0.5,
+        description="The probability from which on a text has a tag, between 0 and 1. Only for "
+        "`kind: tags`.",
+    )
+    max_tokens: Annotated[int, Field(ge=3, strict=True)] = Field(
+        default=128,
+        description="The number of tokens at which a text is cut for the model, special tokens "
+        "counted in; from 3 to what the model allows.",
+    )
+
+    def get_kind(self) -> LabelKind:
+        """What a row's label is, as ``kind`` says."""
+        return self.kind
+
+
+class ModelLabel(NamedClasses, NamedModel):
+    """A label that a classification model gives to the text.
+
+    The model's scores are kept in ``cache/scores/``, so that each text is scored once.
+    """
+
+    implementation = "pipeline.prepare.labelers.model:ModelLabeler"
+    in_project = True
+
+    labeler: Literal["model"] = Field(
+        description="Where the label comes from: the text itself, labelled by a `model`."
+    )
+
+    @model_validator(mode="after")
+    def _maps_classes(self) -> ModelLabel:
+        if self.kind != "class" and self.mapping:
+            raise NestedKeyError(("mapping",), f"is for classes, not for {self.kind}")
+        return self
+
+    def get_columns(self, task: str) -> tuple[WantedColumn, ...]:
+        return ()
+
+    def get_assets(self, task: str, fetch: FetchSettings) -> dict[str, WantedAsset]:
+        """The model, whose key in ``assets.json`` no other task has."""
+        key = f"prepare.labels.{task}.model"
+        return {f"{task}.model": WantedAsset(self.model, key, is_model=True)}
 
 
 class VaderLabel(LabelSettings):
@@ -379,7 +495,12 @@ class VaderLabel(LabelSettings):
 
 
 # Every labeler by the name that `prepare.labels.TASK.labeler` gives it.
-LABELERS: dict[str, type[LabelSettings]] = {"column": ColumnLabel, "vader": VaderLabel}
+LABELERS: dict[str, type[LabelSettings]] = {
+    "column": ColumnLabel,
+    "vader": VaderLabel,
+    "function": FunctionLabel,
+    "model": ModelLabel,
+}
 
 
 class _UnknownLabel(LabelSettings):

@@ -22,7 +22,7 @@ from pipeline.model.reference import FAR_PERCENT, Reference
 from pipeline.model.saved import SavedHead
 from pipeline.predict.inputs import InputFormat, open_inputs
 from pipeline.predict.model import Model
-from pipeline.prepare.labelers.base import Labels
+from pipeline.prepare.labelers.base import LabelingContext, Labels
 from pipeline.prepare.run import LabelledTexts, find_label_assets, select_rows
 from pipeline.project import Project
 
@@ -115,6 +115,7 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
                 own,
                 _find_assets(project, settings, own),
                 describe=lambda row: "{} row {:,} (the first is 0)".format(*origins[row]),
+                context=LabelingContext(project, settings.runtime, is_corpus=False),
             )
         except DataError as error:
             hint = error.hint and error.hint.replace(

@@ -45,6 +45,7 @@ from pipeline.files import (
 )
 from pipeline.project import Project, user_cache
 
+_MODEL_KINDS = ("backbone", "model")  # of assets that are Hugging Face folders
 _SCRATCH_SECONDS = 24 * 3600
 _PIN = "fetch.dataset_sha256"
 _PIN_HINT = "make sure of the file, then correct or remove fetch.dataset_sha256"
@@ -184,10 +185,12 @@ def _take_local_set(project: Project, name: str) -> Asset | None:
 
 
 def _fetch_label_asset(fetcher: Fetcher, key: str, wanted: WantedAsset) -> Asset:
-    """One file that a labeler wants: of the catalog, or of this machine.
+    """One file or model that a labeler wants: of the catalog or the hub, or of this machine.
 
     :param key: the asset's key in ``assets.json``.
     """
+    if wanted.is_model:
+        return _fetch_model_folder(fetcher, wanted.name, "model", wanted.key)
     known = catalog.LABEL_ASSETS.get(key, {})
     if wanted.name in known:
         return fetcher.fetch(wanted.name, key, known[wanted.name])
@@ -198,7 +201,7 @@ def _fetch_backbone(fetcher: Fetcher, names: Sequence[str]) -> Asset:
     missed: list[str] = []
     for name in names:
         try:
-            asset = _fetch_one_backbone(fetcher, name)
+            asset = _fetch_model_folder(fetcher, name, "backbone", "fetch.backbones")
         except AssetError as error:
             if len(names) == 1:
                 raise
@@ -219,29 +222,36 @@ def _fetch_backbone(fetcher: Fetcher, names: Sequence[str]) -> Asset:
     )
 
 
-def _fetch_one_backbone(fetcher: Fetcher, name: str) -> Asset:
+def _fetch_model_folder(fetcher: Fetcher, name: str, kind: str, key: str) -> Asset:
+    """A Hugging Face folder of this machine or of the hub: a backbone, or a labeler's model.
+
+    :param kind: the word for what it is, one of ``_MODEL_KINDS``.
+    :param key: the setting that names it.
+    """
     local = fetcher.project.resolve(name)
     try:
         if local.is_dir():
-            return _take_local_backbone(name, local)
+            return _take_local_model(name, local, kind)
     except OSError as error:
         raise AssetError(
-            f"backbone {name}: cannot read {error.filename or local}: {describe_error(error)}",
+            f"{kind} {name}: cannot read {error.filename or local}: {describe_error(error)}",
             hint="make sure that you may read the folder and its files",
         ) from error
+    known = catalog.BACKBONES if kind == "backbone" else ()
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise AssetError(
-            f"backbone {name}: no such folder, and not a hub id (owner/name)"
-            + suggest(name, catalog.BACKBONES, or_list=False),
-            hint="correct fetch.backbones",
+            f"{kind} {name}: no such folder, and not a hub id (owner/name)"
+            + suggest(name, known, or_list=False),
+            hint=f"correct {key}",
         )
-    tried = f"local folder: none of that name{suggest(name, catalog.BACKBONES, or_list=False)}"
-    return fetcher.fetch(name, "backbone", catalog.list_backbone_sources(name), tried=tried)
+    tried = f"local folder: none of that name{suggest(name, known, or_list=False)}"
+    sources = catalog.list_backbone_sources(name)
+    return fetcher.fetch(name, kind, sources, tried=tried)
 
 
-def _take_local_backbone(name: str, folder: Path) -> Asset:
+def _take_local_model(name: str, folder: Path, kind: str) -> Asset:
     files = _list_backbone_files(folder)
-    _check_backbone(name, folder, files)
+    _check_model(name, folder, files, kind)
     hashes = {file: hash_file(folder / file) for file in files}
     return Asset(id=name, source="local folder", files=hashes, path=name)
 
@@ -251,8 +261,8 @@ def _list_backbone_files(folder: Path) -> list[str]:
     return [n for n in names if any(fnmatch.fnmatch(n, p) for p in catalog.BACKBONE_PATTERNS)]
 
 
-def _check_backbone(name: str, folder: Path, files: Sequence[str]) -> None:
-    """A backbone must have a configuration, a fast tokenizer and all its weights as safetensors."""
+def _check_model(name: str, folder: Path, files: Sequence[str], kind: str) -> None:
+    """A model must have a configuration, a fast tokenizer and all its weights as safetensors."""
     for file, remedy in (
         ("config.json", "it must be a Hugging Face model folder"),
         (
@@ -261,27 +271,27 @@ def _check_backbone(name: str, folder: Path, files: Sequence[str]) -> None:
         ),
     ):
         if file not in files:
-            raise AssetError(f"backbone {name}: has no {file}", hint=remedy)
-    for file in _list_weights(name, folder, files):
+            raise AssetError(f"{kind} {name}: has no {file}", hint=remedy)
+    for file in _list_weights(name, folder, files, kind):
         if file not in files:
             raise AssetError(
-                f"backbone {name}: has no {file}, which {catalog.WEIGHTS_INDEX} names",
+                f"{kind} {name}: has no {file}, which {catalog.WEIGHTS_INDEX} names",
                 hint="copy or download the whole folder again",
             )
         if not _is_safetensors(folder / file):
             raise AssetError(
-                f"backbone {name}: {file} is damaged or no safetensors file",
+                f"{kind} {name}: {file} is damaged or no safetensors file",
                 hint="copy or download it again; in a git clone, run `git lfs pull`",
             )
 
 
-def _list_weights(name: str, folder: Path, files: Sequence[str]) -> list[str]:
+def _list_weights(name: str, folder: Path, files: Sequence[str], kind: str) -> list[str]:
     """The names of the files that hold the weights: one, or the pieces that an index names."""
     if catalog.WEIGHTS in files:
         return [catalog.WEIGHTS]
     if catalog.WEIGHTS_INDEX not in files:
         raise AssetError(
-            f"backbone {name}: has no weights as safetensors (pickled weights are never loaded)",
+            f"{kind} {name}: has no weights as safetensors (pickled weights are never loaded)",
             hint="write them with AutoModel.from_pretrained(…).save_pretrained(folder)",
         )
     try:
@@ -289,7 +299,7 @@ def _list_weights(name: str, folder: Path, files: Sequence[str]) -> list[str]:
         return sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AssetError(
-            f"backbone {name}: {catalog.WEIGHTS_INDEX} is damaged ({error})",
+            f"{kind} {name}: {catalog.WEIGHTS_INDEX} is damaged ({error})",
             hint="copy or download the whole folder again",
         ) from error
 
@@ -557,15 +567,15 @@ class Fetcher:
                 }
                 _check_hashes(files, source.sha256)
                 _check_pin(files, pin)
-                if kind == "backbone":
-                    _check_backbone(name, content, list(files))
+                if kind in _MODEL_KINDS:
+                    _check_model(name, content, list(files), kind)
                 elif len(files) != 1 and not may_be_set(source):
                     raise UnavailableError(f"holds {count(len(files), 'file')}, not one")
                 _check_rows(content / next(iter(files)), source)
                 extra = dict(source.reading)
                 if may_be_set(source):
                     extra |= _describe_set(name, content, files)
-                if kind == "backbone":
+                if kind in _MODEL_KINDS:
                     extra["revision"] = revision
                 asset = Asset(id=name, source=origin, files=files, folder=folder, extra=extra)
                 write_json(content / RECORD, asset.to_record())

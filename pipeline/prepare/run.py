@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from pipeline.corpus.tables import (
 from pipeline.corpus.texts import find_fault, fold_text
 from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
-from pipeline.prepare.labelers.base import NO_VALUE, Labels, Workspace, make_labeler
+from pipeline.prepare.labelers.base import NO_VALUE, LabelingContext, Labels, make_labeler
 from pipeline.prepare.labelers.class_checks import show_name
 from pipeline.prepare.split import LEFT_OUT, Parts, read_parts, split_rows
 from pipeline.project import Project
@@ -102,8 +102,8 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     try:
         given = read_given_parts(frame, own)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
-        workspace = Workspace(project.scores, settings.runtime.threads)
-        corpus, bad = select_rows(frame, own, files, left_out, origins.describe, workspace)
+        context = LabelingContext(project, settings.runtime)
+        corpus, bad = select_rows(frame, own, files, left_out, origins.describe, context)
     except DataError as error:
         name = origins.files[0][0] if len(origins.files) == 1 else dataset.id
         raise DataError(f"{name}: {error.message}", hint=error.hint) from error
@@ -114,6 +114,7 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     split = split_rows(alike, corpus.labels, own.split, given)
     _write_corpus(project, corpus, keys, split, own.labels)
     _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split, origins)
+    _hint_at_dvc(project, corpus.labels.values())
     return {
         "rows": len(corpus.texts),
         "distinct_texts": len(set(keys)),
@@ -203,7 +204,7 @@ def choose_reading(settings: PrepareSettings, dataset: Asset) -> Reading:
 def find_label_assets(
     project: Project, settings: Settings, assets: Mapping[str, Asset]
 ) -> dict[str, Path]:
-    """The files that the labelers want: key in ``assets.json`` → file.
+    """What the labelers want: key in ``assets.json`` → file, or folder of a model.
 
     :param project: the project that they were fetched for.
     :param settings: all settings, with the labels.
@@ -219,7 +220,8 @@ def find_label_assets(
                 f"{project.assets}: {what}, but {wanted.key} is {wanted.name}",
                 hint="run `pipeline fetch` again",
             )
-        files[key] = _check_asset(project, key, asset)
+        file = _check_asset(project, key, asset)
+        files[key] = file.parent if wanted.is_model else file
     return files
 
 
@@ -229,7 +231,7 @@ def select_rows(
     assets: Mapping[str, Path],
     left_out: Collection[int] = (),
     describe: Describe = describe_row,
-    workspace: Workspace | None = None,
+    context: LabelingContext | None = None,
 ) -> tuple[LabelledTexts, BadRows]:
     """Label all rows and keep those that can be used.
 
@@ -238,7 +240,7 @@ def select_rows(
     :param assets: key of each asset that a labeler wants → its file.
     :param left_out: rows that are not to be used, whatever they hold.
     :param describe: a function that tells a row by its number, for messages.
-    :param workspace: what labelers may use whose labels take long to make.
+    :param context: the project, for labelers that read or keep files there.
     :returns: the usable rows, and what was left out.
     :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
         label for some task.
@@ -247,7 +249,7 @@ def select_rows(
     labelled = _clear_missing(frame, settings, left_out)
     labels = {
         task: _forget_rows(
-            make_labeler(task, label, workspace).label(labelled, texts, assets), left_out
+            make_labeler(task, label, context).label(labelled, texts, assets), left_out
         )
         for task, label in settings.labels.items()
     }
@@ -439,7 +441,10 @@ def _make_labels_table(
         about = describe_label(task.classes, task.kind)
         fields.append(pa.field(name, columns[-1].type, metadata=about))
         values = hash_labels(task.kind, task.classes, task.values)
-        identities[name] = LabelIdentity(values, settings[name].model_dump(mode="json"))
+        told = settings[name].model_dump(mode="json")
+        if task.sources:
+            told["sources"] = dict(sorted(task.sources.items()))
+        identities[name] = LabelIdentity(values, told)
         for score, numbers in task.scores.items():
             fields.append(pa.field(score, pa.float64()))
             columns.append(pa.array(numbers))
@@ -508,6 +513,20 @@ def _warn_of_bad_rows(bad: BadRows, describe: Describe) -> None:
             warn(
                 f"{count(len(rows_of_task), 'row')} without a usable label for {task}, which "
                 f"serve the other tasks:{_list_rows(rows_of_task, describe)}"
+            )
+
+
+def _hint_at_dvc(project: Project, labels: Iterable[Labels]) -> None:
+    """Tell which of a user's own files that labels depend on DVC does not watch."""
+    try:
+        stages = (project.root / "dvc.yaml").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    for name in sorted({name for made in labels for name in made.sources}):
+        if (project.root / name).is_file() and name not in stages:
+            say(
+                f"tip: to let DVC notice changes of {name}, add it to the `deps` of the stage "
+                "`prepare` in dvc.yaml"
             )
 
 

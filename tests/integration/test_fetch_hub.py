@@ -200,6 +200,25 @@ def test_from_the_hub(
     assert len(hub.asked) == asked, "a second fetch must not ask again"
 
 
+def test_a_labelers_model_from_the_hub(
+    hub: Hub, hub_project: Path, private_cache: Path, tiny_files: dict[str, bytes], process: Cli
+) -> None:
+    hub.repos["acme/judge"] = tiny_files | {"pytorch_model.bin": b"pickled"}
+    edit_params({"prepare.labels.sentiment": {"labeler": "model", "model": "acme/judge"}})
+    result = process("fetch")
+    assert result.returncode == 0, result.stderr
+    record = read_record("sentiment.model")
+    assert (record["id"], record["revision"]) == ("acme/judge", REVISION)
+    assert record["folder"] == "models/acme--judge"
+    folder = private_cache / str(record["folder"])
+    assert {file.name for file in folder.iterdir()} == {*tiny_files, "asset.json"}
+    assert read_record()["id"] == "acme/tiny"
+    edit_params({"prepare.labels.sentiment.model": "acme/other"})
+    result = process("fetch")
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: model acme/other cannot be had")
+
+
 def test_folder_loads_as_a_plain_model(
     hub: Hub, hub_project: Path, private_cache: Path, tiny_backbone: Path, process: Cli
 ) -> None:

@@ -131,7 +131,8 @@ def test_its_settings_are_checked_like_any(own: Path) -> None:
         ".a.filers: unknown key; did you mean `fillers`?"
     )
     assert complain("{a: {labeler: lenght}}") == (
-        ".a.labeler: must be one of column, vader, length (did you mean `length`?), got 'lenght'"
+        ".a.labeler: must be one of column, vader, function, model, length (did you mean "
+        "`length`?), got 'lenght'"
     )
     assert complain("{a: {labeler: length, fillers: x}, a_characters: {column: b}}").startswith(
         ".a_characters: is the name of another column"

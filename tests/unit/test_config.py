@@ -386,7 +386,8 @@ runtimes: {}
         ("prepare: {labels: {s: {}}}", "prepare.labels.s.column: is missing"),
         (
             "prepare: {labels: {s: {labeler: vadr, negative_at_most: 0}}}",
-            "prepare.labels.s.labeler: must be one of column, vader (did you mean `vader`?), got ",
+            "prepare.labels.s.labeler: must be one of column, vader, function, model (did you mean "
+            "`vader`?), got ",
         ),
         (
             "prepare: {labels: {s: {labeler: vader, negative_at_most: 0.5}}}",

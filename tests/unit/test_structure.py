@@ -111,6 +111,8 @@ def test_frameworks_only_where_they_are_used(graph: dict[str, set[str]]) -> None
         for module, file in modules.items()
         if FRAMEWORKS & {name.partition(".")[0] for name in list_imports(file)}
     }
+    # One labeler runs a model of its own; nothing else of its stage does.
+    users.discard("pipeline.prepare.labelers.model")
     assert {name_room(module) for module in users} <= TORCH
     assert users, "the rule looks at something"
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import LabelKind, LabelSettings
+from pipeline.config import LabelKind, LabelSettings, RuntimeSettings
+from pipeline.project import Project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,8 @@ class Labels:
     :param unusable: row → what stands there instead of a label, for rows that cannot be used.
     :param kind: what a value is.
     :param notes: what looks wrong about them, a sentence each, to warn of.
+    :param sources: file → SHA-256, of files beside the dataset that the labels depend on. They
+        stand with the settings in the identity of the labels.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +44,7 @@ class Labels:
     unusable: Mapping[int, str] = field(default_factory=dict)
     kind: LabelKind = "class"
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
@@ -49,8 +53,27 @@ class Labels:
         return np.asarray(np.reshape(given, (len(self.values), -1)).all(axis=1), np.bool_)
 
 
+@dataclass(frozen=True)
+class LabelingContext:
+    """Where labels are made, for labelers that read or keep files of the project.
+
+    :param project: the project.
+    :param runtime: settings of devices and threads.
+    :param is_corpus: whether the texts are all those of the project's corpus, for which a labeler
+        may keep what it computed, and forget what it computed of others.
+    """
+
+    project: Project
+    runtime: RuntimeSettings
+    is_corpus: bool = True
+
+
 class Labeler(Protocol):
-    """Labels every row for one task; made from the task's name and its label's settings."""
+    """Labels every row for one task.
+
+    It is made from the task's name, its label's settings and, if these are ``in_project``, a
+    ``LabelingContext``.
+    """
 
     def label(
         self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
@@ -93,17 +116,24 @@ class SlowLabeler(Protocol):
         ...
 
 
-def make_labeler(task: str, settings: LabelSettings, workspace: Workspace | None = None) -> Labeler:
+def make_labeler(
+    task: str, settings: LabelSettings, context: LabelingContext | None = None
+) -> Labeler:
     """The labeler that the settings of a label name, imported at this moment.
 
     :param task: the task that the labels are for.
     :param settings: the label's settings, an instance of a class in ``pipeline.config.LABELERS``.
-    :param workspace: what the labeler may use if its labels take long to make.
+    :param context: the project, which labelers that are ``in_project`` cannot do without.
+    :raises ValueError: if such a labeler gets none.
     """
     module, _, name = settings.implementation.partition(":")
-    labeler: Labeler = getattr(import_module(module), name)(task, settings)
-    if workspace is not None and isinstance(labeler, SlowLabeler):
-        labeler.use(workspace)
+    implementation = getattr(import_module(module), name)
+    if settings.in_project and context is None:
+        raise ValueError(f"the labeler {settings.labeler} of {task} needs a project")
+    more = (context,) if settings.in_project else ()
+    labeler: Labeler = implementation(task, settings, *more)
+    if context is not None and context.is_corpus and isinstance(labeler, SlowLabeler):
+        labeler.use(Workspace(context.project.scores, context.runtime.threads))
     return labeler
 
 

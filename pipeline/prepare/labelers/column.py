@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ColumnLabel, LabelKind, normalize_value
+from pipeline.config import ColumnLabel, LabelKind, ValueLabel, normalize_value
 from pipeline.corpus.classes import sort_classes
 from pipeline.errors import DataError
 from pipeline.prepare.labelers.base import (
@@ -64,10 +64,21 @@ def label_by_column(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     :param values: what the column holds, [B].
     :raises DataError: if its values are not of a form that has labels of this kind.
     """
-    return _READERS[settings.kind](settings, values)
+    return label_by_values(settings, values, f"column {settings.column!r}")
 
 
-def _read_classes(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
+def label_by_values(settings: ValueLabel, values: Sequence[Any], source: str) -> Labels:
+    """Labels from a value for each row, of the kind that the settings tell.
+
+    :param settings: the label's settings.
+    :param values: what was found for each row, [B].
+    :param source: what the messages call the origin of the values.
+    :raises DataError: if they are not of a form that has labels of this kind.
+    """
+    return _READERS[settings.kind](settings, values, source)
+
+
+def _read_classes(settings: ValueLabel, values: Sequence[Any], source: str) -> Labels:
     """Class indices, through the label's mapping if it has one."""
     mapping = {normalize_value(k): normalize_value(v) for k, v in (settings.mapping or {}).items()}
     # Values of different types may be equal, such as 1 and True.
@@ -82,7 +93,7 @@ def _read_classes(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
         forms.setdefault(written[cell], {})[repr(cell[1])] = rows_of_cell[cell]
     given = settings.get_classes()
     if given is None:
-        _refuse_lists(settings.column, forms)
+        _refuse_lists(source, forms)
     classes = given or sort_classes(counts)
     index = {name: number for number, name in enumerate(classes)}
     index_of_cell = {cell: index.get(name, UNKNOWN) for cell, name in name_of_cell.items()}
@@ -100,27 +111,27 @@ def _read_classes(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     )
 
 
-def _refuse_lists(column: str, names: Collection[str]) -> None:
-    """Refuse a column of classes all of whose values are lists or objects written as text.
+def _refuse_lists(source: str, names: Collection[str]) -> None:
+    """Refuse classes all of whose values are lists or objects written as text.
 
-    :raises DataError: naming the column and one of them.
+    :raises DataError: naming their origin and one of them.
     """
     if names and all(parse_list(name) is not None or resembles_list(name) for name in names):
         raise DataError(
-            f"column {column!r}: holds lists or objects as text, such as "
+            f"{source}: holds lists or objects as text, such as "
             f"{shorten(repr(next(iter(names))))}; a class is one value",
             hint="set `kind: tags` if each is a list of tags",
         )
 
 
-def _read_tags(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
+def _read_tags(settings: ValueLabel, values: Sequence[Any], source: str) -> Labels:
     """Which of the tags each row has: from a list, or from text with a separator.
 
     An empty list is a row that has none of them, and a null is a row without a label; which of the
     two an empty text is, the settings tell.
     """
     empty = settings.empty or ("missing" if settings.optional else "none")
-    cells = read_listed_cells(settings.column, values, settings.separator)
+    cells = read_listed_cells(source, values, settings.separator)
     tags_of_row: list[Sequence[str] | None] = [None] * len(cells)
     tags_of_text: dict[str, Sequence[str]] = {}
     unusable: dict[int, str] = {}
@@ -180,7 +191,7 @@ def _list_parts(cell: Any, separator: str) -> list[Any]:
     return [part for part in parts if not is_missing(part)]
 
 
-def _read_numbers(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
+def _read_numbers(settings: ValueLabel, values: Sequence[Any], source: str) -> Labels:
     numbers = np.full(len(values), np.nan)
     unusable: dict[int, str] = {}
     for row, value in enumerate(values):
@@ -206,7 +217,7 @@ def _read_numbers(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
     )
 
 
-_READERS: Mapping[LabelKind, Callable[[ColumnLabel, Sequence[Any]], Labels]] = {
+_READERS: Mapping[LabelKind, Callable[[ValueLabel, Sequence[Any], str], Labels]] = {
     "class": _read_classes,
     "tags": _read_tags,
     "number": _read_numbers,

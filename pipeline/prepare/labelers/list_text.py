@@ -96,10 +96,10 @@ def resembles_list(text: str, separator: str = ",") -> bool:
     return opening == "{" or (opening == "[" and any(mark in text for mark in marks))
 
 
-def read_listed_cells(column: str, values: Sequence[Any], separator: str) -> Sequence[Any]:
+def read_listed_cells(source: str, values: Sequence[Any], separator: str) -> Sequence[Any]:
     """The cells of a column of tags, those that hold a list as text as lists.
 
-    :param column: the column's name, for messages.
+    :param source: what the messages call the origin of the values, such as ``column 'topics'``.
     :param values: what the column holds, [B].
     :param separator: what stands between two tags of a text that is no list.
     :returns: the cells, [B].
@@ -122,14 +122,14 @@ def read_listed_cells(column: str, values: Sequence[Any], separator: str) -> Seq
     total = len(lists) + len(torn) + len(others)
     if torn and not lists:
         raise DataError(
-            f"column {column!r}: {len(torn):,} of {total:,} cells look like lists, sets or objects "
+            f"{source}: {len(torn):,} of {total:,} cells look like lists, sets or objects "
             f"that cannot be read: {_name_rows(torn)}",
             hint="write each as a list with every tag in quotes, such as ['a', 'b'], or as tags "
             "with a separator between them",
         )
     if lists and (torn or others):
         raise DataError(
-            f"column {column!r}: {len(lists):,} of {total:,} cells hold a list, such as "
+            f"{source}: {len(lists):,} of {total:,} cells hold a list, such as "
             f"row {min(lists)} (the first is 0) {shorten(repr(values[min(lists)]))}, and the "
             f"others do not: {_name_rows(torn | others)}",
             hint="write all of them as lists, or all as tags with a separator between them",
