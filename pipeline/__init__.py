@@ -9,11 +9,13 @@ from pipeline.version import __version__ as __version__
 if TYPE_CHECKING:
     from pipeline.bundle import load as load
     from pipeline.embed.embedder import Embedder as Embedder
+    from pipeline.encoder import FrozenTextEncoder as FrozenTextEncoder
     from pipeline.notebook import Project as Project
 
 # What a program imports from here → the module that has it, which is imported on first use.
 _LAZY = {
     "Embedder": "pipeline.embed.embedder",
+    "FrozenTextEncoder": "pipeline.encoder",
     "Project": "pipeline.notebook",
     "load": "pipeline.bundle",
 }

@@ -23,7 +23,11 @@ _AUTOMATIC: tuple[Precision, ...] = ("float32", "float16")
 
 
 def make_recipe(
-    asset: Asset, architecture: Architecture, settings: EmbedSettings, precision: str
+    asset: Asset,
+    architecture: Architecture,
+    settings: EmbedSettings,
+    precision: str,
+    pooling: str = _POOLING,
 ) -> Recipe:
     """All that changes a vector; what only changes the speed stays out of it.
 
@@ -31,11 +35,12 @@ def make_recipe(
     :param architecture: facts that the backbone's folder states.
     :param settings: the settings of the stage.
     :param precision: the type that vectors are computed in, never ``auto``.
+    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
     :raises SettingsError: if the backbone lacks a layer that the settings name.
     """
     available = tuple(range(architecture.layers + 1))
     layers = resolve_layers(settings.layers, available, "embed.layers")
-    contents = _describe_contents(asset, settings, layers, precision)
+    contents = _describe_contents(asset, settings, layers, precision) | {"pooling": pooling}
     return Recipe(asset.id, contents, layers, architecture.width, settings.dtype)
 
 

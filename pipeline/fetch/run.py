@@ -77,6 +77,19 @@ def run_fetch(project: Project, settings: Settings, *, refresh: bool = False) ->
     return {key: asset.id for key, asset in resolved.items()}
 
 
+def fetch_backbone(name: str) -> tuple[Asset, Path]:
+    """One backbone by its name, for a program without a project.
+
+    :param name: a folder, relative to the working directory, or a hub id, which is taken from the
+        user's cache folder or fetched into it.
+    :returns: its record, with the hashes of its files, and the folder that holds them.
+    :raises AssetError: if it cannot be had, or is not what a backbone should be.
+    """
+    fetcher = Fetcher(user_cache(), Project())
+    asset = _fetch_model_folder(fetcher, name, "backbone", "backbone")
+    return asset, asset.locate(fetcher.project)
+
+
 def fetch_same_backbone(asset: Asset) -> Path:
     """The folder of a backbone that another machine fetched; it is fetched unless it is here.
 

@@ -1,0 +1,381 @@
+"""The frozen backbone as a transformer of scikit-learn, with a store of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline.architecture import Architecture
+from pipeline.arrays import wrap_keys
+from pipeline.assets import check_files
+from pipeline.config import EmbedSettings
+from pipeline.corpus.keys import hash_texts
+from pipeline.corpus.texts import find_fault
+from pipeline.errors import DataError, LockedError, SettingsError, StoreError
+from pipeline.files import hold_lock
+from pipeline.project import user_cache
+from pipeline.recipe import Precision, make_recipe, resolve_precision
+from pipeline.store import (
+    Recipe,
+    Rows,
+    StoreUpdate,
+    finish_commit,
+    name_layer,
+    read_keys,
+    read_snapshot,
+    read_vectors,
+)
+
+if TYPE_CHECKING:
+    from pipeline.embed.embedder import Embedder
+
+_CACHE_FOLDER = "encoder"  # below the user's cache folder
+_FINGERPRINT_CHARACTERS = 32  # that name a store
+_PIECE_TEXTS = 1024  # embedded between two looks at the clock
+_KEEP_SECONDS = 15.0  # finished vectors go to the disk this often, so that a kill costs no more
+_WAIT_SECONDS = 0.1  # between two tries to write to a store that another process writes to
+
+
+class TextsError(DataError, ValueError):
+    """Texts that an encoder cannot take; scikit-learn and its users expect a ``ValueError``."""
+
+
+class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Texts to pooled vectors of a frozen backbone, each distinct text embedded once.
+
+    ::
+
+        model = make_pipeline(FrozenTextEncoder("models/all-MiniLM-L6-v2"), LogisticRegression())
+        cross_val_score(model, texts, labels)  # every fold takes its vectors from the store
+
+    Nothing is learned from the texts. Vectors are kept in a store, a folder for each combination of
+    backbone and settings that change a vector; other processes may use it at the same time. torch
+    is imported when a text comes that has no vector.
+
+    :param backbone: a Hugging Face folder, or an id on the hub, as ``fetch.backbones`` has them.
+    :param layers: ``all``, ``last``, or numbers of layers, whose vectors are joined: 0 is the
+        output of the embedding layer, -1 the last layer.
+    :param max_tokens: length to cut longer texts to, special tokens counted in.
+    :param precision: the type of weights and activations; ``auto`` is float16 on a GPU and float32
+        on a CPU.
+    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
+    :param cache: folder that holds the stores; ``None`` for one in the user's cache folder.
+    :param devices: ``auto`` for all GPUs or else the CPU, ``cpu``, ``cuda``, ``cuda:N``, ``mps``,
+        or several.
+    :param threads: threads of the CPU; ``None`` for all cores.
+    :ivar asset_: the record of the backbone, with the hashes of its files.
+    :ivar folder_: the folder of the backbone.
+    :ivar layers_: numbers of the L layers, ascending.
+    :ivar width_: D, the width of one layer's vector.
+    :ivar n_features_in_: 1, the column of texts.
+    :ivar feature_names_in_: the name of that column, if it has one.
+    """
+
+    def __init__(
+        self,
+        backbone: str | os.PathLike[str],
+        *,
+        layers: Literal["all", "last"] | Sequence[int] = "last",
+        max_tokens: int = 128,
+        precision: Precision | Literal["auto"] = "auto",
+        pooling: str = "mean",
+        cache: str | os.PathLike[str] | None = None,
+        devices: str | Sequence[str] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.layers = layers
+        self.max_tokens = max_tokens
+        self.precision = precision
+        self.pooling = pooling
+        self.cache = cache
+        self.devices = devices
+        self.threads = threads
+
+    def fit(self, X: Any, y: Any = None) -> FrozenTextEncoder:
+        """Find the backbone, and check that it can do what is asked for; no text is embedded.
+
+        :param X: texts: a list, array or Series of strings, or a table with one column: [B].
+        :param y: labels, which are of no account.
+        :returns: the encoder itself.
+        :raises TextsError: if there is no text, or one cannot be used.
+        :raises AssetError: if the backbone cannot be had, or is not what a backbone should be.
+        :raises SettingsError: if the backbone cannot do what is asked for.
+        """
+        from pipeline.fetch.run import fetch_backbone
+
+        texts = self._read_texts(X)
+        if not texts:
+            raise TextsError("texts: 0 samples, where one is the least")
+        self.asset_, folder = fetch_backbone(os.fspath(self.backbone))
+        self.folder_ = str(folder)
+        architecture = Architecture.read(folder)
+        architecture.check_max_tokens(self.max_tokens)
+        recipe = self._make_recipe(architecture, "float32")
+        self.layers_, self.width_ = recipe.layers, recipe.width
+        self.n_features_in_ = 1
+        names = _list_names(X)
+        if names is not None:
+            self.feature_names_in_ = np.array(names, object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        return self
+
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """The vectors of texts, those without one in the store embedded now and kept there.
+
+        :param X: texts: a list, array or Series of strings, or a table with one column: [B].
+        :returns: the layers joined, in ascending order: float32, [B, L·D].
+        :raises TextsError: if a text cannot be used.
+        :raises StageError: if the backbone has changed since ``fit``.
+        :raises StoreError: if the store is damaged.
+        """
+        check_is_fitted(self, "asset_")
+        texts = self._read_texts(X)
+        features = len(self.layers_) * self.width_
+        if not texts:
+            return np.empty((0, features), np.float32)
+        keys = hash_texts(texts)
+        recipe, known = self._choose_recipe(keys)
+        folder = self._name_store(recipe)
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        if missing:
+            with _ONE_AT_A_TIME, _wait_for_lock(folder):
+                self._embed(folder, recipe, missing)
+        vectors = read_vectors(folder, keys, recipe.layers, fingerprint=recipe.fingerprint)
+        return np.asarray(vectors.reshape(len(keys), features), np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[Any]:
+        """The names of the columns of ``transform``: ``layer_NN_i``.
+
+        :param input_features: the name of the column of texts, which is of no account.
+        :returns: strings as objects, [L·D].
+        """
+        check_is_fitted(self, "asset_")
+        names = [
+            f"{name_layer(layer)}_{number}"
+            for layer in self.layers_
+            for number in range(self.width_)
+        ]
+        return np.array(names, object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.one_d_array = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []  # vectors are always float32
+        return tags
+
+    def _read_texts(self, X: Any) -> list[str]:
+        """The texts that an input holds, [B].
+
+        :raises TextsError: if it holds something else, naming the first that cannot be used.
+        """
+        if isinstance(X, str):
+            raise TextsError("texts: a single text instead of a list", hint="put it into a list")
+        if hasattr(X, "tocsr"):
+            raise TextsError("texts: a sparse matrix instead of a list")
+        shape = getattr(X, "shape", None)
+        if shape is not None and len(shape) == 2:
+            if shape[1] != 1:
+                raise TextsError(
+                    f"texts: a table of {shape[1]:,} columns, where one is to hold the texts",
+                    hint="name the column, or use a ColumnTransformer",
+                )
+            X = X.iloc[:, 0] if hasattr(X, "iloc") else np.asarray(X)[:, 0]
+        elif shape is not None and len(shape) != 1:
+            raise TextsError(f"texts: an array of {len(shape)} dimensions instead of one")
+        try:
+            values = X.tolist() if hasattr(X, "tolist") else list(X)
+        except TypeError as error:
+            raise TextsError(f"texts: a {type(X).__name__} instead of a list") from error
+        for number, value in enumerate(values):
+            fault = find_fault(value)
+            if fault:
+                raise TextsError(f"texts: number {number:,} (the first is 0): {fault}")
+        return values
+
+    def _make_recipe(self, architecture: Architecture, precision: str) -> Recipe:
+        from pydantic import ValidationError
+
+        try:
+            settings = EmbedSettings(
+                max_tokens=self.max_tokens,
+                layers=self.layers if isinstance(self.layers, str) else tuple(self.layers),
+                precision=self.precision,
+                dtype="float32",
+            )
+        except (ValidationError, TypeError) as error:
+            if not isinstance(error, ValidationError):
+                raise SettingsError(f"layers: {error}") from error
+            first = error.errors()[0]
+            raise SettingsError(f"{first['loc'][0]}: {first['msg']}") from error
+        return make_recipe(self.asset_, architecture, settings, precision, self.pooling)
+
+    def _name_store(self, recipe: Recipe) -> Path:
+        parent = user_cache() / _CACHE_FOLDER if self.cache is None else Path(self.cache)
+        return parent.expanduser().absolute() / recipe.fingerprint[:_FINGERPRINT_CHARACTERS]
+
+    def _choose_recipe(self, keys: Sequence[bytes]) -> tuple[Recipe, set[bytes]]:
+        """What the vectors are to be, and the keys of the texts that have such vectors.
+
+        Only torch knows whether ``auto`` means a GPU. If a store of either precision has all the
+        texts, as on a machine that has embedded them, torch is not asked.
+
+        :param keys: the keys of the texts wanted.
+        """
+        architecture = Architecture.read(Path(self.folder_))
+        first = self.devices if isinstance(self.devices, str) else str(self.devices[0])
+        if self.precision == "auto" and first == "auto":
+            for precision in ("float32", "float16"):
+                recipe = self._make_recipe(architecture, precision)
+                known = _read_known(self._name_store(recipe))
+                if known.issuperset(keys):
+                    return recipe, known
+            from pipeline.device import choose_devices
+
+            first = choose_devices("auto")[0].type
+        precision = resolve_precision(self.precision, first.partition(":")[0])
+        recipe = self._make_recipe(architecture, precision)
+        return recipe, _read_known(self._name_store(recipe))
+
+    def _embed(self, folder: Path, recipe: Recipe, texts: Mapping[bytes, str]) -> None:
+        """Add texts to a store that no other process writes to.
+
+        :param texts: key → text; those that another process has added meanwhile are left out.
+        :raises StoreError: if what the store holds cannot be read.
+        """
+        check_files(self.asset_, "backbone", Path(self.folder_))
+        finish_commit(folder)
+        held = _read_known(folder, ordered=True)
+        known = set(held)
+        keys = [*held, *(key for key in texts if key not in known)]
+        if len(keys) == len(held):
+            return
+        update = StoreUpdate(folder, recipe, wrap_keys(keys))
+        embedder = _open_embedder(recipe, self.folder_, self.devices, self.threads)
+        for start, stop in update.list_missing():
+            is_known, kept = update.find_known(start, stop)
+            if is_known.all():
+                update.write_shard(start, kept)
+                continue
+            places = np.flatnonzero(~is_known) + start
+            wanted = [keys[place] for place in places.tolist()]
+            lost = [key for key in wanted if key not in texts]
+            if lost:
+                raise StoreError(
+                    f"{folder}: cannot read the vectors of {len(lost):,} texts",
+                    hint="remove the folder; its vectors are then made anew",
+                )
+            fresh = _embed_in_pieces(embedder, update, [texts[key] for key in wanted], places)
+            update.write_shard(start, _join_rows(is_known, kept, fresh))
+        update.commit()
+
+
+def _list_names(X: Any) -> list[str] | None:
+    """The name of the one column of a table, if it has a name of text."""
+    names = list(getattr(X, "columns", ()))
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def _read_known(folder: Path, *, ordered: bool = False) -> Any:
+    """The keys of the texts that a store holds: a set, or a list in the order of the store.
+
+    :raises StoreError: if there is a store that cannot be read.
+    """
+    try:
+        keys = read_keys(read_snapshot(folder)).to_pylist()
+    except StoreError:
+        if (folder / "manifest.json").exists():
+            raise
+        keys = []
+    return keys if ordered else set(keys)
+
+
+@contextlib.contextmanager
+def _wait_for_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a store, as soon as no other process or thread holds it."""
+    path = folder.with_name(f"{folder.name}.lock")
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold_lock(path, what=str(folder)))
+                break
+            except LockedError:
+                time.sleep(_WAIT_SECONDS)
+        yield
+
+
+# The backbone that was used last stays loaded, as a pipeline may come with text after text. It
+# stands here and not in an encoder, so that encoders stay small enough to copy and pickle. One
+# thread at a time embeds, so that none closes the backbone of another.
+_LOADED: dict[tuple[Any, ...], Embedder] = {}
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _open_embedder(
+    recipe: Recipe, folder: str, devices: str | Sequence[str], threads: int | None
+) -> Embedder:
+    """An embedder for a recipe: the one that was used last, if it is of this recipe."""
+    from pipeline.embed.embedder import Embedder
+
+    wanted = devices if isinstance(devices, str) else tuple(devices)
+    process = os.getpid()
+    name = (process, recipe.fingerprint, folder, wanted, threads)
+    if name not in _LOADED:
+        for other in list(_LOADED):
+            embedder = _LOADED.pop(other)
+            if other[0] == process:  # and not of the process that this one was forked from
+                embedder.close()
+        _LOADED[name] = Embedder.from_recipe(recipe, folder, devices=devices, threads=threads)
+    return _LOADED[name]
+
+
+def _embed_in_pieces(
+    embedder: Embedder, update: StoreUpdate, texts: Sequence[str], places: npt.NDArray[np.int64]
+) -> Rows:
+    """The rows of texts; what is finished is kept from time to time.
+
+    :param update: the change of the store.
+    :param texts: [b].
+    :param places: indices of the texts among the keys of the store, [b].
+    """
+    pieces: list[Rows] = []
+    last, waiting = time.monotonic(), 0
+    for start in range(0, len(texts), _PIECE_TEXTS):
+        pieces.append(embedder.embed(texts[start : start + _PIECE_TEXTS]))
+        stop = start + len(pieces[-1].n_tokens)
+        if time.monotonic() - last > _KEEP_SECONDS and stop < len(texts):
+            update.save_progress(
+                places[waiting:stop], _concatenate(pieces[waiting // _PIECE_TEXTS :])
+            )
+            last, waiting = time.monotonic(), stop
+    return _concatenate(pieces)
+
+
+def _concatenate(pieces: Sequence[Rows]) -> Rows:
+    return Rows(
+        np.concatenate([piece.n_tokens for piece in pieces]),
+        np.concatenate([piece.vectors for piece in pieces]),
+    )
+
+
+def _join_rows(is_known: npt.NDArray[np.bool_], kept: Rows, fresh: Rows) -> Rows:
+    """The rows of a shard of which some were known: [B] of ``is_known``, in their order."""
+    B = len(is_known)
+    n_tokens = np.empty(B, np.int32)
+    vectors = np.empty((B, *fresh.vectors.shape[1:]), fresh.vectors.dtype)
+    n_tokens[is_known], vectors[is_known] = kept.n_tokens, kept.vectors
+    n_tokens[~is_known], vectors[~is_known] = fresh.n_tokens, fresh.vectors
+    return Rows(n_tokens, vectors)
