@@ -34,6 +34,7 @@ class Disk:
         self.lasts = False
         self.errno = 0
         self.kills = False
+        self._open = os.open
         names = ["mkdir", "rename", "replace", "chmod", "open", "fsync"]
         for name in [*names, "unlink", "rmdir"] if removals else names:
             monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
@@ -51,8 +52,11 @@ class Disk:
 
     def _wrap_open(self, call: Callable[..., object]) -> Callable[..., object]:
         def wrapped(path: Path, mode: str = "r", *arguments: object, **options: object) -> object:
-            if "w" in mode:
+            if "w" in mode or "x" in mode:
                 self.count(path)
+            if mode == "xb":
+                handle = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                return io.BufferedWriter(_File(self, handle))
             return call(path, mode, *arguments, **options)
 
         return wrapped

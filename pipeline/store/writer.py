@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -239,16 +240,18 @@ class StoreUpdate:
             path = self.staged / name_waiting(stem, sha256)
             unnamed.replace(path)
             sync_folder(self.staged)
-        except OSError as error:
-            unnamed.unlink(missing_ok=True)
-            raise describe_write_error(error, self.staged) from error
-        except WriteError as error:
+        except (OSError, WriteError) as error:
+            with contextlib.suppress(OSError):
+                unnamed.unlink(missing_ok=True)
             self._claim.hold()  # a run that took over may have removed what was half-written
-            cause = error.__cause__
+            cause = error if isinstance(error, OSError) else error.__cause__
+            failure = (
+                error if isinstance(error, WriteError) else describe_write_error(error, self.staged)
+            )
             is_full = isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}
             if is_full and list_kept(self.folder):
-                error.hint = _DROP_KEPT
-            raise
+                failure.hint = _DROP_KEPT
+            raise failure from cause
         size = sum(len(piece) for piece in pieces)
         return path, {"bytes": size, "sha256": sha256, "checks": checks}
 

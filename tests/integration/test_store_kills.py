@@ -112,14 +112,14 @@ def record_states(project: Path, states: Path) -> None:
     commit = StoreUpdate.commit
     cache = Project(project).cache
 
-    def commit_with_kills(self: StoreUpdate, *arguments: object) -> object:
+    def commit_with_kills(self: StoreUpdate, *arguments: object, **options: object) -> object:
         shutil.copytree(cache, states / "0")
         for number in itertools.count(1):
             child = os.fork()
             if not child:
                 disk = Disk(pytest.MonkeyPatch(), cache, removals=True)
                 disk.kills, disk.fails_at = True, number
-                commit(self, *arguments)  # type: ignore[arg-type]
+                commit(self, *arguments, **options)  # type: ignore[arg-type]
                 os._exit(0)
             _, status = os.waitpid(child, 0)
             if status == 0:
