@@ -34,10 +34,10 @@ class TaskForm:
 _OF_CLASSES = {"class_weights": "none", "logit_adjustment": "auto"}
 # The kinds of tasks, by the word of the command line for each.
 TASK_FORMS: Mapping[TaskKind, TaskForm] = {
-    "binary": TaskForm("binary", "f1", {**_OF_CLASSES, "threshold": "0.5"}),
+    "binary": TaskForm("binary", "f1", {**_OF_CLASSES, "threshold": "auto"}),
     "multiclass": TaskForm("multiclass", "f1_macro", _OF_CLASSES),
     "ordinal": TaskForm("ordinal", "mean_absolute_error", {"class_weights": "none"}),
-    "tags": TaskForm("multilabel", "f1_macro", {**_OF_CLASSES, "threshold": "0.5"}),
+    "tags": TaskForm("multilabel", "f1_macro", {**_OF_CLASSES, "threshold": "auto"}),
     "number": TaskForm("regression", "root_mean_squared_error", {}),
 }
 # Comments on keys of labels, which the preset has no room for; those on keys of heads are its own.
