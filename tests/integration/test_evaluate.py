@@ -101,6 +101,17 @@ def test_rows_of_training_are_refused_unless_allowed(folder: Path) -> None:
     assert "210 of 210 texts were trained on" in allowed.stdout + allowed.stderr
 
 
+def test_the_outgoing_heads_know_their_own_rows(folder: Path, tmp_path: Path) -> None:
+    """Heads that were trained again on all rows refuse the test part, which `report` may score."""
+    project = tmp_path / "project"
+    shutil.copytree(folder, project)
+    edit_params({"heads.refit": "all"}, project / "params.yaml")
+    run_all(project, "train-heads", "report")
+    result = run_cli(project, "evaluate", "test.csv")
+    assert result.returncode == 1
+    assert "45 of 45 texts were trained on" in result.stderr
+
+
 def test_drift_is_seen(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     far_share = {}
