@@ -15,6 +15,7 @@ from pipeline.corpus.tables import (
 from pipeline.errors import PipelineError, StoreError
 from pipeline.files import check_hash, read_json
 from pipeline.layers import resolve_layers
+from pipeline.predict.remembered import lock_remembered
 from pipeline.project import Project
 from pipeline.store import (
     CutTexts,
@@ -28,6 +29,8 @@ from pipeline.store import (
     staging_folder,
 )
 from pipeline.store.upkeep import (
+    drop_earlier_stores,
+    drop_store,
     export_vectors,
     prune_store,
     rebuild_manifest,
@@ -87,7 +90,8 @@ def _show_remembered(project: Project) -> None:
         return
     say(
         f"remembered from predictions: {count(manifest.rows, 'text')}, "
-        f"{format_bytes(manifest.bytes)}, in {project.predictions}, which may be removed"
+        f"{format_bytes(manifest.bytes)}, in {project.predictions}; "
+        "`pipeline cache prune --predictions` drops them"
     )
 
 
@@ -216,11 +220,13 @@ def export(project: Project, target: Path, layers: str) -> None:
     say(f"{target}: {shape[0]:,} rows × {shape[1]} layers × {shape[2]}, {manifest.dtype}, {size}")
 
 
-def prune(project: Project, params: Path) -> None:
+def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
     """Drop what the corpus no longer has, stores of earlier settings, and leftovers of runs.
 
     :param project: the project.
     :param params: the settings file: a store kept for the settings that hold now stays.
+    :param predictions: whether all vectors that were remembered of labelled texts go, too; what is
+        kept of those that earlier heads remembered goes in any case.
     """
     keys, _ = read_distinct_keys(project.texts_file)
     wanted = frozenset(recipe.fingerprint for recipe in _list_recipes(project, params))
@@ -232,3 +238,9 @@ def prune(project: Project, params: Path) -> None:
     )
     if dropped.bytes:
         say(f"dropped {format_bytes(dropped.bytes)} kept from earlier settings")
+    with lock_remembered(project.predictions):
+        drop = drop_store if predictions else drop_earlier_stores
+        freed = drop(project.predictions)
+    if freed:
+        what = "" if predictions else ", remembered for earlier heads"
+        say(f"{project.predictions}: dropped {format_bytes(freed)}{what}")

@@ -302,6 +302,9 @@ def predict(
     is_flag=True,
     help="Score texts that the heads were trained on, too.",
 )
+@click.option(
+    "--remember", is_flag=True, help="Keep new vectors in cache/predictions for the next time."
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def evaluate(project: Project, params: Path, tasks: str | None, **options: Any) -> None:
     """Score the heads on labelled texts that were not in training.
@@ -401,12 +404,13 @@ def export(project: Project, params: Path, target: Path, layers: str) -> None:
 
 @cache.command()
 @_in_project
-def prune(project: Project, params: Path) -> None:
+@click.option("--predictions", is_flag=True, help="Drop the vectors in cache/predictions, too.")
+def prune(project: Project, params: Path, predictions: bool) -> None:
     """Drop vectors of texts that the corpus no longer has, and of earlier settings."""
     from pipeline import cache_commands
 
     with _locked(project):
-        cache_commands.prune(project, params)
+        cache_commands.prune(project, params, predictions=predictions)
 
 
 @cli.command()

@@ -47,6 +47,7 @@ class EvaluateOptions:
     :param tasks: the tasks to score; ``None`` for all whose labels the inputs have.
     :param on_bad_rows: what happens with rows whose text or label cannot be used.
     :param allow_training_rows: whether texts that the heads were trained on may be among them.
+    :param remember: whether new vectors are kept in ``cache/predictions`` for the next time.
     :param force: whether an output that exists is replaced.
     """
 
@@ -57,6 +58,7 @@ class EvaluateOptions:
     tasks: tuple[str, ...] | None = None
     on_bad_rows: Literal["stop", "drop"] = "stop"
     allow_training_rows: bool = False
+    remember: bool = False
     force: bool = False
 
 
@@ -105,6 +107,7 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
         devices=runtime.devices,
         threads=runtime.threads,
         token_budget=runtime.token_budget,
+        remember=options.remember,
     ) as model:
         own = _choose_labels(settings.prepare, model.heads.heads, options)
         frame, origins = _read_rows(own, options)

@@ -24,6 +24,7 @@ class KnownVectors:
     :param fingerprint: the fingerprint of the vectors wanted.
     :param layers: the numbers of the L layers wanted.
     :param width: D, the width of one layer's vector.
+    :ivar has_given_up: whether the store was found damaged.
     """
 
     def __init__(self, folder: Path, fingerprint: str, layers: Sequence[int], width: int) -> None:
@@ -32,6 +33,7 @@ class KnownVectors:
         self._layers = tuple(layers)
         self._keys = _NO_KEYS
         self._width = width
+        self.has_given_up = False
         try:
             snapshot = read_snapshot(folder)
             if snapshot.manifest.fingerprint == fingerprint:
@@ -65,4 +67,5 @@ class KnownVectors:
     def _give_up(self, error: StoreError) -> None:
         """Take nothing from the store any more, and say why."""
         self._keys = _NO_KEYS
+        self.has_given_up = True
         warn(f"{error.message}; all vectors are computed anew")

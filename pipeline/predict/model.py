@@ -57,9 +57,6 @@ class Model:
     when the first text comes that has none. A new vector is computed in the precision of the stored
     ones and rounded as they are.
 
-    The last digits of a score depend on how many texts are computed together, as the sums of a
-    matrix product do.
-
     :param project: the project whose heads, backbone and store are used.
     :param find_backbone: a function that gives the folder of the backbone for its record; ``None``
         for where the project has it.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pipeline.console import format_number
 from pipeline.corpus.reading import Block
@@ -25,6 +27,42 @@ OUTPUT_ENDINGS: Mapping[str, OutputFormat] = {
     ".pq": "parquet",
 }
 IDENTITY_KEY = "embedding_pipeline"  # of the metadata of a Parquet file
+
+
+class _StaysOpen(io.RawIOBase):
+    """A file for Arrow, which closes what it is given.
+
+    :param file: the file, which stays open.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
+def _compress_by_gzip(file: IO[bytes]) -> IO[bytes]:
+    # Without the time of day, the same answers are the same file.
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=file, mode="wb", mtime=0))
+
+
+def _compress_by_zstd(file: IO[bytes]) -> IO[bytes]:
+    import pyarrow as pa
+
+    packed = pa.CompressedOutputStream(pa.PythonFile(_StaysOpen(file), mode="w"), "zstd")
+    return cast("IO[bytes]", packed)
+
+
+# The ending of a compressed file → what compresses what is written to it.
+COMPRESSORS: Mapping[str, Callable[[IO[bytes]], IO[bytes]]] = {
+    ".gz": _compress_by_gzip,
+    ".zst": _compress_by_zstd,
+}
 
 
 class Writer(Protocol):

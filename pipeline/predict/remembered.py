@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,9 +61,7 @@ class RememberedVectors:
         if not self._waiting:
             return
         try:
-            with hold_lock(
-                self._folder.with_name(f".{self._folder.name}.lock"), what=f"{self._folder}/"
-            ):
+            with lock_remembered(self._folder):
                 self._write()
         except PipelineError as error:
             self._is_open = False
@@ -72,6 +71,8 @@ class RememberedVectors:
     def _write(self) -> None:
         import pyarrow as pa
 
+        if self._known.has_given_up:
+            self._mend()
         keys = self._read_keys()
         held = set(keys)
         keys += [key for key in self._waiting if key not in held]
@@ -87,6 +88,17 @@ class RememberedVectors:
             update.write_shard(start, rows)
         update.commit()
 
+    def _mend(self) -> None:
+        """Drop the shards that are damaged, or all of the store where that cannot be told."""
+        from pipeline.store.upkeep import drop_store, repair_store, verify_store
+
+        try:
+            damages = [damage for damage in verify_store(self._folder) if not damage.is_stray]
+            repair_store(self._folder, damages)
+        except StoreError:
+            drop_store(self._folder)
+        self._known.has_given_up = False
+
     def _read_keys(self) -> list[bytes]:
         """The keys of the store as it is now, which another run may have added to."""
         try:
@@ -97,3 +109,11 @@ class RememberedVectors:
         except StoreError:
             pass  # there is none, or it is damaged, and its texts are embedded again when they come
         return []
+
+
+def lock_remembered(folder: Path) -> AbstractContextManager[None]:
+    """The lock of the store of labelled texts' vectors: one run at a time may write there.
+
+    :param folder: the store.
+    """
+    return hold_lock(folder.with_name(f".{folder.name}.lock"), what=f"{folder}/")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Settings
 from pipeline.console import Advance, allows_escapes, count, say, show_progress, warn
@@ -23,6 +22,7 @@ from pipeline.predict.explanations import MOST_SPANS, find_words
 from pipeline.predict.inputs import STANDARD_INPUT, InputFormat, Inputs, open_inputs
 from pipeline.predict.model import Model
 from pipeline.predict.outputs import (
+    COMPRESSORS,
     OUTPUT_ENDINGS,
     WRITERS,
     OutputFormat,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 BAD_ROWS_STATUS = 3  # the exit status of a run that kept rows without answers
 _NAMED_ROWS = 5  # that a message names, of those that cannot be used
 _SHORT_HASH = 12
-_GZIP = ".gz"
 _ERROR, _MODEL = "error", "model"
 
 
@@ -309,8 +308,9 @@ def _choose_format(options: PredictOptions) -> OutputFormat:
             f"{options.out}: exists already", hint="give another name, or --force to replace it"
         )
     name = options.out.name.lower()
-    by_name = OUTPUT_ENDINGS.get(Path(name.removesuffix(_GZIP)).suffix)
-    if by_name == "parquet" and name.endswith(_GZIP):
+    is_compressed = Path(name).suffix in COMPRESSORS
+    by_name = OUTPUT_ENDINGS.get(Path(Path(name).stem if is_compressed else name).suffix)
+    if by_name == "parquet" and is_compressed:
         raise SettingsError(
             f"--out: {options.out}: Parquet compresses its columns itself",
             hint="let the name end in .parquet",
@@ -334,9 +334,9 @@ def _open_writer(
     with contextlib.ExitStack() as stack:
         if options.out is not None:
             file: IO[bytes] = stack.enter_context(write_aside(options.out))
-            if options.out.name.lower().endswith(_GZIP):
-                packed = gzip.GzipFile(fileobj=file, mode="wb", mtime=0)
-                file = cast("IO[bytes]", stack.enter_context(packed))
+            compress = COMPRESSORS.get(options.out.suffix.lower())
+            if compress is not None:
+                file = stack.enter_context(compress(file))
         elif standard_output.isatty() and options.format is None:
             yield TerminalWriter(
                 lambda line: print(line, file=standard_output, flush=True),

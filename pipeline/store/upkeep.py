@@ -219,6 +219,37 @@ def prune_store(folder: Path, keys: pa.Array, spared: frozenset[str] = frozenset
     return Pruned(dropped, freed)
 
 
+def drop_earlier_stores(folder: Path) -> int:
+    """Remove the stores of earlier settings that are kept beside a store.
+
+    :param folder: the store.
+    :returns: how many bytes were freed.
+    """
+    return drop_kept(folder, 0)
+
+
+def drop_store(folder: Path) -> int:
+    """Remove a store, what runs have left beside it, and the stores of earlier settings.
+
+    Files that this program did not write stay, and so does the folder if there are any.
+
+    :param folder: the store.
+    :returns: how many bytes were freed.
+    """
+    places = [folder, *list_staging(folder)]
+    before = _measure_files(places)
+    freed = drop_earlier_stores(folder)
+    for place in places:
+        clear_folder(place)
+    return freed + before - _measure_files(places)
+
+
+def _measure_files(folders: Sequence[Path]) -> int:
+    """The bytes of the files that stand in some folders, of which some need not be there."""
+    files = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    return sum(path.lstat().st_size for path in files if path.is_file())
+
+
 @dataclass(frozen=True)
 class _Export:
     """What to write where; see ``export_vectors``."""

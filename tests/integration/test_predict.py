@@ -696,11 +696,14 @@ def write_large(path: Path, rows: int) -> None:
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
 def test_an_output_is_compressed_by_its_ending(trained: Path, tmp_path: Path, ending: str) -> None:
     texts = [argument for text in NEW for argument in ("--text", text)]
-    for name in (f"out.{ending}", f"out.{ending}.gz"):
+    for name in (f"out.{ending}", f"out.{ending}.gz", f"OUT.{ending}.ZST"):
         result = run_cli(trained, "predict", *texts, "-o", str(tmp_path / name))
         assert result.returncode == 0, result.stderr
     plain = (tmp_path / f"out.{ending}").read_bytes()
     assert gzip.decompress((tmp_path / f"out.{ending}.gz").read_bytes()) == plain
-    refused = run_cli(trained, "predict", *texts, "-o", str(tmp_path / "out.parquet.gz"))
-    assert refused.returncode == 1
-    assert "Parquet compresses its columns itself" in refused.stderr
+    packed = (tmp_path / f"OUT.{ending}.ZST").read_bytes()
+    assert pa.CompressedInputStream(pa.BufferReader(packed), "zstd").read() == plain
+    for name in ("out.parquet.gz", "out.parquet.zst"):
+        refused = run_cli(trained, "predict", *texts, "-o", str(tmp_path / name))
+        assert refused.returncode == 1
+        assert "Parquet compresses its columns itself" in refused.stderr

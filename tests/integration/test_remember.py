@@ -69,6 +69,7 @@ def test_vectors_are_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch
         file.write("one text more\n")
     assert predict(folder, "--remember").startswith(plain)
     assert read_manifest(project.predictions).rows == len(NEW) + 1
+    assert run_cli(folder, "cache", "prune").returncode == 0
     info = run_cli(folder, "cache", "info")
     assert f"remembered from predictions: {len(NEW) + 1} texts" in info.stdout
 
@@ -80,12 +81,56 @@ def test_other_settings_and_damage_cost_no_label(folder: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
+    assert predict(folder) == plain
+    assert verify_store(project.predictions)
     assert predict(folder, "--remember") == plain
+    assert not verify_store(project.predictions)
+    assert read_manifest(project.predictions).rows == len(NEW)
+    (project.predictions / "manifest.json").write_text("{}")
+    assert predict(folder, "--remember") == plain
+    assert not verify_store(project.predictions)
+    assert read_manifest(project.predictions).rows == len(NEW)
     edit_params({"heads.layers": "last"}, folder / "params.yaml")
     run_all(folder, "train-heads")
     one_layer = predict(folder, "--remember")
     assert read_manifest(project.predictions).layers == (2,)
     assert predict(folder) == one_layer
+    earlier = project.predictions.with_name("predictions.old")
+    assert list(earlier.iterdir())
+    pruned = run_cli(folder, "cache", "prune")
+    assert "remembered for earlier heads" in pruned.stdout
+    assert not earlier.exists()
+    assert read_manifest(project.predictions).rows == len(NEW)
+
+
+def test_what_is_remembered_is_dropped_if_asked(folder: Path) -> None:
+    plain = predict(folder, "--remember")
+    project = Project(folder)
+    (project.predictions / "mine.txt").write_text("not of this program")
+    before = (project.store / "manifest.json").read_bytes()
+    pruned = run_cli(folder, "cache", "prune", "--predictions")
+    assert pruned.returncode == 0, pruned.stderr
+    assert "predictions: dropped" in pruned.stdout
+    assert [path.name for path in project.predictions.iterdir()] == ["mine.txt"]
+    assert (project.store / "manifest.json").read_bytes() == before
+    assert predict(folder, "--remember") == plain
+    assert read_manifest(project.predictions).rows == len(NEW)
+
+
+def test_evaluate_remembers_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"{text},{'high' if number % 3 else 'low'}" for number, text in enumerate(NEW)]
+    (folder / "month.csv").write_text("\n".join(["body,priority", *lines]) + "\n")
+    figures = []
+    for more in ((), ("--remember",)):
+        result = run_cli(folder, "evaluate", "month.csv", "-o", "f.json", "--force", *more)
+        assert result.returncode == 0, result.stdout + result.stderr
+        figures.append((folder / "f.json").read_bytes())
+    assert read_manifest(Project(folder).predictions).rows == len(NEW)
+    monkeypatch.setattr(Embedder, "start", None)  # nothing may be computed
+    result = run_cli(folder, "evaluate", "month.csv", "-o", "f.json", "--force")
+    assert result.returncode == 0, result.stdout + result.stderr
+    figures.append((folder / "f.json").read_bytes())
+    assert len(set(figures)) == 1
 
 
 def test_a_store_that_cannot_be_written_is_said_once(folder: Path) -> None:

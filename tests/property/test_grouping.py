@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.model.weights import Centers, HeadWeights
+from pipeline.model.weights import Centers, HeadWeights, multiply_exactly
 
 ROWS, WIDTH = 70, 48
 
@@ -54,3 +56,17 @@ def test_likeness_is_that_of_float64(scale: float) -> None:
     differences = z[:, None] - centers.positions.astype(np.float64)
     expected = np.exp(-np.square(differences).sum(axis=2))
     np.testing.assert_allclose(centers.compare(rows), expected, rtol=2e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize("size", [0.05, 30.0])
+def test_products_of_float16_numbers_are_exact(size: float) -> None:
+    generator = np.random.default_rng(5)
+    rows = (size * generator.standard_normal((4, 300))).astype(np.float16).astype(np.float64)
+    positions = (size * generator.standard_normal((6, 300))).astype(np.float16).astype(np.float64)
+    positions[:, ::7] = 2.0**-24  # the smallest number of float16
+    longest = float(np.sqrt(np.square(positions).sum(axis=1).max()))
+    found = multiply_exactly(rows, positions, longest)
+    for row, of_row in zip(rows.tolist(), found.tolist(), strict=True):
+        for position, product in zip(positions.tolist(), of_row, strict=True):
+            terms = zip(row, position, strict=True)
+            assert product == float(sum(Fraction(a) * Fraction(b) for a, b in terms))
