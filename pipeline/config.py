@@ -453,6 +453,7 @@ class VaderLabel(LabelSettings):
     """A sentiment label (negative 0, neutral 1, positive 2) that VADER gives to the text."""
 
     implementation = "pipeline.prepare.labelers.vader:VaderLabeler"
+    in_project = True
 
     labeler: Literal["vader"] = Field(
         description="Where the label comes from: the text itself, scored by `vader`."

@@ -23,7 +23,7 @@ from pipeline.model.saved import SavedHead
 from pipeline.predict.inputs import InputFormat, open_inputs
 from pipeline.predict.model import Model
 from pipeline.prepare.labelers.base import LabelingContext, Labels
-from pipeline.prepare.run import LabelledTexts, find_label_assets, select_rows
+from pipeline.prepare.run import BadRows, LabelledTexts, find_label_assets, select_rows
 from pipeline.project import Project
 
 if TYPE_CHECKING:
@@ -112,19 +112,7 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
         own = _choose_labels(settings.prepare, model.heads.heads, options)
         frame, origins = _read_rows(own, options)
         own = _leave_out_absent(own, frame)
-        try:
-            corpus, bad = select_rows(
-                frame,
-                own,
-                _find_assets(project, settings, own),
-                describe=lambda row: "{} row {:,} (the first is 0)".format(*origins[row]),
-                context=LabelingContext(project, settings.runtime, is_corpus=False),
-            )
-        except DataError as error:
-            hint = error.hint and error.hint.replace(
-                "set prepare.on_bad_rows to drop", "give --on-bad-rows drop"
-            )
-            raise DataError(error.message, hint=hint) from error
+        corpus, bad = _label_rows(project, settings, own, frame, origins)
         reference = model.heads.load_reference()
         trained = _check_unseen(reference, corpus, origins, options)
         logits, far = _answer(model, corpus.texts, reference)
@@ -132,16 +120,7 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
     scores = {
         head.name: _score(head, corpus.labels[head.name], logits[head.name]) for head in scored
     }
-    drift = None
-    if reference is not None and far is not None:
-        drift = Drift(
-            float(far.mean()),
-            {
-                head.name: _compare_shares(head, logits[head.name], reference)
-                for head in scored
-                if head.classes
-            },
-        )
+    drift = _measure_drift(scored, logits, far, reference)
     if bad.dropped:
         warn(f"{count(len(bad.dropped), 'row')} left out, as they cannot be used")
     _show(scores, drift, len(corpus.texts), trained)
@@ -156,6 +135,54 @@ def run_evaluate(project: Project, settings: Settings, options: EvaluateOptions)
         }
         write_bytes(options.out, format_json(record))
         say(f"figures: {options.out}")
+
+
+def _label_rows(
+    project: Project,
+    settings: Settings,
+    own: PrepareSettings,
+    frame: pd.DataFrame,
+    origins: Sequence[tuple[str, int]],
+) -> tuple[LabelledTexts, BadRows]:
+    """The rows that can be used and their labels, as ``prepare`` would read them.
+
+    :param own: the settings that read them.
+    :param origins: the input of each row and its number there.
+    :raises DataError: naming the first rows that cannot be used, unless they are to be dropped.
+    """
+    try:
+        return select_rows(
+            frame,
+            own,
+            _find_assets(project, settings, own),
+            describe=lambda row: "{} row {:,} (the first is 0)".format(*origins[row]),
+            context=LabelingContext(project, settings.runtime, is_corpus=False),
+        )
+    except DataError as error:
+        hint = error.hint and error.hint.replace(
+            "set prepare.on_bad_rows to drop", "give --on-bad-rows drop"
+        )
+        raise DataError(error.message, hint=hint) from error
+
+
+def _measure_drift(
+    heads: Sequence[SavedHead],
+    logits: Mapping[str, Logits],
+    far: npt.NDArray[np.bool_] | None,
+    reference: Reference | None,
+) -> Drift | None:
+    """How unlike the training texts the texts are; ``None`` if that is not known.
+
+    :param far: which texts are far from those of training, [B].
+    """
+    if reference is None or far is None:
+        return None
+    shares = {
+        head.name: _compare_shares(head, logits[head.name], reference)
+        for head in heads
+        if head.classes
+    }
+    return Drift(float(far.mean()), shares)
 
 
 def _find_assets(project: Project, settings: Settings, own: PrepareSettings) -> dict[str, Path]:

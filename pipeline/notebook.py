@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from pipeline.config import TaskSettings
     from pipeline.corpus.tables import LabelledRows, TaskLabels
     from pipeline.model.saved import Heads
 
@@ -115,9 +116,7 @@ class Project(ProjectFiles):
         :raises SettingsError: if ``folder`` or ``tasks`` cannot be.
         :raises StageError: as ``train-heads`` does.
         """
-        from pydantic import ValidationError
-
-        from pipeline.config import TaskSettings, load_settings
+        from pipeline.config import load_settings
         from pipeline.corpus.tables import read_labelled_table
         from pipeline.heads.run import train_rows
         from pipeline.model.saved import Heads
@@ -133,25 +132,42 @@ class Project(ProjectFiles):
         own = [column for column in labels.columns if column not in scores]
         rows = replace_labels(corpus, table["row"].to_numpy(), labels[own])
         settings = load_settings(self.settings)
-        known = settings.heads.tasks or {}
-        absent = sorted(set(tasks or ()) - set(rows.tasks))
-        if absent:
-            raise DataError(f"labels: the table has no column {absent[0]!r}, which tasks names")
-        chosen: dict[str, TaskSettings] = {}
-        for name in rows.tasks if tasks is None else tasks:
-            try:
-                chosen[name] = (
-                    known.get(name, TaskSettings())
-                    if tasks is None
-                    else TaskSettings.model_validate(tasks[name])
-                )
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                raise SettingsError(f"tasks: {name}.{key}: {first['msg']}") from error
+        chosen = _choose_tasks(rows, settings.heads.tasks or {}, tasks)
         heads = settings.heads.model_copy(update={"tasks": chosen})
         train_rows(self, settings.model_copy(update={"heads": heads}), rows, target)
         return Heads.load(target)
+
+
+def _choose_tasks(
+    rows: LabelledRows,
+    known: Mapping[str, TaskSettings],
+    given: Mapping[str, Mapping[str, Any]] | None,
+) -> dict[str, TaskSettings]:
+    """The tasks to train, and the settings of their heads.
+
+    :param known: task → what the project's settings say.
+    :param given: task → what is given for it; ``None`` for all tasks, by the project's settings.
+    :raises DataError: if a task has no labels.
+    :raises SettingsError: if something given cannot be.
+    """
+    from pydantic import ValidationError
+
+    from pipeline.config import TaskSettings
+
+    if given is None:
+        return {name: known.get(name, TaskSettings()) for name in rows.tasks}
+    absent = sorted(set(given) - set(rows.tasks))
+    if absent:
+        raise DataError(f"labels: the table has no column {absent[0]!r}, which tasks names")
+    chosen = {}
+    for name, settings in given.items():
+        try:
+            chosen[name] = TaskSettings.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise SettingsError(f"tasks: {name}.{key}: {first['msg']}") from error
+    return chosen
 
 
 def _select_part(rows: LabelledRows, split: str) -> npt.NDArray[np.int64]:

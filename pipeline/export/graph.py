@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ MOST_FILE_BYTES = 1_900_000_000
 _TRACED_SHAPE = (2, 4)
 
 
-class Tail(nn.Module):
+class Tail(nn.Module, ABC):
     """Logits of one head to its outputs, as the ``TaskType`` of the same name answers in NumPy.
 
     As there, logits are divided by the temperature in float32, and all that follows is in float64.
@@ -48,13 +49,13 @@ class Tail(nn.Module):
         """Logits at the head's temperature: float64, [B, O]."""
         return (logits / self._temperature).double()
 
+    @abstractmethod
     def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
         """The outputs that ``name_outputs`` names.
 
         :param logits: float32, [B, O].
         :returns: probabilities, float32, [B, C]; class index, int64, [B].
         """
-        raise NotImplementedError
 
 
 class _Binary(Tail):

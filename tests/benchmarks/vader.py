@@ -45,7 +45,8 @@ def main(path: Path | None, texts: int) -> None:
     """Measure each way in turn."""
     # Imported here, since the processes that score import this file as well.
     from pipeline.assets import read_assets
-    from pipeline.prepare.labelers.base import Workspace
+    from pipeline.config import RuntimeSettings
+    from pipeline.prepare.labelers.base import LabelingContext
     from pipeline.prepare.labelers.vader import score_by_vader
     from pipeline.project import Project
     from tests.benchmarks.embed import make_messages, read_messages
@@ -59,8 +60,8 @@ def main(path: Path | None, texts: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         content = "\n".join(filter(str.strip, lexicon.read_text("utf-8").split("\n")))
         reference = make_reference(content, Path(scratch, "nltk"))
-        one = Workspace(Path(scratch, "one"), 1)
-        all_cores = Workspace(Path(scratch, "all"))
+        one = LabelingContext(Project(Path(scratch, "one")), RuntimeSettings(threads=1))
+        all_cores = LabelingContext(Project(Path(scratch, "all")), RuntimeSettings())
         ways: list[tuple[str, Callable[[], object], int]] = [
             ("NLTK", lambda: list(map(reference, few)), len(few)),
             ("one process", lambda: score_by_vader(messages, lexicon, one), texts),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from pipeline.config import parse_settings
 from tests.conftest import ROOT, Cli, edit_params, make_tiny_backbone
@@ -154,7 +155,9 @@ def test_a_head_by_hand_gives_what_the_code_gives(
 
 @pytest.mark.parametrize("block", list_run("yaml"), ids=lambda block: block.name)
 def test_settings_are_valid(block: Block) -> None:
-    parse_settings(block.text, block.name)
+    settings = parse_settings(block.text, block.name)
+    written = YAML(typ="safe").load(block.text)
+    assert set(written) <= set(settings.model_fields_set)
 
 
 def test_the_readme_shows_what_a_mistake_prints(project: Path, cli: Cli) -> None:

@@ -228,7 +228,7 @@ def test_damaged_scores_are_not_used(
     counts = count_scored(monkeypatch)
     assert label(tmp_path, classifier, TEXTS).values.tolist() == before
     assert counts == [len(TEXTS)]
-    assert f"{file.name}: cannot be read" in capsys.readouterr().out
+    assert f"{file.name}: damaged (" in capsys.readouterr().out
     label(tmp_path, classifier, TEXTS)
     assert counts == [len(TEXTS)]
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.assets import read_assets
-from pipeline.config import ColumnLabel, VaderLabel
+from pipeline.config import ColumnLabel, RuntimeSettings, VaderLabel
 from pipeline.corpus.sources import read_source
 from pipeline.errors import AssetError, DataError, ReadError
-from pipeline.prepare.labelers.base import UNKNOWN, make_labeler
+from pipeline.prepare.labelers.base import UNKNOWN, LabelingContext, make_labeler
 from pipeline.prepare.labelers.class_checks import make_twin_key, show_name
 from pipeline.prepare.labelers.column import label_by_column
 from pipeline.prepare.labelers.list_text import parse_list
@@ -45,7 +45,14 @@ def lexicon(real_assets: Path) -> Path:
         return asset.locate(Project()) / next(iter(asset.files))
 
 
-def test_vader_is_nltks(lexicon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def context(tmp_path: Path) -> LabelingContext:
+    return LabelingContext(Project(tmp_path / "project"), RuntimeSettings())
+
+
+def test_vader_is_nltks(
+    lexicon: Path, context: LabelingContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import nltk.data
     from nltk.sentiment.vader import SentimentIntensityAnalyzer
 
@@ -58,12 +65,14 @@ def test_vader_is_nltks(lexicon: Path, tmp_path: Path, monkeypatch: pytest.Monke
     expected = [analyzer.polarity_scores(text)["compound"] for text in SENTENCES]
     assert min(expected) < -0.05
     assert max(expected) > 0.05
-    np.testing.assert_array_equal(score_by_vader(SENTENCES, lexicon), expected)
+    np.testing.assert_array_equal(score_by_vader(SENTENCES, lexicon, context), expected)
     assert nltk.data.path == [str(tmp_path)]  # left as it was
 
 
-def test_vader_keeps_the_raw_score_beside_the_label(lexicon: Path) -> None:
-    labels = make_labeler("mood", VaderLabel(labeler="vader")).label(
+def test_vader_keeps_the_raw_score_beside_the_label(
+    lexicon: Path, context: LabelingContext
+) -> None:
+    labels = make_labeler("mood", VaderLabel(labeler="vader"), context).label(
         pd.DataFrame(), SENTENCES, {"lexicon": lexicon}
     )
     assert labels.classes == ("negative", "neutral", "positive")
@@ -80,12 +89,15 @@ def test_thresholds_belong_to_the_outer_classes() -> None:
     assert classify_compound(np.array([-0.5, 0.1, 0.3]), -0.2, 0.3).tolist() == [0, 1, 2]
 
 
-def test_a_lexicon_of_ones_own_may_lie_anywhere(lexicon: Path, tmp_path: Path) -> None:
+def test_a_lexicon_of_ones_own_may_lie_anywhere(
+    lexicon: Path, context: LabelingContext, tmp_path: Path
+) -> None:
     own = tmp_path / "mine.txt"
     own.write_text("meh\t-3.0\t0.5\t[-3]\n")
-    assert score_by_vader(["meh", "good"], own)[0] < -0.05
-    assert score_by_vader(["meh", "good"], own)[1] == 0
-    assert score_by_vader(["meh", "good"], lexicon)[1] > 0.05  # nothing of the other is kept
+    assert score_by_vader(["meh", "good"], own, context)[0] < -0.05
+    assert score_by_vader(["meh", "good"], own, context)[1] == 0
+    # Nothing of the other lexicon is kept.
+    assert score_by_vader(["meh", "good"], lexicon, context)[1] > 0.05
 
 
 @pytest.mark.parametrize(
@@ -98,18 +110,20 @@ def test_a_lexicon_of_ones_own_may_lie_anywhere(lexicon: Path, tmp_path: Path) -
         (b"good\tvery\n", r": line 1: not a word, a tab and its valence: 'good\tvery'"),
     ],
 )
-def test_a_damaged_lexicon_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+def test_a_damaged_lexicon_is_named(
+    context: LabelingContext, tmp_path: Path, content: bytes, what: str
+) -> None:
     path = tmp_path / "lexicon.txt"
     path.write_bytes(content)
     with pytest.raises(AssetError) as caught:
-        score_by_vader(["good"], path)
+        score_by_vader(["good"], path, context)
     assert caught.value.message.startswith(f"the lexicon {path}{what}")
     assert "pipeline fetch --refresh" in (caught.value.hint or "")
 
 
-def test_a_lexicon_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_lexicon_that_cannot_be_read_is_named(context: LabelingContext, tmp_path: Path) -> None:
     with pytest.raises(ReadError) as caught:
-        score_by_vader(["good"], tmp_path / "none.txt")
+        score_by_vader(["good"], tmp_path / "none.txt", context)
     assert caught.value.message == f"cannot read {tmp_path}/none.txt: No such file or directory"
     assert "pipeline fetch --refresh" in (caught.value.hint or "")
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 from nltk.sentiment.vader import VaderConstants
 
+from pipeline.config import RuntimeSettings
 from pipeline.errors import DeviceError, ReadError, WriteError
 from pipeline.prepare.labelers import scoring, sentiment, vader
-from pipeline.prepare.labelers.base import Workspace
+from pipeline.prepare.labelers.base import LabelingContext
 from pipeline.prepare.labelers.scoring import score_texts
 from pipeline.prepare.labelers.sentiment import VaderScorer
 from pipeline.prepare.labelers.vader import score_by_vader
@@ -56,12 +58,12 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "scores")
+def context(tmp_path: Path) -> LabelingContext:
+    return LabelingContext(Project(tmp_path), RuntimeSettings())
 
 
-def list_files(workspace: Workspace) -> list[Path]:
-    return sorted(workspace.folder.iterdir())
+def list_files(context: LabelingContext) -> list[Path]:
+    return sorted(context.project.scores.iterdir())
 
 
 def test_the_words_and_numbers_of_the_rules_are_nltks() -> None:
@@ -90,69 +92,74 @@ def test_words_are_forgotten_when_they_are_too_many(
 
 
 def test_distinct_texts_are_scored_once_for_all_runs(
-    lexicon: Path, workspace: Workspace, scored: list[str], tmp_path: Path
+    lexicon: Path, context: LabelingContext, scored: list[str], tmp_path: Path
 ) -> None:
     reference = make_reference(LEXICON, tmp_path / "nltk")
     corpus = [*TEXTS, *TEXTS[:7], ""]
     expected = [reference(text) for text in corpus]
-    assert score_by_vader(corpus, lexicon, workspace).tolist() == expected
+    assert score_by_vader(corpus, lexicon, context).tolist() == expected
     assert scored == [*TEXTS, ""]
-    assert score_by_vader(corpus[::-1], lexicon, workspace).tolist() == expected[::-1]
+    assert score_by_vader(corpus[::-1], lexicon, context).tolist() == expected[::-1]
     assert scored == [*TEXTS, ""]
     more = ["good news", *corpus, "a bad end", "good news"]
-    scores = score_by_vader(more, lexicon, workspace).tolist()
+    scores = score_by_vader(more, lexicon, context).tolist()
     assert scores == [reference(text) for text in more]
     assert scored == [*TEXTS, "", "good news", "a bad end"]
-    (file,) = list_files(workspace)
+    (file,) = list_files(context)
     assert file.name.startswith("vader-")
-    assert pq.read_table(file)["score"].to_pylist() == [reference(text) for text in scored]
+    assert pq.read_table(file)["scores"].to_pylist() == [[reference(text)] for text in scored]
 
 
-def test_without_a_workspace_nothing_is_written(lexicon: Path, scored: list[str]) -> None:
-    before = sorted(lexicon.parent.iterdir())
+def test_texts_that_are_not_the_corpus_are_not_remembered(
+    lexicon: Path, context: LabelingContext, scored: list[str]
+) -> None:
+    score_by_vader(TEXTS, lexicon, context)
+    (file,) = list_files(context)
+    before = file.read_bytes()
+    others = replace(context, is_corpus=False)
     for _ in range(2):
-        score_by_vader(TEXTS, lexicon)
-    assert scored == TEXTS * 2
-    assert sorted(lexicon.parent.iterdir()) == before
+        score_by_vader([*TEXTS, "a good month"], lexicon, others)
+    assert scored == [*TEXTS, "a good month", "a good month"]
+    assert file.read_bytes() == before
 
 
 def test_each_lexicon_has_scores_of_its_own(
-    lexicon: Path, workspace: Workspace, scored: list[str]
+    lexicon: Path, context: LabelingContext, scored: list[str]
 ) -> None:
     by_valence = {}
     for valence in (1, 2, 3, 4):
         lexicon.write_text(f"good\t{valence}")
-        by_valence[valence] = score_by_vader(["good"], lexicon, workspace)[0]
-        for file in list_files(workspace):  # so that the clock tells files apart
+        by_valence[valence] = score_by_vader(["good"], lexicon, context)[0]
+        for file in list_files(context):  # so that the clock tells files apart
             os.utime(file, (file.stat().st_mtime - 10,) * 2)
     assert len(set(by_valence.values())) == 4
-    assert len(list_files(workspace)) == 3
+    assert len(list_files(context)) == 3
     for valence in (2, 3, 4):
         lexicon.write_text(f"good\t{valence}\n\n")  # the same lexicon in other bytes
-        assert score_by_vader(["good"], lexicon, workspace)[0] == by_valence[valence]
+        assert score_by_vader(["good"], lexicon, context)[0] == by_valence[valence]
     assert len(scored) == 4
     lexicon.write_text("good\t1")  # which was the first to be forgotten
-    assert score_by_vader(["good"], lexicon, workspace)[0] == by_valence[1]
+    assert score_by_vader(["good"], lexicon, context)[0] == by_valence[1]
     assert len(scored) == 5
 
 
 def test_scores_by_other_rules_are_not_used(
-    lexicon: Path, workspace: Workspace, scored: list[str], monkeypatch: pytest.MonkeyPatch
+    lexicon: Path, context: LabelingContext, scored: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score_by_vader(TEXTS, lexicon, workspace)
+    score_by_vader(TEXTS, lexicon, context)
     monkeypatch.setattr(vader, "RULES_VERSION", sentiment.RULES_VERSION + 1)
-    score_by_vader(TEXTS, lexicon, workspace)
+    score_by_vader(TEXTS, lexicon, context)
     assert len(scored) == 2 * len(TEXTS)
 
 
 def test_texts_of_earlier_corpora_are_forgotten_at_last(
-    lexicon: Path, workspace: Workspace
+    lexicon: Path, context: LabelingContext
 ) -> None:
-    score_by_vader(TEXTS, lexicon, workspace)
-    (file,) = list_files(workspace)
-    score_by_vader([f"other {n}" for n in range(40)], lexicon, workspace)
+    score_by_vader(TEXTS, lexicon, context)
+    (file,) = list_files(context)
+    score_by_vader([f"other {n}" for n in range(40)], lexicon, context)
     assert pq.read_metadata(file).num_rows == 160
-    score_by_vader([*TEXTS[:19], "new"], lexicon, workspace)
+    score_by_vader([*TEXTS[:19], "new"], lexicon, context)
     assert pq.read_metadata(file).num_rows == 20
 
 
@@ -173,18 +180,18 @@ def damage_in_a_bit(content: bytes, generator: random.Random) -> bytes:
 )
 def test_a_damaged_memory_is_made_anew(
     lexicon: Path,
-    workspace: Workspace,
+    context: LabelingContext,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[bytes, random.Random], bytes],
 ) -> None:
-    expected = score_by_vader(TEXTS, lexicon, workspace)
-    (file,) = list_files(workspace)
+    expected = score_by_vader(TEXTS, lexicon, context)
+    (file,) = list_files(context)
     whole = file.read_bytes()
     generator = random.Random(0)
     warned = 0
     for _ in range(60):
         file.write_bytes(damage(whole, generator))
-        scores = score_by_vader(TEXTS, lexicon, workspace)
+        scores = score_by_vader(TEXTS, lexicon, context)
         np.testing.assert_array_equal(scores, expected)
         said = capsys.readouterr().out
         if said:
@@ -196,32 +203,32 @@ def test_a_damaged_memory_is_made_anew(
 
 
 def test_the_memory_of_another_lexicon_is_not_taken_for_this_ones(
-    lexicon: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    lexicon: Path, context: LabelingContext, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    score_by_vader(["good"], lexicon, workspace)
-    (first,) = list_files(workspace)
+    score_by_vader(["good"], lexicon, context)
+    (first,) = list_files(context)
     lexicon.write_text("good\t-3")
-    score_by_vader(["good"], lexicon, workspace)
-    (second,) = set(list_files(workspace)) - {first}
+    score_by_vader(["good"], lexicon, context)
+    (second,) = set(list_files(context)) - {first}
     shutil.copy(first, second)
     score = make_reference("good\t-3", tmp_path / "nltk")("good")
-    assert score_by_vader(["good"], lexicon, workspace).tolist() == [score]
+    assert score_by_vader(["good"], lexicon, context).tolist() == [score]
     assert "its content is not what it states" in capsys.readouterr().out
 
 
 def test_a_memory_that_cannot_be_read_or_written_is_one_message(
-    lexicon: Path, workspace: Workspace
+    lexicon: Path, context: LabelingContext
 ) -> None:
-    score_by_vader(TEXTS, lexicon, workspace)
-    (file,) = list_files(workspace)
+    score_by_vader(TEXTS, lexicon, context)
+    (file,) = list_files(context)
     file.unlink()
     file.mkdir()
     with pytest.raises(ReadError, match="Is a directory"):
-        score_by_vader(TEXTS, lexicon, workspace)
-    shutil.rmtree(workspace.folder)
-    workspace.folder.write_text("a file where the folder should be")
-    with pytest.raises((ReadError, WriteError), match=str(workspace.folder)):
-        score_by_vader(TEXTS, lexicon, workspace)
+        score_by_vader(TEXTS, lexicon, context)
+    shutil.rmtree(context.project.scores)
+    context.project.scores.write_text("a file where the folder should be")
+    with pytest.raises((ReadError, WriteError), match=str(context.project.scores)):
+        score_by_vader(TEXTS, lexicon, context)
 
 
 def test_prepare_scores_what_is_new_and_nothing_for_a_threshold(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +59,8 @@ class LabelingContext:
 
     :param project: the project.
     :param runtime: settings of devices and threads.
-    :param is_corpus: whether the texts are all those of the project's corpus, for which a labeler
-        may keep what it computed, and forget what it computed of others.
+    :param is_corpus: whether the texts are all those of the project's corpus: then a labeler may
+        keep what it computes, and forget what it computed of others.
     """
 
     project: Project
@@ -91,31 +91,6 @@ class Labeler(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Workspace:
-    """What a labeler may use whose labels take long to make.
-
-    :param folder: folder in which it may keep what the next run would compute again; it need not
-        exist.
-    :param threads: number of cores that it may keep busy; ``None`` for all.
-    """
-
-    folder: Path
-    threads: int | None = None
-
-
-@runtime_checkable
-class SlowLabeler(Protocol):
-    """What a labeler has, beside ``label``, that wants a workspace."""
-
-    def use(self, workspace: Workspace) -> None:
-        """Use a workspace from now on; without one, keep nothing.
-
-        :param workspace: the folder and the cores.
-        """
-        ...
-
-
 def make_labeler(
     task: str, settings: LabelSettings, context: LabelingContext | None = None
 ) -> Labeler:
@@ -132,8 +107,6 @@ def make_labeler(
         raise ValueError(f"the labeler {settings.labeler} of {task} needs a project")
     more = (context,) if settings.in_project else ()
     labeler: Labeler = implementation(task, settings, *more)
-    if context is not None and context.is_corpus and isinstance(labeler, SlowLabeler):
-        labeler.use(Workspace(context.project.scores, context.runtime.threads))
     return labeler
 
 

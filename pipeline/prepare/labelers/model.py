@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.architecture import Architecture
+from pipeline.arrays import wrap_keys, wrap_numbers
 from pipeline.config import ModelLabel, RuntimeSettings, ValueLabel, normalize_value
 from pipeline.config_errors import suggest
 from pipeline.console import say, show_progress
@@ -25,13 +26,15 @@ from pipeline.errors import AssetError, PipelineError, SettingsError
 from pipeline.files import hash_file, parse_json, read_bounded
 from pipeline.prepare.labelers.base import LabelingContext, Labels
 from pipeline.prepare.labelers.column import label_by_values
-from pipeline.prepare.labelers.scores import ScoreFile, Scores
+from pipeline.prepare.labelers.score_memory import ScoreMemory, Scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Scores go to the disk this often, so that a kill costs no more than that and what a batch takes.
 _KEEP_SECONDS = 20.0
+# The version of what is computed; a new one makes what is kept of an older useless.
+_ALGORITHM = 1
 # Tokens in one batch, padding counted in, by the type of device.
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536, "mps": 16384}
 # What `problem_type` of a configuration may be, by the kind of label.
@@ -67,8 +70,19 @@ class ModelLabeler:
             for path in sorted(folder.iterdir())
             if path.name in {"config.json", "tokenizer.json"} or path.suffix == ".safetensors"
         }
-        contents = {"files": sources, "max_tokens": self._settings.max_tokens}
-        kept = ScoreFile(self._context.project.scores, contents, outputs)
+        contents = {
+            "algorithm": _ALGORITHM,
+            "files": sources,
+            "max_tokens": self._settings.max_tokens,
+            "classes": list(outputs),
+        }
+        kept = ScoreMemory(
+            self._context.project.scores,
+            "model",
+            contents,
+            outputs=len(outputs),
+            dtype=np.float32,
+        )
         distinct = [text for text in dict.fromkeys(texts) if text]  # none where a row has no text
         scores = self._score_texts(distinct, folder, kept)
         of_text = dict(zip(distinct, self._choose(scores, names), strict=True))
@@ -170,10 +184,10 @@ class ModelLabeler:
             for row in held
         ]
 
-    def _score_texts(self, texts: Sequence[str], folder: Path, kept: ScoreFile) -> Scores:
+    def _score_texts(self, texts: Sequence[str], folder: Path, kept: ScoreMemory) -> Scores:
         """The outputs of the model for texts, those that are not kept computed now: [B, C]."""
-        keys = hash_texts(texts)
-        is_known, scores = kept.find(keys)
+        keys = wrap_keys(hash_texts(texts))
+        scores, is_known = kept.look_up(keys)
         missing = np.flatnonzero(~is_known)
         if not len(missing):
             return scores
@@ -182,7 +196,10 @@ class ModelLabeler:
         waiting: list[int] = []
 
         def keep() -> None:
-            kept.add([keys[number] for number in waiting], scores[waiting])
+            if self._context.is_corpus:
+                kept.add(
+                    keys.take(wrap_numbers(np.array(waiting, np.int64))), scores[waiting], keys
+                )
             waiting.clear()
 
         with (

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_keys
+from pipeline.arrays import wrap_keys, wrap_numbers
 from pipeline.config import VaderLabel
 from pipeline.console import show_progress
 from pipeline.corpus.keys import hash_texts
 from pipeline.errors import AssetError
 from pipeline.files import describe_read_error, hash_json
-from pipeline.prepare.labelers.base import Labels, Workspace, shorten
+from pipeline.prepare.labelers.base import LabelingContext, Labels, shorten
 from pipeline.prepare.labelers.score_memory import ScoreMemory
 from pipeline.prepare.labelers.scoring import score_texts
 from pipeline.prepare.labelers.sentiment import RULES_VERSION
@@ -24,29 +24,28 @@ from pipeline.prepare.labelers.sentiment import RULES_VERSION
 if TYPE_CHECKING:
     import pandas as pd
 
+_KEPT_LEXICONS = 3  # whose scores are remembered, those in use last
+
 
 class VaderLabeler:
     """Negative, neutral or positive by VADER's compound score, which is kept beside the label.
 
     :param task: the task that the labels are for.
     :param settings: the thresholds of the score.
+    :param context: the project that keeps the scores, and the cores.
     """
 
-    def __init__(self, task: str, settings: VaderLabel) -> None:
+    def __init__(self, task: str, settings: VaderLabel, context: LabelingContext) -> None:
         self._task = task
         self._settings = settings
-        self._workspace: Workspace | None = None
-
-    def use(self, workspace: Workspace) -> None:
-        """Remember scores, and use several cores. See ``SlowLabeler.use``."""
-        self._workspace = workspace
+        self._context = context
 
     def label(
         self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
     ) -> Labels:
         """Label every row; ``assets`` holds the lexicon. See ``Labeler.label``."""
         settings = self._settings
-        compound = score_by_vader(texts, assets["lexicon"], self._workspace)
+        compound = score_by_vader(texts, assets["lexicon"], self._context)
         (column,) = settings.get_scores(self._task)
         return Labels(
             classes=settings.get_classes(),
@@ -71,7 +70,7 @@ def classify_compound(
 
 
 def score_by_vader(
-    texts: Sequence[str], lexicon: Path, workspace: Workspace | None = None
+    texts: Sequence[str], lexicon: Path, context: LabelingContext
 ) -> npt.NDArray[np.float64]:
     """VADER's compound score of each text, with the fetched lexicon.
 
@@ -80,8 +79,8 @@ def score_by_vader(
 
     :param texts: [B]; each distinct text is scored once.
     :param lexicon: a file of the form of NLTK's ``vader_lexicon.txt``.
-    :param workspace: cores to use, and the folder of scores that an earlier run computed, which
-        gets those that are new; ``None`` to remember nothing.
+    :param context: cores to use, and the project that keeps the scores that earlier runs computed;
+        those that are new join them if the texts are the corpus.
     :returns: float64, [B], -1 to 1.
     :raises AssetError: if the lexicon is not of that form.
     :raises ReadError: if the lexicon or the remembered scores cannot be read.
@@ -90,10 +89,7 @@ def score_by_vader(
     """
     valences = _read_lexicon(lexicon)
     distinct = list(dict.fromkeys(texts))
-    if workspace is None:
-        scores = _score_distinct(distinct, valences, None)
-    else:
-        scores = _score_new(distinct, valences, workspace)
+    scores = _score_new(distinct, valences, context)
     if len(distinct) == len(texts):
         return scores
     of_text = dict(zip(distinct, scores.tolist(), strict=True))
@@ -101,18 +97,27 @@ def score_by_vader(
 
 
 def _score_new(
-    texts: Sequence[str], valences: Mapping[str, float], workspace: Workspace
+    texts: Sequence[str], valences: Mapping[str, float], context: LabelingContext
 ) -> npt.NDArray[np.float64]:
     """The scores of distinct texts, [B]; those that are remembered are not computed."""
-    memory = ScoreMemory(workspace.folder, f"vader-{_hash_way(valences)}")
+    contents = {"rules": RULES_VERSION, "lexicon": hash_json(valences)}
+    memory = ScoreMemory(
+        context.project.scores,
+        "vader",
+        contents,
+        outputs=1,
+        dtype=np.float64,
+        kept_files=_KEPT_LEXICONS,
+    )
     keys = wrap_keys(hash_texts(texts))
     scores, known = memory.look_up(keys)
     if not known.all():
         new = np.flatnonzero(~known)
         new_texts = [texts[index] for index in new.tolist()]
-        scores[new] = _score_distinct(new_texts, valences, workspace.threads)
-        memory.add(keys, scores, ~known)
-    return scores
+        scores[new, 0] = _score_distinct(new_texts, valences, context.runtime.threads)
+        if context.is_corpus:
+            memory.add(keys.filter(wrap_numbers(~known)), scores[new], keys)
+    return np.ascontiguousarray(scores[:, 0])
 
 
 def _score_distinct(
@@ -121,11 +126,6 @@ def _score_distinct(
     with show_progress("VADER", len(texts), "texts") as advance:
         scores = score_texts(texts, valences, threads=threads, advance=advance)
     return np.array(scores, np.float64)
-
-
-def _hash_way(valences: Mapping[str, float]) -> str:
-    """What scores depend on beside the text: the lexicon and the rules, in 16 digits."""
-    return hash_json([RULES_VERSION, valences])[:16]
 
 
 def _read_lexicon(path: Path) -> dict[str, float]:
