@@ -461,5 +461,6 @@ def _show_scores(head: TrainedHead, rows: Sequence[Mapping[str, Any]]) -> None:
             [str(v) if isinstance(v := row.get(key), list | dict) else v for key in keys]
             for row in rows
         ],
-        title=f"{head.task.name}: the first of {len(head.scores):,} by {head.task.metric}",
+        title=f"{head.task.name}: the one chosen of {len(head.scores):,}, and the next by "
+        f"{head.task.metric}; the loss tells apart what is about equal",
     )
