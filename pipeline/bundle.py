@@ -75,12 +75,15 @@ def load(project: str | os.PathLike[str] | Project = ".", **options: Any) -> Mod
     """
     from pipeline.predict.model import Model
 
-    files = project if isinstance(project, Project) else _open_folder(Path(project))
+    files = project if isinstance(project, Project) else open_folder(Path(project))
     find_backbone = files.find_backbone if isinstance(files, Bundle) else None
     return Model(files, find_backbone=find_backbone, **options)
 
 
-def _open_folder(folder: Path) -> Project:
-    """A project, or an exported folder, which is known by the folder of its heads."""
+def open_folder(folder: Path) -> Project:
+    """The files of a project, or of an exported folder, which is known by the folder of its heads.
+
+    :param folder: the folder.
+    """
     is_bundle = (folder / HEADS_FOLDER / DESCRIPTION).is_file()
     return Bundle(folder) if is_bundle else Project(folder)

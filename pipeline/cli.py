@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline import __version__
 from pipeline.errors import PipelineError, ReadError, SettingsError
@@ -29,6 +30,7 @@ _OBJECTS_BEFORE_COLLECTION = 100_000
 _STARTED = time.perf_counter()
 _INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 _TERMINATED = 143  # and of one that SIGTERM ended
+_AWAY = "prepare: {text_column: text}"  # the settings away from any project
 
 
 class _Commands(click.Group):
@@ -228,6 +230,12 @@ def report(project: Project, params: Path, show: bool) -> None:
     help="The format of the inputs, where their names do not tell it.",
 )
 @click.option("--text-column", help="The column of the texts.  [default: prepare.text_column]")
+@click.option(
+    "--model",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder that `pipeline export` wrote, instead of the project.",
+)
 @click.option("--tasks", help="The tasks to answer, such as spam,mood.  [default: all]")
 @click.option(
     "--threshold",
@@ -255,6 +263,7 @@ def report(project: Project, params: Path, show: bool) -> None:
 def predict(
     project: Project,
     params: Path,
+    folder: Path | None,
     tasks: str | None,
     thresholds: tuple[str, ...],
     **options: Any,
@@ -264,13 +273,24 @@ def predict(
     Files are CSV, TSV, JSON Lines, JSON, Parquet, or text with one text a line (.txt). Without OUT,
     a terminal gets a table to read, anything else CSV. Exit status 3 means that rows were kept
     without labels, as their texts cannot be used.
+
+    With --model no project is needed: where there is no params.yaml, the texts are those of the
+    column `text` or --text-column.
     """
     if bool(options["inputs"]) == bool(options["texts"]):
         raise click.UsageError("give either files, folders or -, or --text")
-    from pipeline.config import load_settings
+    from pipeline.config import load_settings, parse_settings
     from pipeline.predict.run import PredictOptions, run_predict
 
-    settings = load_settings(params)
+    if folder is None:
+        settings = load_settings(params)
+    else:
+        from pipeline.bundle import open_folder
+
+        given = click.get_current_context().get_parameter_source("params")
+        is_there = params.exists() or given is not ParameterSource.DEFAULT
+        settings = load_settings(params) if is_there else parse_settings(_AWAY, "--model")
+        project = open_folder(folder)
     chosen = PredictOptions(
         tasks=tuple(name.strip() for name in tasks.split(",")) if tasks is not None else None,
         thresholds=dict(map(_parse_threshold, thresholds)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from pipeline.bundle import load
 from pipeline.config import Settings
 from pipeline.console import Advance, allows_escapes, count, say, show_progress, warn
 from pipeline.corpus.reading import Block
@@ -82,7 +83,7 @@ class PredictOptions:
 def run_predict(project: Project, settings: Settings, options: PredictOptions) -> int:
     """Label all inputs.
 
-    :param project: the project whose heads answer.
+    :param project: the project whose heads answer, or an exported folder.
     :param settings: all settings.
     :param options: what to label, and how to write it.
     :returns: the exit status: 3 if rows were kept that could not be labelled, else 0.
@@ -95,7 +96,7 @@ def run_predict(project: Project, settings: Settings, options: PredictOptions) -
     says_aside = contextlib.redirect_stdout(sys.stderr) if options.out is None else None
     with says_aside or contextlib.nullcontext():
         runtime = settings.runtime
-        model = Model(
+        model = load(
             project,
             devices=runtime.devices,
             threads=runtime.threads,

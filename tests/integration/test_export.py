@@ -655,6 +655,33 @@ def test_load_with_the_backbone_in_the_folder(trained: Path, tmp_path: Path) -> 
         pipeline.load(target)
 
 
+def test_predict_by_an_export_in_an_empty_folder(trained: Path, tmp_path: Path) -> None:
+    """The command line answers there as in the project, and a folder that is none is named."""
+    target = tmp_path / "out"
+    done = run_cli(trained, "export", str(target), "--with-backbone")
+    assert done.returncode == 0, done.stderr
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "new.csv").write_text("id,text\n1,the server is down again\n2,refund please\n")
+    there = run_cli(away, "predict", "new.csv", "--model", str(target), "-o", "there.csv")
+    assert there.returncode == 0, there.stderr
+    here = away / "here.csv"
+    run_cli(trained, "predict", str(away / "new.csv"), "--text-column", "text", "-o", str(here))
+    assert (away / "there.csv").read_text() == here.read_text()
+    assert here.read_text().count("\n") == 3
+    (away / "new.csv").write_text("id,body\n1,the server is down again\n")
+    other = run_cli(away, "predict", "new.csv", "--model", str(target))
+    assert other.returncode == 1
+    assert "text" in other.stderr
+    assert "--text-column" in other.stderr
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    none = run_cli(away, "predict", "--text", "a", "--model", str(empty))
+    assert none.returncode == 1
+    assert str(empty) in none.stderr
+    assert "Traceback" not in none.stderr
+
+
 def test_load_without_the_backbone(trained: Path, linear: Path, tmp_path: Path) -> None:
     """A local folder serves where it is, and is named where it is not."""
     assert_same_model(linear, trained)
