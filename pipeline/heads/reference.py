@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from pipeline.corpus.keys import view_keys
 from pipeline.corpus.tables import LabelledRows
-from pipeline.model.reference import FAR_PERCENT, Reference, measure_distances, normalize
+from pipeline.model.reference import FAR_PERCENT, Reference, measure_distances
+from pipeline.neighbours import normalize
 from pipeline.project import Project
 from pipeline.store import read_vectors
 

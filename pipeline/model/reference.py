@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pipeline.errors import StageError
 from pipeline.files import reading
 from pipeline.model.weights import Floats
+from pipeline.neighbours import normalize
 
 FILE = "reference.safetensors"
 _STAGE = "train-heads"
@@ -108,13 +109,6 @@ class Reference:
 def shorten_keys(keys: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     """The first eight bytes of keys as numbers: [B]."""
     return np.frombuffer(b"".join(key[:8] for key in keys), np.uint64)
-
-
-def normalize(vectors: Floats) -> Floats:
-    """Vectors, [B, D], at the length 1."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Floats = vectors / np.maximum(lengths, 1e-12)
-    return scaled
 
 
 def measure_distances(vectors: Floats, others: Floats, *, are_same: bool = False) -> Floats:

@@ -1,0 +1,85 @@
+"""The training text that is nearest to each text of the judged part, by one cached layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.model.decision import Ints
+from pipeline.neighbours import Vectors, find_nearest
+from pipeline.report.inputs import ScoredRows
+
+# Reads texts by their codes, ascending, in chunks: codes, [b], and vectors, float32, [b, D].
+ReadVectors = Callable[[Ints], Iterable[tuple[Ints, Vectors]]]
+# Training texts, drawn at random, that tell how near texts of this corpus are to each other.
+SAMPLE_TEXTS = 2000
+
+
+@dataclass(frozen=True)
+class TrainingNeighbours:
+    """The nearest training text to each of J distinct texts of the judged part.
+
+    :param codes: the codes of these texts, ascending, int64, [J].
+    :param same_rows: the first training row that has the very text, int64, [J]; -1 if none has.
+    :param rows: the first training row that has the nearest other text, int64, [J]; -1 if there is
+        no other.
+    :param cosines: the cosine to that other text, float32, [J].
+    :param sample_cosines: the cosine of each of S training texts, drawn at random, to the nearest
+        other training text: float32, [S].
+    :param training_texts: the number of distinct training texts.
+    """
+
+    codes: Ints
+    same_rows: Ints
+    rows: Ints
+    cosines: Vectors
+    sample_cosines: Vectors
+    training_texts: int
+
+    def take(self, codes: Ints) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """The nearest training row to some texts, and the cosine to it.
+
+        A training row that has the very text is the nearest one, at a cosine of 1.
+
+        :param codes: codes of texts of the judged part, [b].
+        :returns: rows, [b], and cosines, [b]; -1 and NaN where there is no training text.
+        """
+        at = np.searchsorted(self.codes, codes)
+        is_same = self.same_rows[at] >= 0
+        rows = np.where(is_same, self.same_rows[at], self.rows[at])
+        cosines = np.where(is_same, 1.0, self.cosines[at].astype(np.float64))
+        return rows, np.where(rows < 0, np.nan, cosines)
+
+
+def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNeighbours:
+    """Look for the nearest training text of each text of the judged part, in one pass.
+
+    :param rows: the rows of the corpus.
+    :param read: a function that reads vectors of one layer.
+    """
+    codes = np.unique(rows.codes[rows.parts[rows.judged]])
+    training, first = np.unique(rows.codes[rows.parts["train"]], return_index=True)
+    first_rows = rows.parts["train"][first]
+    generator = np.random.default_rng(0)
+    sample = np.sort(generator.permutation(training)[:SAMPLE_TEXTS])
+    wanted = np.union1d(codes, sample)
+    queries = np.concatenate([vectors for _, vectors in read(wanted)])
+    found = find_nearest(queries, read(training), own=wanted)
+
+    def locate_rows(found_codes: Ints) -> Ints:
+        at = np.minimum(np.searchsorted(training, found_codes), len(training) - 1)
+        return np.where(training[at] == found_codes, first_rows[at], -1)
+
+    judged, sampled = np.searchsorted(wanted, codes), np.searchsorted(wanted, sample)
+    within = found.cosines[sampled]
+    return TrainingNeighbours(
+        codes=codes,
+        same_rows=locate_rows(codes),
+        rows=locate_rows(found.numbers[judged]),
+        cosines=found.cosines[judged],
+        sample_cosines=within[np.isfinite(within)],
+        training_texts=len(training),
+    )

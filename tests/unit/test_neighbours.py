@@ -1,0 +1,67 @@
+"""Nearest neighbours by cosine, held to those of scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from pipeline import neighbours
+from pipeline.neighbours import find_nearest
+
+
+def read_chunks(
+    vectors: np.ndarray, numbers: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(vectors), size):
+        yield numbers[start : start + size], vectors[start : start + size]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_BLOCK_QUERIES", 7)
+    monkeypatch.setattr(neighbours, "_BLOCK_OTHERS", 11)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("size", [1, 20, 1000])
+def test_the_nearest_is_that_of_scikit_learn(size: int) -> None:
+    generator = np.random.default_rng(0)
+    others = generator.standard_normal((150, 5)).astype(np.float32) * 3
+    queries = generator.standard_normal((40, 5)).astype(np.float32)
+    numbers = generator.permutation(1000)[:150]
+    found = find_nearest(queries, read_chunks(others, numbers, size))
+    model = NearestNeighbors(n_neighbors=1, metric="cosine").fit(others)
+    distances, index = model.kneighbors(queries)
+    assert (found.numbers == numbers[index[:, 0]]).all()
+    assert found.cosines == pytest.approx(1 - distances[:, 0], abs=1e-6)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_no_text_is_its_own_neighbour() -> None:
+    generator = np.random.default_rng(1)
+    others = generator.standard_normal((90, 4)).astype(np.float32)
+    numbers = generator.permutation(90) + 5
+    chosen = generator.permutation(90)[:30]
+    found = find_nearest(others[chosen], read_chunks(others, numbers, 25), own=numbers[chosen])
+    model = NearestNeighbors(n_neighbors=2, metric="cosine").fit(others)
+    _, index = model.kneighbors(others[chosen])
+    assert (index[:, 0] == chosen).all()
+    assert (found.numbers == numbers[index[:, 1]]).all()
+
+
+def test_a_number_of_no_other_leaves_nothing_out() -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    own = np.array([-1, 99, 1])
+    found = find_nearest(vectors, [(np.arange(3), vectors)], own=own)
+    assert found.numbers.tolist() == [0, 1, 2]
+
+
+def test_without_others_nothing_is_found() -> None:
+    found = find_nearest(np.eye(2, dtype=np.float32), [])
+    assert found.numbers.tolist() == [-1, -1]
+    assert np.isneginf(found.cosines).all()
+    alone = np.ones((1, 2), np.float32)
+    assert find_nearest(alone, [(np.arange(1), alone)], own=np.array([0])).numbers.tolist() == [-1]
