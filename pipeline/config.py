@@ -1236,6 +1236,22 @@ class ReportSettings(Section):
     title: Name = Field(
         default="Heads on a frozen backbone", description="The heading of the report's page."
     )
+    segments: tuple[Name, ...] = Field(
+        default=(),
+        description="Columns of the source, such as `[source, language]`, by whose values the "
+        "report looks for rows on which heads are weak, beside classes, lengths and clusters. "
+        "`prepare` keeps them in `segments.parquet`.",
+    )
+    map: Literal["pca", "umap"] = Field(
+        default="pca",
+        description="How texts are placed on the map: by the two directions in which their "
+        "vectors vary most, `pca`, which takes no time; or by `umap`, which keeps neighbours "
+        "together and takes minutes for 20,000 texts: `pip install umap-learn`.",
+    )
+
+    def list_columns(self) -> tuple[WantedColumn, ...]:
+        """The columns of the source that the report wants ``prepare`` to keep."""
+        return tuple(WantedColumn(name, "report.segments", "class") for name in self.segments)
 
 
 class RuntimeSettings(Section):

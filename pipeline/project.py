@@ -22,6 +22,7 @@ class Project:
     :ivar assets: what ``fetch`` resolved.
     :ivar texts_file: the rows' texts and their keys, by ``prepare``.
     :ivar labels_file: the rows' splits and labels, by ``prepare``.
+    :ivar segments_file: the columns of the source that rows are compared by, by ``prepare``.
     :ivar scores: the folder of what labelers computed of texts, kept from run to run.
     :ivar store: the folder of the embedding store.
     :ivar predictions: the folder of the store of labelled texts' vectors, if they are remembered.
@@ -40,6 +41,7 @@ class Project:
         self.assets = self.cache / "assets.json"
         self.texts_file = self.cache / "texts.parquet"
         self.labels_file = self.cache / "labels.parquet"
+        self.segments_file = self.cache / "segments.parquet"
         self.scores = self.cache / "scores"
         self.store = self.cache / "embeddings"
         self.predictions = self.cache / "predictions"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.arrays import wrap_numbers
-from pipeline.config import LabelKind
+from pipeline.config import LabelKind, normalize_value
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
 from pipeline.corpus.keys import find_wrong_text, hash_keys, view_keys
 from pipeline.errors import StageError
@@ -246,6 +246,61 @@ def _decode_task(field: pa.Field, column: Any, settings: Mapping[str, Any] | Non
                 f"{len(classes) - 1}"
             )
     return TaskLabels(tuple(classes), values, kind, settings)
+
+
+def make_segments_table(keys: pa.Array, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Columns of the source as ``segments.parquet`` holds them: as text, null where one is missing.
+
+    :param keys: the keys of the texts of all rows, [B].
+    :param columns: name → the value of each row, [B].
+    """
+    import pyarrow as pa
+
+    made = {
+        name: pa.array([_name_value(value) for value in values], pa.string())
+        for name, values in columns.items()
+    }
+    return pa.table(made).replace_schema_metadata({_TEXTS_HASH: hash_keys(keys)})
+
+
+def _name_value(value: Any) -> str | None:
+    """A cell as text, as labels have it; ``None`` where nothing stands in it."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    return normalize_value(value).strip() or None
+
+
+def read_segments(project: Project, columns: Sequence[str]) -> dict[str, list[str | None]]:
+    """Columns of the source that ``prepare`` kept, the rows in the order of ``labels.parquet``.
+
+    :param project: the project whose stage ``prepare`` wrote them.
+    :param columns: the names of the columns; without any, no file is read.
+    :returns: name → the value of each row, ``None`` where it has none.
+    :raises StageError: if the file is missing, damaged, or of another run, or lacks a column.
+    """
+    import pyarrow as pa
+
+    if not columns:
+        return {}
+    path = project.segments_file
+    table = _read_table(path, None)
+    keys = _check_keys(project.texts_file, _read_table(project.texts_file, ["key"]))
+    with reading(path, _STAGE, pa.ArrowException):
+        if _read_metadata(table, {_TEXTS_HASH}).get(_TEXTS_HASH) != hash_keys(keys):
+            raise StageError(
+                f"{path} and {project.texts_file} are not of one run",
+                hint="run `pipeline prepare` again",
+            )
+        lacking = next((name for name in columns if name not in table.column_names), None)
+        if lacking is not None:
+            raise StageError(
+                f"{path}: no column {lacking!r}, which report.segments names",
+                hint="run `pipeline prepare` again",
+            )
+        made = {name: table[name].cast(pa.string()).to_pylist() for name in columns}
+        if any(len(values) != len(keys) for values in made.values()):
+            raise ValueError("its rows are not those of the texts")
+    return made
 
 
 def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:

@@ -33,6 +33,7 @@ from pipeline.corpus.tables import (
     describe_rows,
     describe_texts,
     encode_labels,
+    make_segments_table,
     write_table,
 )
 from pipeline.corpus.texts import find_fault, fold_text
@@ -97,8 +98,9 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     _check_dataset(project, dataset)
     files = find_label_assets(project, settings, assets)
     wanted, may_be_any = own.list_columns()
+    kept = settings.report.list_columns()
     sources = list_source_files(project, dataset, own)
-    frame, origins = read_sources(sources, ColumnChoice(wanted, all_others=may_be_any))
+    frame, origins = read_sources(sources, ColumnChoice((*wanted, *kept), all_others=may_be_any))
     try:
         given = read_given_parts(frame, own)
         left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
@@ -112,7 +114,8 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     alike = hash_texts([fold_text(text) for text in corpus.texts])
     given = given[corpus.rows] if given is not None else None
     split = split_rows(alike, corpus.labels, own.split, given)
-    _write_corpus(project, corpus, keys, split, own.labels)
+    segments = {want.name: frame[want.name].iloc[corpus.rows].tolist() for want in kept}
+    _write_corpus(project, corpus, keys, split, own.labels, segments)
     _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split, origins)
     _hint_at_dvc(project, corpus.labels.values())
     return {
@@ -395,10 +398,12 @@ def _write_corpus(
     keys: Sequence[bytes],
     split: npt.NDArray[np.int8],
     settings: Mapping[str, LabelSettings],
+    segments: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Write both files, or neither: one of them alone would not fit the other.
+    """Write all files, or none: one of them alone would not fit the others.
 
     :param settings: task → the settings of its label.
+    :param segments: column of the source → the values of the rows, to be kept for the report.
     """
     import pyarrow as pa
 
@@ -408,7 +413,11 @@ def _write_corpus(
         # A full disk shows here, while neither has its name yet.
         file.flush()
         os.fsync(file.fileno())
-        with write_aside(project.labels_file) as labels_file:
+        with (
+            write_aside(project.segments_file) as segments_file,
+            write_aside(project.labels_file) as labels_file,
+        ):
+            write_table(make_segments_table(exact, segments), segments_file)
             write_table(_make_labels_table(corpus, exact, split, settings), labels_file)
 
 

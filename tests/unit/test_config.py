@@ -14,6 +14,7 @@ from pipeline.config import (
     LABELERS,
     DrawnSplit,
     HeadsSettings,
+    ReportSettings,
     Section,
     Settings,
     TaskSettings,
@@ -480,7 +481,8 @@ def test_a_misspelt_key_is_met_with_the_nearest_at_every_depth(place: tuple[str,
 
 
 def test_a_key_like_no_other_is_met_with_all() -> None:
-    assert complain("report: {qqq: 1}") == ["params.yaml: report.qqq: unknown key; known: title"]
+    known = ", ".join(ReportSettings.model_fields)
+    assert complain("report: {qqq: 1}") == [f"params.yaml: report.qqq: unknown key; known: {known}"]
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,10 @@ def run() -> dict[str, object]:
     return run_prepare(Project(), load_settings(Project().settings))
 
 
-def read_outputs() -> tuple[bytes, bytes]:
-    return Project().texts_file.read_bytes(), Project().labels_file.read_bytes()
+def read_outputs() -> list[bytes]:
+    project = Project()
+    files = (project.texts_file, project.labels_file, project.segments_file)
+    return [file.read_bytes() for file in files]
 
 
 def test_files_have_the_columns_that_other_tools_rely_on(project: Path) -> None:
@@ -664,11 +666,11 @@ def test_a_source_that_changed_since_it_was_fetched_is_refused(project: Path) ->
     assert "pipeline fetch" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_full_disk_changes_neither_file(
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_full_disk_changes_no_file(
     project: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Wherever the disk fills up, the two files stay those of one run."""
+    """Wherever the disk fills up, the files stay those of one run."""
     set_up(project, ROWS)
     run()
     before = read_outputs()
@@ -691,6 +693,7 @@ def test_a_full_disk_changes_neither_file(
     assert sorted(p.name for p in Project().cache.iterdir()) == [
         "assets.json",
         "labels.parquet",
+        "segments.parquet",
         "texts.parquet",
     ]
 
