@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.files import write_together
-from pipeline.model.saved import HELD_OUT
-
 if TYPE_CHECKING:
     from pipeline.heads.training import TrainedHead
 
 
-def save_held_out(
-    folder: Path,
+def encode_held_out(
     heads: Sequence[TrainedHead],
     rows: npt.NDArray[np.int64],
     train_rows: int,
     folds: npt.NDArray[np.int64] | None,
-) -> None:
-    """Write one line for each task and row that the task's head was judged by.
+) -> bytes:
+    """The content of the file: one line for each task and row that the task's head was judged by.
 
     The columns are ``row``, the number of the row in ``labels.parquet``; ``task``; ``logits``, of a
     head that has not trained on the row, without temperature, of a regression the number in the
     unit of its labels; and ``fold``, the fold that left the row out, null of a validation row.
 
-    :param folder: the folder of the heads.
     :param heads: the heads that were chosen.
     :param rows: the numbers of the training rows and then of the validation rows, [B].
     :param train_rows: the number of training rows.
     :param folds: the fold of each training row, [train_rows]; ``None`` for no folds.
-    :raises WriteError: if the disk does not take it.
     """
     from pyarrow import parquet
 
@@ -62,4 +55,4 @@ def save_held_out(
         )
     content = io.BytesIO()
     parquet.write_table(pa.concat_tables(tables), content, compression="zstd")
-    write_together({folder / HELD_OUT: content.getvalue()})
+    return content.getvalue()

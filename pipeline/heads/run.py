@@ -28,7 +28,7 @@ from pipeline.heads.configurations import (
     list_configurations,
     list_idle_settings,
 )
-from pipeline.heads.held_out import save_held_out
+from pipeline.heads.held_out import encode_held_out
 from pipeline.heads.loggers import log_curves, make_logger
 from pipeline.heads.tasks import Task, check_search, make_tasks, resolve_loss, widen_tasks
 from pipeline.heads.threads import choose_threads, shorten_spinning
@@ -95,6 +95,9 @@ def train_rows(
     corpus = rows.identity.select_tasks([task.name for task in tasks])
     described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
     described = _add_reference(project, rows, described)
+    numbers = read_row_numbers(project)[np.concatenate(parts)]
+    held_out = encode_held_out(fit.heads, numbers, len(parts[0]), fit.folds)
+    described = replace(described, held_out=held_out)
     if refit is None:
         save_heads(folder, described, None)
     else:
@@ -102,13 +105,6 @@ def train_rows(
         described = replace(described, training=training)
         outgoing = describe_refit(described, fit, refit)
         save_heads(folder, described, _add_reference(project, rows, outgoing))
-    save_held_out(
-        folder,
-        fit.heads,
-        read_row_numbers(project)[np.concatenate(parts)],
-        len(parts[0]),
-        fit.folds,
-    )
     _show_summary(folder, fit, configurations, refit)
     if logger is not None:
         log_curves(logger, fit.heads)
@@ -360,7 +356,7 @@ def describe_refit(scored: Heads, fit: Fit, refit: Refit) -> Heads:
                 history=History(),
             )
         )
-    return replace(scored, heads=tuple(made), trained_parts=refit.parts)
+    return replace(scored, heads=tuple(made), trained_parts=refit.parts, held_out=None)
 
 
 def _describe_head(head: TrainedHead) -> SavedHead:

@@ -148,6 +148,9 @@ class Heads:
     :param reference: what tells how unlike the training texts others are; ``None`` for heads that
         were read, see ``load_reference``.
     :param reference_sha256: the hash of its file; ``None`` for heads of version 0.1.0.
+    :param held_out: the content of ``held_out.parquet``, what heads say about the rows that chose
+        them; ``None`` for heads that were read, and for those trained again.
+    :param held_out_sha256: the hash of that file; ``None`` for heads that state none.
     :param scored_sha256: for heads that were trained again on more rows, the SHA-256 of the
         ``heads.json`` of those that they follow, by whose held-out rows they were chosen.
     """
@@ -166,6 +169,8 @@ class Heads:
     scored_sha256: str | None = None
     reference: Reference | None = None
     reference_sha256: str | None = None
+    held_out: bytes | None = field(default=None, repr=False)
+    held_out_sha256: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Heads:
@@ -207,6 +212,7 @@ class Heads:
                 trained_parts=_read_parts(record),
                 scored_sha256=record.get("scored_sha256"),
                 reference_sha256=record.get("reference_sha256"),
+                held_out_sha256=record.get("held_out_sha256"),
             )
 
     def load_reference(self) -> Reference | None:
@@ -260,6 +266,9 @@ class Heads:
         if self.reference is not None:
             files[REFERENCE] = self.reference.encode()
             description["reference_sha256"] = hashlib.sha256(files[REFERENCE]).hexdigest()
+        if self.held_out is not None:
+            files[HELD_OUT] = self.held_out
+            description["held_out_sha256"] = hashlib.sha256(self.held_out).hexdigest()
         return {
             **files,
             DESCRIPTION: format_json(add_hash(description)),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from pipeline.config import HeadsSettings
 from pipeline.heads import path
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
-from pipeline.heads.held_out import save_held_out
+from pipeline.heads.held_out import encode_held_out
 from pipeline.heads.path import PathSearch
 from pipeline.heads.targets import draw_folds, make_targets
 from pipeline.heads.task_types import LabelSummary
@@ -227,12 +227,12 @@ def test_nearly_constant_features_get_no_huge_weight() -> None:
     assert weights[:, 5].max() < 10 * np.delete(weights, 5, axis=1).max()
 
 
-def test_held_out_predictions_are_kept_by_row_and_fold(tmp_path: Path) -> None:
+def test_held_out_predictions_are_kept_by_row_and_fold() -> None:
     features, values = make_classes(0.2)
     head, _ = search(features, values, make_task("multiclass", values, "loss"))
     rows, folds = np.arange(JUDGED) * 2, draw_folds(np.arange(TRAIN), 5, 0)
-    save_held_out(tmp_path, [head], rows, TRAIN, folds)
-    table = parquet.read_table(tmp_path / "held_out.parquet").to_pydict()
+    content = encode_held_out([head], rows, TRAIN, folds)
+    table = parquet.read_table(io.BytesIO(content)).to_pydict()
     assert table["row"] == rows.tolist()
     assert set(table["task"]) == {"y"}
     assert table["fold"] == [*folds.tolist(), *[None] * (JUDGED - TRAIN)]
