@@ -19,6 +19,8 @@ _OFFSET_POSITIONS = {
     "xlm-roberta-xl",
     "data2vec-text",
 }
+# The id of the padding token that these have where the configuration does not say.
+_OFFSET_PADDING_ID = 1
 # What no text encoder exceeds: a larger number is a mistake or an attack, which would have this
 # machine ask for memory that it has not, or build layers for hours.
 _MOST_LAYERS = 1_000
@@ -67,8 +69,9 @@ class Architecture:
             vocabulary = None
             if config.get("vocab_size") is not None:
                 vocabulary = _read_size(config, _MOST_TOKENS, "vocab_size")
-            pad_id = _read_pad_id(config, vocabulary)
-            if model_type in _OFFSET_POSITIONS:
+            is_offset = model_type in _OFFSET_POSITIONS
+            pad_id = _read_pad_id(config, vocabulary, _OFFSET_PADDING_ID if is_offset else 0)
+            if is_offset:
                 positions -= pad_id + 1
             if positions < 1:
                 raise ValueError("it has no position for any token")
@@ -122,10 +125,10 @@ def _read_size(config: dict[str, Any], most: int, *names: str) -> int:
     raise KeyError(" or ".join(names))
 
 
-def _read_pad_id(config: dict[str, Any], vocabulary: int | None) -> int:
+def _read_pad_id(config: dict[str, Any], vocabulary: int | None, default: int) -> int:
     pad_id = config.get("pad_token_id")
     if pad_id is None:
-        return 0
+        return default
     if type(pad_id) is not int:
         raise TypeError(f"pad_token_id must be a whole number, not {pad_id!r:.60}")
     if not 0 <= pad_id < (vocabulary or _MOST_TOKENS):

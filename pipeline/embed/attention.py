@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch.nn import functional
 # text does not repay. Longer texts take the fused one, because the products hold a score for every
 # pair of tokens, so that their memory grows with the square of the length.
 _SHORT_TEXT_TOKENS = 96
+# Queries that meet the keys of their windows together, where attention is local.
+_BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -51,28 +54,59 @@ class Packing:
 Attention = Callable[[torch.Tensor], torch.Tensor]
 
 
-def make_attention(packing: Packing, heads: int, device: torch.device) -> Attention:
-    """Multi-head attention over one batch, the same for every layer.
+# From the tokens T of texts of one length to what is added to the scores of each head, before they
+# become shares: in the type of the queries, [H, T, T].
+MakeBias = Callable[[int], torch.Tensor]
+
+
+def make_attention(
+    packing: Packing,
+    heads: int,
+    device: torch.device,
+    *,
+    window: int | None = None,
+    make_bias: MakeBias | None = None,
+) -> Attention:
+    """Multi-head attention over one batch.
 
     :param packing: the texts of the batch.
     :param heads: number of attention heads H; each has D / H of the width.
     :param device: device that holds the batch.
+    :param window: the distance in tokens up to which tokens attend to each other; ``None`` for any.
+    :param make_bias: a function that makes what is added to the scores of texts of one length; not
+        together with a window.
     :returns: a function from queries, keys and values side by side, [T, 3 D], to [T, D].
 
     Source: Vaswani et al. (2017), Attention is all you need.
     """
-    # Flash attention needs a GPU of the Ampere generation or newer.
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
-        try:
-            from torch.nn.attention.varlen import varlen_attn
-        except ImportError:  # torch before 2.10 does not have it
-            return _attend_by_runs(packing, heads)
-        return _attend_by_offsets(packing, heads, device, varlen_attn)
-    return _attend_by_runs(packing, heads)
+    if window is not None and packing.lengths.max() <= window + 1:
+        window = None  # no two tokens of a text are further apart
+    by_runs = _attend_by_runs(packing, heads, window, make_bias)
+    # Flash attention needs a GPU of the Ampere generation or newer, and adds nothing to scores.
+    if (
+        device.type != "cuda"
+        or make_bias is not None
+        or torch.cuda.get_device_capability(device) < (8, 0)
+    ):
+        return by_runs
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10 does not have it
+        return by_runs
+    options: dict[str, Any] = {}
+    if window is not None:
+        if "window_size" not in signature(varlen_attn).parameters:  # nor does each later one
+            return by_runs
+        options["window_size"] = (window, window)
+    return _attend_by_offsets(packing, heads, device, partial(varlen_attn, **options), by_runs)
 
 
 def _attend_by_offsets(
-    packing: Packing, heads: int, device: torch.device, varlen_attn: Callable[..., Any]
+    packing: Packing,
+    heads: int,
+    device: torch.device,
+    varlen_attn: Callable[..., Any],
+    by_runs: Attention,
 ) -> Attention:
     """Attention by one flash-attention kernel over texts of any lengths.
 
@@ -81,7 +115,6 @@ def _attend_by_offsets(
     ends = torch.from_numpy(packing.offsets.astype(np.int32)).pin_memory()
     offsets = ends.to(device, non_blocking=True)
     longest = int(packing.lengths.max())
-    by_runs = _attend_by_runs(packing, heads)
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         if qkv.dtype == torch.float32:  # flash attention takes 16-bit numbers only
@@ -94,36 +127,80 @@ def _attend_by_offsets(
     return attend
 
 
-def _attend_by_runs(packing: Packing, heads: int) -> Attention:
+def _attend_by_runs(
+    packing: Packing, heads: int, window: int | None, make_bias: MakeBias | None
+) -> Attention:
     """Attention over each run of texts of equal length as one dense batch."""
     runs = packing.runs
+    sizes = [texts * tokens for texts, tokens in runs]
+    biases = [make_bias(tokens) if make_bias else None for _, tokens in runs]
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
-        sizes = [texts * tokens for texts, tokens in runs]
         parts = [
-            _attend_equal(part.view(texts, tokens, 3, heads, -1))
-            for part, (texts, tokens) in zip(torch.split(qkv, sizes), runs, strict=True)
+            _attend_equal(part.view(texts, tokens, 3, heads, -1), window, bias)
+            for part, (texts, tokens), bias in zip(
+                torch.split(qkv, sizes), runs, biases, strict=True
+            )
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return attend
 
 
-def _attend_equal(qkv: torch.Tensor) -> torch.Tensor:
+def _attend_equal(
+    qkv: torch.Tensor, window: int | None = None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """Attention over texts of equal length.
 
     :param qkv: queries, keys and values of B texts of T tokens each: [B, T, 3, H, D / H].
+    :param window: the distance in tokens up to which tokens attend to each other.
+    :param bias: what is added to the scores: [H, T, T].
     :returns: [B * T, D].
     """
     B, T, _, H, width = qkv.shape
     query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    if window is not None and window + 1 < T:
+        out = _attend_nearby(query, key, value, window)
+        return out.transpose(1, 2).reshape(B * T, H * width)
     if T > _SHORT_TEXT_TOKENS or qkv.dtype != torch.float32:
-        out = functional.scaled_dot_product_attention(query, key, value)
+        mask = None if bias is None else bias.unsqueeze(0)
+        out = functional.scaled_dot_product_attention(query, key, value, mask)
         return out.transpose(1, 2).reshape(B * T, H * width)
     query, key, value = (each.reshape(B * H, T, width) for each in (query, key, value))
     # `baddbmm` scales the product while it makes it, which `bmm` cannot. The tensor that it would
     # add is left out of the sum by `beta=0`, so an empty one serves.
     unused = qkv.new_empty(1)
     scores = torch.baddbmm(unused, query, key.transpose(1, 2), beta=0, alpha=width**-0.5)
+    if bias is not None:
+        scores.view(B, H, T, T).add_(bias)
     out = torch.bmm(torch.softmax(scores, dim=-1), value)
     return out.view(B, H, T, width).transpose(1, 2).reshape(B * T, H * width)
+
+
+def _attend_nearby(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int
+) -> torch.Tensor:
+    """Attention of each token to those within a window, a block of queries after another.
+
+    A block meets only the keys within its reach, so that time grows with the length of the texts
+    and not with its square.
+
+    :param query: queries of B texts of T tokens each: [B, H, T, D / H].
+    :param key: keys, as the queries.
+    :param value: values, as the queries.
+    :param window: the distance in tokens up to which tokens attend to each other.
+    :returns: [B, H, T, D / H].
+    """
+    T = query.shape[2]
+    at = torch.arange(T, device=query.device)
+    blocks = []
+    for start in range(0, T, _BLOCK_TOKENS):
+        stop = min(start + _BLOCK_TOKENS, T)
+        reach = slice(max(start - window, 0), min(stop + window, T))
+        is_near = (at[start:stop, None] - at[reach]).abs() <= window
+        blocks.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, start:stop], key[:, :, reach], value[:, :, reach], is_near
+            )
+        )
+    return torch.cat(blocks, dim=2)

@@ -20,12 +20,12 @@ class Norm:
     """LayerNorm, its statistics in float32 whatever the type of its input.
 
     :param weight: factors: [D].
-    :param bias: addends: [D].
+    :param bias: addends, [D], or ``None`` for none.
     :param epsilon: the number added to the variance.
     """
 
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
     epsilon: float
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,13 +34,19 @@ class Norm:
 
 
 class Linear(Protocol):
-    """A linear layer x W^T + b over rows x, from [T, D_in] to [T, D_out], in three forms."""
+    """A linear layer x W^T + b over rows x, from [T, D_in] to [T, D_out], in five forms."""
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """The product and the bias alone."""
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
         """The product and the bias, and GELU of them: exact (``none``) or its ``tanh`` form."""
+
+    def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The product, the bias and a residual, [T, D_out], added up."""
+
+    def apply_multiply(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The product and the bias, times a gate, [T, D_out], number by number."""
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The product, the bias and a residual, [T, D_out], added up, and LayerNorm of the sum."""
@@ -50,10 +56,10 @@ class PlainLinear:
     """A linear layer by torch's own operators, on any device and in any precision.
 
     :param weight: matrix W: [D_out, D_in].
-    :param bias: vector b: [D_out].
+    :param bias: vector b, [D_out], or ``None`` for none.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = weight
         self.bias = bias
 
@@ -64,6 +70,14 @@ class PlainLinear:
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
         """The product, the bias and GELU, as ``Linear`` has it."""
         return _gelu(self.apply(x), kind)
+
+    def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The product, the bias and a residual, as ``Linear`` has it."""
+        return self.apply(x) + residual
+
+    def apply_multiply(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The product and the bias, times a gate, as ``Linear`` has it."""
+        return self.apply(x) * gate
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
@@ -115,7 +129,7 @@ def _add_norm(
     x: torch.Tensor,
     residual: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor,
+    bias: torch.Tensor | None,
     epsilon: float,
 ) -> torch.Tensor:
     return functional.layer_norm(x + residual, weight.shape, weight, bias, epsilon)
@@ -129,14 +143,14 @@ def _compile(function: Any) -> Any:
 class OneDnnLinear:
     """A linear layer by oneDNN on a CPU.
 
-    The weights are laid out for the processor once, and GELU or the residual is fused into the
-    product.
+    The weights are laid out for the processor once, and GELU, the residual or the gate is fused
+    into the product.
 
     :param weight: matrix W, float32 or bfloat16: [D_out, D_in].
-    :param bias: vector b: [D_out].
+    :param bias: vector b, [D_out], or ``None`` for none.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         # oneDNN generates machine code for every number of rows that it meets. It keeps the code
         # for the last 1,024 numbers by default, and so does torch in each thread: hundreds of
         # megabytes for a corpus whose batches all differ a little. The layers of one batch need
@@ -154,15 +168,26 @@ class OneDnnLinear:
         """The product, the bias and GELU, as ``Linear`` has it."""
         return self._run(x, "gelu", kind)
 
+    def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The product, the bias and a residual, as ``Linear`` has it."""
+        return self._run_with(x, residual, "add")
+
+    def apply_multiply(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """The product and the bias, times a gate, as ``Linear`` has it."""
+        return self._run_with(x, gate, "mul")
+
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
-        added: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, residual, self.weight, self.bias, "add"
-        )
-        return norm.apply(added)
+        return norm.apply(self._run_with(x, residual, "add"))
 
     def _run(self, x: torch.Tensor, then: str, algorithm: str) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self.weight, self.bias, then, [], algorithm
+        )
+        return out
+
+    def _run_with(self, x: torch.Tensor, other: torch.Tensor, operation: str) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, other, self.weight, self.bias, operation
         )
         return out

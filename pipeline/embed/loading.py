@@ -26,7 +26,7 @@ from pipeline.embed.families import find_family
 from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import Tokens
-from pipeline.embed.weights import Weights, read_config
+from pipeline.embed.weights import Weights, is_adapter, read_config
 from pipeline.errors import DeviceError
 from pipeline.recipe import Precision
 from pipeline.store import Rows
@@ -62,6 +62,8 @@ class EnginePlan:
     @cached_property
     def family(self) -> type[PackedEncoder] | None:
         """The family that the backbone is of, or ``None`` if it has to be padded."""
+        if is_adapter(self.folder):  # whose weights are spread over two folders
+            return None
         return find_family(read_config(self.folder))
 
     def describe(self, devices: Sequence[torch.device]) -> str:
@@ -93,7 +95,7 @@ class EnginePlan:
         family = self.family
         if family is None:
             return Backbone(self.folder, device, self.precision, self.pooling)
-        config = {**family.defaults, **read_config(self.folder)}
+        config = family.complete_config(read_config(self.folder))
         weights = Weights.read(self.folder, config, family.list_shapes(config), family.prefix)
         if weights is None:
             weights = Weights.of_backbone(self.load_reference(device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,35 +58,46 @@ class PackedEncoder(ABC):
         self.device = device
         self._pooling = pooling
         self._dtype: torch.dtype = getattr(torch, precision)
-        self._heads = self.count_heads(weights.config)
+        config = self.complete_config(weights.config)
+        self._heads = self.count_heads(config)
         self._linear: type[OneDnnLinear] | type[PlainLinear] = PlainLinear
         if device.type == "cpu" and has_onednn(self._dtype):
             self._linear = OneDnnLinear
         elif compiled and CompiledLinear.can_run(self._dtype, device, self.architecture.width):
             self._linear = CompiledLinear
         tensors = {name: tensor.to(device) for name, tensor in weights.tensors.items()}
-        self.take_weights(tensors, weights.config)
+        self.take_weights(tensors, config)
 
-    @staticmethod
+    @classmethod
+    def complete_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration with what it leaves out, in the keys that the family reads.
+
+        Completing it once more changes nothing.
+
+        :param config: the backbone's configuration as ``config.json`` or transformers has it; its
+            values may be of any type.
+        """
+        return {**cls.defaults, **config}
+
+    @classmethod
     @abstractmethod
-    def is_supported(config: Mapping[str, Any]) -> bool:
+    def is_supported(cls, config: Mapping[str, Any]) -> bool:
         """Whether a backbone of the family's model types has no option that the family lacks.
 
-        :param config: the backbone's configuration, completed by ``defaults``; its values may be of
-            any type.
+        :param config: the backbone's configuration, completed; its values may be of any type.
         """
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def count_heads(config: Mapping[str, Any]) -> int:
+    def count_heads(cls, config: Mapping[str, Any]) -> int:
         """The number of attention heads H.
 
         :param config: a configuration that is supported.
         """
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def list_shapes(config: Mapping[str, Any]) -> Shapes:
+    def list_shapes(cls, config: Mapping[str, Any]) -> Shapes:
         """The tensors that ``take_weights`` takes: name in transformers' model → shape.
 
         :param config: a configuration that is supported.
@@ -97,15 +108,34 @@ class PackedEncoder(ABC):
         """Take the weights of all layers.
 
         :param tensors: name in transformers' model → tensor in float32, on the encoder's device.
-        :param config: the backbone's configuration.
+        :param config: the backbone's configuration, completed.
         """
+
+    def count_positions(
+        self, ids: npt.NDArray[np.int32], packing: Packing
+    ) -> npt.NDArray[np.int64]:
+        """The position of each token of a batch, as ``embed_tokens`` takes it: from 0 in each text.
+
+        :param ids: token ids: [T].
+        :param packing: the texts of the batch.
+        :returns: int64, [T].
+        """
+        return packing.positions
+
+    def make_attentions(self, packing: Packing) -> Sequence[Attention]:
+        """The attention of each transformer layer over one batch: the same in all of them.
+
+        :param packing: the texts of the batch.
+        """
+        attend = make_attention(packing, self._heads, self.device)
+        return [attend] * self.architecture.layers
 
     @abstractmethod
     def embed_tokens(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The output of the embedding layer, which is layer 0.
 
         :param ids: token ids: int32, [T].
-        :param positions: positions of the tokens in their texts, from 0: int64, [T].
+        :param positions: positions of the tokens, as ``count_positions`` has them: int64, [T].
         :returns: [T, D], of any float type.
         """
 
@@ -129,25 +159,28 @@ class PackedEncoder(ABC):
         """Linear layers of one input as one product, in the encoder's precision.
 
         :param tensors: the tensors that ``take_weights`` was given.
-        :param *names: names of modules with a ``weight``, [D_out, D_in], and a ``bias``, [D_out].
+        :param *names: names of modules with a ``weight``, [D_out, D_in], and all of them or none
+            with a ``bias``, [D_out].
         """
-        weights = [tensors[f"{name}.weight"] for name in names]
-        biases = [tensors[f"{name}.bias"] for name in names]
-        # Joining makes a copy, which a layer by itself is spared.
-        weight, bias = (
-            each[0] if len(each) == 1 else torch.cat(each) for each in (weights, biases)
-        )
-        return self._linear(weight.to(self._dtype), bias.to(self._dtype))
+        weight = _join([tensors[f"{name}.weight"] for name in names])
+        bias = None
+        if f"{names[0]}.bias" in tensors:
+            bias = _join([tensors[f"{name}.bias"] for name in names]).to(self._dtype)
+        return self._linear(weight.to(self._dtype), bias)
 
     def pack_norm(self, tensors: Mapping[str, torch.Tensor], name: str, epsilon: float) -> Norm:
         """LayerNorm in the encoder's precision.
 
         :param tensors: the tensors that ``take_weights`` was given.
-        :param name: the name of the module.
+        :param name: the name of a module with a ``weight``, [D], and maybe a ``bias``, [D].
         :param epsilon: the number added to the variance.
         """
-        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
-        return Norm(weight.to(self._dtype), bias.to(self._dtype), epsilon)
+        bias = tensors.get(f"{name}.bias")
+        return Norm(
+            tensors[f"{name}.weight"].to(self._dtype),
+            None if bias is None else bias.to(self._dtype),
+            epsilon,
+        )
 
     @torch.inference_mode()
     def encode(
@@ -161,12 +194,13 @@ class PackedEncoder(ABC):
         pooled = torch.empty(
             (len(lengths), len(layers), self.architecture.width), device=self.device
         )
-        attend = make_attention(packing, self._heads, self.device)
+        attentions = self.make_attentions(packing)
         pool = self._pooling.make_packed(packing, self.device)
-        x = self.embed_tokens(self._send(ids), self._send(packing.positions)).to(self._dtype)
+        positions = self._send(self.count_positions(ids, packing))
+        x = self.embed_tokens(self._send(ids), positions).to(self._dtype)
         for number in range(layers[-1] + 1):
             if number > 0:
-                x = self.run_layer(number, x, attend)
+                x = self.run_layer(number, x, attentions[number - 1])
             if number in layers:
                 pooled[:, layers.index(number)] = pool(x)
         return pooled
@@ -176,3 +210,8 @@ class PackedEncoder(ABC):
         if self.device.type == "cuda":  # a copy from pinned memory does not wait for the device
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
+
+
+def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors one below the other; one by itself is spared the copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

@@ -18,7 +18,7 @@ from pipeline.files import parse_json, read_bounded
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # The names that checkpoints of BERT's first years have for the parts of LayerNorm.
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# A folder with this file is an adapter to another model, which transformers would load.
+# A folder with this file is an adapter to another model.
 _ADAPTER = "adapter_config.json"
 # Keys of a configuration by which the weights stand in another file, or are not plain numbers.
 _ODD_KEYS = ("transformers_weights", "quantization_config")
@@ -67,7 +67,7 @@ class Weights:
         """
         from safetensors import SafetensorError
 
-        if any(config.get(key) for key in _ODD_KEYS) or (folder / _ADAPTER).exists():
+        if any(config.get(key) for key in _ODD_KEYS) or is_adapter(folder):
             return None
         try:
             tensors = _read_tensors(_list_files(folder), shapes, prefix)
@@ -82,6 +82,14 @@ class Weights:
         ):
             return None
         return cls(Architecture.read(folder), config, tensors)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter to another model, which only transformers can load.
+
+    :param folder: a backbone's folder.
+    """
+    return (folder / _ADAPTER).exists()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

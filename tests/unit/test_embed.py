@@ -143,11 +143,20 @@ def test_fused_linears_equal_plain_ones(kind: str) -> None:
     scale = torch.rand(48, generator=generator)
     norm = Norm(scale, bias, 1e-5)
     fused, plain = OneDnnLinear(weight, bias), PlainLinear(weight.double(), bias.double())
+    bare = OneDnnLinear(weight, None), PlainLinear(weight.double(), None)
     for rows in (1, 7, 300):
         x = torch.randn(rows, 32, generator=generator)
         residual = torch.randn(rows, 48, generator=generator)
         before = residual.clone()
+        sums_and_gates = [
+            (getattr(ours, form)(x, residual), getattr(theirs, form)(x.double(), residual))
+            for ours, theirs in ((fused, plain), bare)
+            for form in ("apply_add", "apply_multiply")
+        ]
         for found, expected in (
+            *sums_and_gates,
+            (bare[0].apply(x), bare[1].apply(x.double())),
+            (bare[0].apply_gelu(x, kind), bare[1].apply_gelu(x.double(), kind)),
             (fused.apply(x), plain.apply(x.double())),
             (fused.apply_gelu(x, kind), plain.apply_gelu(x.double(), kind)),
             (
@@ -165,7 +174,7 @@ def test_what_is_not_of_the_bert_family_is_not_packed(tiny_backbone: Path) -> No
     config = load_backbone(tiny_backbone).model.config.to_dict()
     assert find_family(config) is PackedBert
     for name, value in (
-        ("model_type", "mpnet"),
+        ("model_type", "electra"),
         ("hidden_act", "relu"),
         ("position_embedding_type", "relative_key"),
         ("is_decoder", True),
