@@ -13,7 +13,6 @@ from pipeline.corpus.tables import (
     read_text_column,
 )
 from pipeline.errors import PipelineError, StoreError
-from pipeline.files import check_hash, read_json
 from pipeline.layers import resolve_layers
 from pipeline.predict.remembered import lock_remembered
 from pipeline.project import Project
@@ -23,6 +22,7 @@ from pipeline.store import (
     StoreUpdate,
     aside_folder,
     finish_commit,
+    read_hits,
     read_kept,
     read_manifest,
     read_snapshot,
@@ -61,10 +61,10 @@ def show_info(project: Project) -> None:
         *((name, manifest.recipe.get(name)) for name in _DECISIVE),
     ]
     rows.append(("texts cut", CutTexts.read(manifest).describe()))
-    hits = _read_hits(project)
+    hits = read_hits(project.last_embed)
     if hits is not None:
-        total = max(hits["kept"] + hits["embedded"], 1)
-        share = f"{hits['kept']:,} of {total:,} texts ({hits['kept'] / total:.1%})"
+        total = max(hits.kept + hits.embedded, 1)
+        share = f"{hits.kept:,} of {total:,} texts ({hits.kept / total:.1%})"
         rows.append(("served in the last run", share))
     if manifest.fidelity is not None:
         cosine, error = (manifest.fidelity[k] for k in ("lowest_cosine", "largest_error"))
@@ -108,15 +108,6 @@ def _show_kept(project: Project) -> None:
         say(f"kept from earlier settings: {what}, {format_bytes(store.bytes)}, in {store.folder}")
     if kept:
         say("going back to those settings embeds none of it again; `pipeline cache prune` drops it")
-
-
-def _read_hits(project: Project) -> dict[str, int] | None:
-    """How many texts the last run of ``embed`` kept and embedded; ``None`` if that is not known."""
-    try:
-        record = check_hash(read_json(project.last_embed, stage="embed"), is_required=False)
-        return {name: int(record[name]) for name in ("kept", "embedded")}
-    except (PipelineError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = True) -> None:

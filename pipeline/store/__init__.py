@@ -19,6 +19,7 @@ from pipeline.store.commit import (
     read_snapshot,
 )
 from pipeline.store.folders import aside_folder, staging_folder
+from pipeline.store.hits import Hits, read_hits
 from pipeline.store.lengths import CutTexts, count_lengths
 from pipeline.store.manifest import (
     Manifest,
@@ -30,11 +31,18 @@ from pipeline.store.manifest import (
     plan_shards,
     write_manifest,
 )
-from pipeline.store.reader import read_keys, read_rows, read_vectors, stream_vectors
+from pipeline.store.reader import (
+    read_keys,
+    read_rows,
+    read_token_counts,
+    read_vectors,
+    stream_vectors,
+)
 from pipeline.store.writer import StoreUpdate
 
 __all__ = [
     "CutTexts",
+    "Hits",
     "Manifest",
     "Recipe",
     "Rows",
@@ -48,11 +56,13 @@ __all__ = [
     "holds_exactly",
     "name_layer",
     "plan_shards",
+    "read_hits",
     "read_kept",
     "read_keys",
     "read_manifest",
     "read_rows",
     "read_snapshot",
+    "read_token_counts",
     "read_vectors",
     "staging_folder",
     "stream_vectors",

@@ -211,6 +211,25 @@ def read_n_tokens(snapshot: Snapshot) -> npt.NDArray[np.int32]:
     return n_tokens[:, 0]
 
 
+def read_token_counts(
+    folder: Path, keys: pa.Array | Sequence[bytes], *, fingerprint: str | None = None
+) -> npt.NDArray[np.int64]:
+    """The number of tokens of texts after the cut, by key, in the order of the keys: int64, [B].
+
+    :param folder: the store.
+    :param keys: keys of B texts, duplicates allowed.
+    :param fingerprint: fingerprint of the store wanted; any if ``None``.
+    :raises StoreError: if a key is not in the store, or what is read is damaged.
+    """
+
+    def read(snapshot: Snapshot) -> npt.NDArray[np.int64]:
+        counts = np.empty((len(keys), 1), np.int32)
+        gather_rows(snapshot, locate(snapshot, keys), {"n_tokens": counts})
+        return counts[:, 0].astype(np.int64)
+
+    return read_steadily(folder, read, fingerprint=fingerprint)
+
+
 def read_vectors(
     folder: Path,
     keys: pa.Array | Sequence[bytes],

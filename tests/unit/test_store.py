@@ -23,6 +23,7 @@ from pipeline.store import (
     Rows,
     StoreUpdate,
     read_manifest,
+    read_token_counts,
     read_vectors,
     stream_vectors,
 )
@@ -105,6 +106,16 @@ def test_reads_back_any_order_duplicates_and_layers(tmp_path: Path, dtype: str, 
     np.testing.assert_array_equal(read(tmp_path / "s", wanted, (2,), dtype), expected[:, 1:])
     reversed_layers = read(tmp_path / "s", wanted, (2, 0), dtype)
     np.testing.assert_array_equal(reversed_layers, expected[:, ::-1])
+
+
+def test_counts_of_tokens_are_read_by_key(tmp_path: Path) -> None:
+    recipe = make_recipe("float16")
+    update(tmp_path / "s", recipe, range(24))
+    wanted = [5, 23, 0, 5, 11]
+    counts = read_token_counts(tmp_path / "s", [make_key(t) for t in wanted])
+    np.testing.assert_array_equal(counts, make_rows(wanted, recipe).n_tokens)
+    with pytest.raises(StoreError):
+        read_token_counts(tmp_path / "s", [make_key(99)])
 
 
 def test_widens_float16_to_float32(tmp_path: Path) -> None:
