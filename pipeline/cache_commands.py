@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.console import count, format_bytes, say, show_table, warn
 from pipeline.corpus.tables import (
@@ -13,6 +18,7 @@ from pipeline.corpus.tables import (
     read_text_column,
 )
 from pipeline.errors import PipelineError, StoreError
+from pipeline.files import add_hash, write_json
 from pipeline.layers import resolve_layers
 from pipeline.predict.remembered import lock_remembered
 from pipeline.project import Project
@@ -22,11 +28,23 @@ from pipeline.store import (
     StoreUpdate,
     aside_folder,
     finish_commit,
+    holds_exactly,
     read_hits,
     read_kept,
     read_manifest,
     read_snapshot,
     staging_folder,
+)
+from pipeline.store.slices import (
+    Slice,
+    SliceState,
+    check_alike,
+    drop_slices,
+    gather_lengths,
+    hold_slices,
+    list_slices,
+    sum_fidelity,
+    verify_slices,
 )
 from pipeline.store.upkeep import (
     drop_earlier_stores,
@@ -38,12 +56,17 @@ from pipeline.store.upkeep import (
     verify_store,
 )
 
+_NAMED_SLICES = 5  # in an error
 _DECISIVE = ("max_tokens", "pooling", "precision", "algorithm")  # of a recipe, for people
 
 
 def show_info(project: Project) -> None:
     """Print what the store holds, and how much of the last run it served."""
-    snapshot = read_snapshot(project.store)
+    try:
+        snapshot = read_snapshot(project.store)
+    except StoreError:
+        _show_slices(project)
+        raise
     manifest = snapshot.manifest
     layers = ", ".join(map(str, manifest.layers))
     rows: list[tuple[object, ...]] = [
@@ -73,6 +96,7 @@ def show_info(project: Project) -> None:
     show_table(("store", str(project.store)), rows)
     _show_kept(project)
     _show_remembered(project)
+    _show_slices(project)
     if snapshot.staged:
         say(
             "a run was cut short while it moved what it had finished into the store; nothing is "
@@ -93,6 +117,18 @@ def _show_remembered(project: Project) -> None:
         f"{format_bytes(manifest.bytes)}, in {project.predictions}; "
         "`pipeline cache prune --predictions` drops them"
     )
+
+
+def _show_slices(project: Project) -> None:
+    """Say which slices wait for the store to take them, or are under way."""
+    states = list_slices(project.slices)
+    if states:
+        finished = sum(state.is_finished for state in states)
+        parts = ", ".join(f"{s.part}{'' if s.is_finished else ' (not finished)'}" for s in states)
+        say(
+            f"{project.slices}: {count(len(states), 'slice')}, {finished:,} finished: {parts}; "
+            "`pipeline cache merge` takes them into the store once all are"
+        )
 
 
 def _show_kept(project: Project) -> None:
@@ -126,7 +162,7 @@ def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = Tr
     try:
         manifest = read_manifest(folder)
     except StoreError:
-        wanted = [recipe.fingerprint for recipe in _list_recipes(project, params)] if repair else []
+        wanted = [recipe.fingerprint for recipe in _try_recipes(project, params)] if repair else []
         if not repair or rebuild_manifest(folder, wanted) is None:
             raise
         manifest = read_manifest(folder)
@@ -157,7 +193,7 @@ def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = Tr
 
 def _describe_lack(project: Project, params: Path) -> str:
     """How many texts of the corpus the settings' next run embeds, in words."""
-    recipes = _list_recipes(project, params)
+    recipes = _try_recipes(project, params)
     held = read_manifest(project.store)
     recipe = next((r for r in recipes if r.fingerprint == held.fingerprint), (*recipes, None)[0])
     try:
@@ -170,23 +206,31 @@ def _describe_lack(project: Project, params: Path) -> str:
     return f"`pipeline embed` embeds {count(len(known) - int(known.sum()), 'text')} again"
 
 
-def _list_recipes(project: Project, params: Path) -> list[Recipe]:
+def _try_recipes(project: Project, params: Path) -> list[Recipe]:
     """The recipes that assets and settings may mean; none where those cannot be had."""
+    try:
+        return _list_recipes(project, params)
+    except PipelineError:
+        return []
+
+
+def _list_recipes(project: Project, params: Path) -> list[Recipe]:
+    """The recipes that assets and settings may mean.
+
+    :raises PipelineError: if assets, settings or the backbone's configuration cannot be had.
+    """
     from pipeline.architecture import Architecture
     from pipeline.assets import read_assets
     from pipeline.config import load_settings
     from pipeline.recipe import list_possible_precisions, make_recipe
 
-    try:
-        settings = load_settings(params)
-        asset = read_assets(project.assets)["backbone"]
-        architecture = Architecture.read(asset.locate(project))
-        return [
-            make_recipe(asset, architecture, settings.embed, precision)
-            for precision in list_possible_precisions(settings)
-        ]
-    except PipelineError:
-        return []
+    settings = load_settings(params)
+    asset = read_assets(project.assets)["backbone"]
+    architecture = Architecture.read(asset.locate(project))
+    return [
+        make_recipe(asset, architecture, settings.embed, precision)
+        for precision in list_possible_precisions(settings)
+    ]
 
 
 def export(project: Project, target: Path, layers: str) -> None:
@@ -212,7 +256,7 @@ def export(project: Project, target: Path, layers: str) -> None:
 
 
 def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
-    """Drop what the corpus no longer has, stores of earlier settings, and leftovers of runs.
+    """Drop what the corpus no longer has, stores and slices of earlier settings, and leftovers.
 
     :param project: the project.
     :param params: the settings file: a store kept for the settings that hold now stays.
@@ -220,7 +264,8 @@ def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
         kept of those that earlier heads remembered goes in any case.
     """
     keys, _ = read_distinct_keys(project.texts_file)
-    wanted = frozenset(recipe.fingerprint for recipe in _list_recipes(project, params))
+    wanted = frozenset(recipe.fingerprint for recipe in _try_recipes(project, params))
+    _prune_slices(project, wanted)
     dropped = prune_store(project.store, keys, wanted)
     manifest = read_manifest(project.store)
     say(
@@ -235,3 +280,147 @@ def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
     if freed:
         what = "" if predictions else ", remembered for earlier heads"
         say(f"{project.predictions}: dropped {format_bytes(freed)}{what}")
+
+
+def _prune_slices(project: Project, wanted: frozenset[str]) -> None:
+    """Drop the slices of other settings, unless nobody knows which settings hold."""
+    with hold_slices(project.slices) as states:
+        foreign = [s for s in states if not any(map(s.is_of, wanted))] if wanted else []
+        if foreign:
+            freed = drop_slices(project.slices, foreign)
+            slices = count(len(foreign), "slice")
+            say(f"{project.slices}: dropped {slices} of other settings, {format_bytes(freed)}")
+
+
+def merge(project: Project, params: Path) -> dict[str, Any] | None:
+    """Take all slices into the store, or none.
+
+    :param project: the project, whose lock is held.
+    :param params: the settings file.
+    :returns: details for the timing file of `embed`; ``None`` if there was nothing to do.
+    :raises StoreError: if texts of the corpus have no vectors yet, or slices are of other settings.
+    :raises LockedError: if a slice is being embedded.
+    """
+    keys, first_rows = read_distinct_keys(project.texts_file)
+    recipes = _list_recipes(project, params)
+    finish_commit(project.store)
+    with hold_slices(project.slices) as states:
+        recipe = _choose_recipe(project, recipes, states)
+        check_alike(states, recipe)
+        if _holds_all(project, recipe, keys):
+            drop_slices(project.slices, states)
+            say(f"{project.store}: holds all {len(keys):,} distinct texts; nothing to merge")
+            return None
+        update = StoreUpdate(
+            project.store, recipe, keys, first_rows, verify_slices(states, recipe.fingerprint)
+        )
+        absent = update.list_absent()
+        lacking = update.join_known()
+        if lacking:
+            raise _refuse_to_merge(project, states, absent, lacking)
+        sliced = update.sliced_rows
+        update.note_counted(gather_lengths(states))
+        _count_cut(project, update, first_rows)
+        fidelity, is_measured = sum_fidelity(
+            [(s.manifest.fidelity, s.is_measured) for s in states if s.manifest is not None]
+        )
+        manifest = update.commit(fidelity, is_measured=is_measured)
+        drop_slices(project.slices, states)
+    write_json(project.last_embed, add_hash({"kept": manifest.rows - sliced, "embedded": sliced}))
+    say(
+        f"{project.store}: {count(sliced, 'text')} taken from {count(len(states), 'slice')}; holds "
+        f"{count(manifest.rows, 'text')}, {format_bytes(manifest.bytes)}"
+    )
+    cut = CutTexts.read(manifest)
+    if cut.cut:
+        say(cut.describe())
+    return _sum_runs(states, manifest.rows)
+
+
+def _count_cut(project: Project, update: StoreUpdate, first_rows: npt.NDArray[np.int64]) -> None:
+    """Count the texts that were cut of shards of which no slice has, if the tokenizer is here."""
+    from pipeline.assets import read_assets
+    from pipeline.embed.lengths import count_by_tokenizer
+
+    if update.list_uncounted():
+        backbone = read_assets(project.assets)["backbone"].locate(project)
+        with contextlib.suppress(PipelineError):
+            count_by_tokenizer(update, project.texts_file, first_rows, backbone)
+
+
+def _holds_all(project: Project, recipe: Recipe, keys: Any) -> bool:
+    try:
+        manifest = read_manifest(project.store)
+    except StoreError:
+        return False
+    is_alike = manifest.fingerprint == recipe.fingerprint
+    return is_alike and holds_exactly(project.store, manifest, keys)
+
+
+def _choose_recipe(
+    project: Project, recipes: Sequence[Recipe], states: Sequence[SliceState]
+) -> Recipe:
+    """Which of the recipes that the settings may mean the slices have; else the store's.
+
+    A precision of ``auto`` means one thing on a GPU and another on a CPU.
+    """
+    found = [state.manifest.fingerprint for state in states if state.manifest is not None]
+    with contextlib.suppress(StoreError):
+        found.append(read_manifest(project.store).fingerprint)
+    return next((r for f in found for r in recipes if r.fingerprint == f), recipes[0])
+
+
+def _refuse_to_merge(
+    project: Project,
+    states: Sequence[SliceState],
+    absent: Sequence[int],
+    lacking: Mapping[int, int],
+) -> StoreError:
+    """The error that names the slices that have to be embedded yet.
+
+    :param absent: the numbers of the shards that the store lacks.
+    :param lacking: number of a shard → number of its texts without vectors.
+    """
+    texts = count(sum(lacking.values()), "text")
+    if not states:
+        return StoreError(
+            f"{project.slices}: there are no slices, and {texts} of the corpus have no vectors",
+            hint="run `pipeline embed --slice 1/N` to `--slice N/N` first, or `pipeline embed`",
+        )
+    of = states[-1].part.of
+    parts = [Slice(of, number) for number in range(1, of + 1)]
+    wanted = [part for part in parts if set(part.choose(absent)) & set(lacking)]
+    there = {state.part: state.is_finished for state in states}
+    named = [
+        f"{part} {'lacks some' if there.get(part) else 'is not finished'}"
+        if part in there
+        else f"{part} is missing"
+        for part in wanted[:_NAMED_SLICES]
+    ]
+    more = f" and {len(wanted) - _NAMED_SLICES:,} more" if len(wanted) > _NAMED_SLICES else ""
+    return StoreError(
+        f"{project.slices}: {texts} of the corpus have no vectors yet; of the slices "
+        f"{', '.join(named)}{more}; nothing was merged",
+        hint=f"run `pipeline embed --slice {wanted[0]}`"
+        + (", and so on," if wanted[1:] else "")
+        + " then `pipeline cache merge` again",
+    )
+
+
+def _sum_runs(states: Sequence[SliceState], rows: int) -> dict[str, Any]:
+    """What the runs of all slices took together, for the timing file.
+
+    :param rows: number of texts in the store.
+    """
+    runs = [state.run for state in states if state.run]
+    total = {key: sum(run.get(key, 0) for run in runs) for key in ("texts", "tokens", "seconds")}
+    return {
+        "device": ", ".join(sorted({str(run.get("device")) for run in runs})),
+        "precision": ", ".join(sorted({str(run.get("precision")) for run in runs})),
+        "texts": total["texts"],
+        "kept": rows - total["texts"],
+        "tokens": total["tokens"],
+        "seconds": round(total["seconds"], 2),
+        "tokens_per_second": round(total["tokens"] / max(total["seconds"], 0.01), 1),
+        "slices": len(states),
+    }

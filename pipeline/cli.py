@@ -170,8 +170,18 @@ def prepare(project: Project, params: Path) -> None:
 
 @cli.command()
 @_in_project
-def embed(project: Project, params: Path) -> None:
+@click.option(
+    "--slice",
+    "part",
+    metavar="I/N",
+    help="Embed the I-th of N slices into cache/slices, while other machines that share the folder "
+    "embed the others; `pipeline cache merge` takes them into the store.",
+)
+def embed(project: Project, params: Path, part: str | None) -> None:
     """Run the frozen backbone over each new text."""
+    if part is not None:
+        _embed_slice(project, params, part)
+        return
 
     def stage(settings: Settings) -> dict[str, object] | None:
         from pipeline.embed.run import run_embed
@@ -413,6 +423,18 @@ def verify(project: Project, params: Path, repair: bool) -> None:
 
 @cache.command()
 @_in_project
+def merge(project: Project, params: Path) -> None:
+    """Take what `pipeline embed --slice` has embedded into the store, all of it or nothing."""
+    from pipeline import cache_commands
+
+    with _locked(project):
+        details = cache_commands.merge(project, params)
+        if details is not None:
+            _write_timing(project, "embed", details["seconds"], details)
+
+
+@cache.command()
+@_in_project
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--layers", default="all", show_default=True, help="all, last, or numbers: 0,5,6.")
 def export(project: Project, params: Path, target: Path, layers: str) -> None:
@@ -454,11 +476,9 @@ def _run_stage(
 
     :raises SettingsError: naming the settings file that was given.
     """
-    from datetime import UTC, datetime
-
     from pipeline.config import load_settings
     from pipeline.console import say
-    from pipeline.files import add_hash, clear_scratch, write_json
+    from pipeline.files import clear_scratch
 
     settings = load_settings(params)
     with _locked(project):
@@ -469,14 +489,45 @@ def _run_stage(
             raise error.name_source(str(params)) from error
         seconds = time.perf_counter() - _STARTED
         if details is not None:
-            timing: dict[str, Any] = {
-                "stage": name,
-                "wall_seconds": round(seconds, 2),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "details": details,
-            }
-            write_json(project.timings / f"{name}.json", add_hash(timing))
+            _write_timing(project, name, seconds, details)
     say(f"{name}: {'done' if details is not None else 'nothing to do'} in {seconds:.1f} s")
+
+
+def _write_timing(
+    project: Project, name: str, wall_seconds: float, details: dict[str, Any]
+) -> None:
+    """Keep how long a stage took, for the report."""
+    from datetime import UTC, datetime
+
+    from pipeline.files import add_hash, write_json
+
+    timing: dict[str, Any] = {
+        "stage": name,
+        "wall_seconds": round(wall_seconds, 2),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "details": details,
+    }
+    write_json(project.timings / f"{name}.json", add_hash(timing))
+
+
+def _embed_slice(project: Project, params: Path, given: str) -> None:
+    """Embed one slice, under its own lock, since other slices may be embedded meanwhile.
+
+    :param given: which one, as ``I/N``.
+    :raises SettingsError: naming the settings file that was given.
+    """
+    from pipeline.config import load_settings
+    from pipeline.console import say
+    from pipeline.embed.slices import run_slice
+    from pipeline.store.slices import Slice
+
+    settings = load_settings(params)
+    try:
+        is_done = run_slice(project, settings, Slice.parse(given))
+    except SettingsError as error:
+        raise error.name_source(str(params)) from error
+    seconds = time.perf_counter() - _STARTED
+    say(f"embed: {'slice done' if is_done else 'nothing to do'} in {seconds:.1f} s")
 
 
 def _locked(project: Project) -> AbstractContextManager[None]:

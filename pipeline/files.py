@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -453,7 +454,7 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     owner = path.with_suffix(".pid")
     try:
         with contextlib.suppress(OSError):
-            owner.write_text(f"{os.getpid()}\n")
+            owner.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
         yield
     finally:
         owner.unlink(missing_ok=True)
@@ -461,11 +462,16 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
 
 
 def _read_owner(lock: Path) -> str:
-    """The number of the process that holds a lock, which it may be about to write or remove."""
+    """The number of the process that holds a lock, which it may be about to write or remove.
+
+    A folder may be shared, so the machine is named where it is another one.
+    """
     try:
-        return lock.with_suffix(".pid").read_text().strip() or "unknown"
+        process, _, host = lock.with_suffix(".pid").read_text().strip().partition("\n")
     except OSError:
         return "unknown"
+    is_elsewhere = host not in {"", socket.gethostname()}
+    return f"{process or 'unknown'} on {host}" if is_elsewhere else process or "unknown"
 
 
 @contextlib.contextmanager

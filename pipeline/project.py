@@ -25,6 +25,7 @@ class Project:
     :ivar segments_file: the columns of the source that rows are compared by, by ``prepare``.
     :ivar scores: the folder of what labelers computed of texts, kept from run to run.
     :ivar store: the folder of the embedding store.
+    :ivar slices: the folder of what several machines embed side by side, until the store takes it.
     :ivar predictions: the folder of the store of labelled texts' vectors, if they are remembered.
     :ivar heads: the folder of the trained heads.
     :ivar report: the folder of metrics, plots and the page.
@@ -44,6 +45,7 @@ class Project:
         self.segments_file = self.cache / "segments.parquet"
         self.scores = self.cache / "scores"
         self.store = self.cache / "embeddings"
+        self.slices = self.cache / "slices"
         self.predictions = self.cache / "predictions"
         self.heads = self.cache / "heads"
         self.report = self.cache / "report"

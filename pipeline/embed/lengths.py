@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.corpus.tables import TextReader
-from pipeline.store import StoreUpdate, count_lengths
+from pipeline.embed.tokens import find_distinct, load_tokenizer
+from pipeline.store import Update, count_lengths
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +21,7 @@ MeasureTexts: TypeAlias = "Callable[[pa.Array], npt.NDArray[np.int64]]"
 
 
 def count_uncounted(
-    update: StoreUpdate,
+    update: Update,
     texts: TextReader,
     first_rows: npt.NDArray[np.int64],
     measure: MeasureTexts,
@@ -29,7 +31,7 @@ def count_uncounted(
     Such shards come from an earlier version, from an interrupted run, or from a store whose
     manifest was made anew.
 
-    :param update: the change of the store.
+    :param update: the change of the store, or the slice.
     :param texts: reader of the texts of the corpus, from its start.
     :param first_rows: the row of the corpus in which each distinct text stands first: int64.
     :param measure: a function that counts the tokens of texts.
@@ -42,3 +44,22 @@ def count_uncounted(
         if len(full):
             whole_lengths[full] = measure(texts.take(first_rows[start + full]))
         update.note_lengths(start, count_lengths(whole_lengths, maximum))
+
+
+def count_by_tokenizer(
+    update: Update, texts_file: Path, first_rows: npt.NDArray[np.int64], backbone: Path
+) -> None:
+    """Count them with the backbone's tokenizer alone, where nothing is to be embedded.
+
+    :param update: the change of the store, or the slice.
+    :param texts_file: the project's ``texts.parquet``.
+    :param first_rows: the row of the corpus in which each distinct text stands first: int64.
+    :param backbone: the folder of the backbone.
+    """
+    tokenizer = load_tokenizer(backbone, update.recipe.contents["max_tokens"])
+    count_uncounted(
+        update,
+        TextReader(texts_file),
+        first_rows,
+        lambda texts: find_distinct(tokenizer.tokenize(texts)).whole_lengths,
+    )

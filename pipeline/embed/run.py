@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from pipeline.architecture import Architecture
 from pipeline.assets import Asset, check_files, read_assets
-from pipeline.config import Settings
+from pipeline.config import RuntimeSettings, Settings
 from pipeline.console import count, format_bytes, say, show_progress, warn
 from pipeline.corpus.tables import TextReader, read_distinct_keys
-from pipeline.embed.lengths import count_uncounted
-from pipeline.embed.tokens import find_distinct, load_tokenizer
+from pipeline.embed.lengths import count_by_tokenizer, count_uncounted
 from pipeline.errors import StoreError
 from pipeline.files import add_hash, write_json
 from pipeline.project import Project
@@ -27,9 +26,17 @@ from pipeline.store import (
     Manifest,
     Recipe,
     StoreUpdate,
+    Update,
     finish_commit,
     holds_exactly,
     read_manifest,
+)
+from pipeline.store.slices import (
+    drop_slices,
+    gather_lengths,
+    hold_slices,
+    sum_fidelity,
+    verify_slices,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +118,78 @@ def plan_run(
     )
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a run embeds with.
+
+    :param recipe: recipe of the vectors, as this machine's devices make them.
+    :param folder: the folder of the backbone.
+    :param devices: all devices that the settings allow.
+    :param runtime: settings that change the speed alone.
+    """
+
+    recipe: Recipe
+    folder: Path
+    devices: Sequence[torch.device]
+    runtime: RuntimeSettings
+
+    @classmethod
+    def find(
+        cls, project: Project, settings: Settings, asset: Asset, architecture: Architecture
+    ) -> Machine:
+        """The devices of this machine, and the backbone, which must be as it was fetched."""
+        from pipeline.device import choose_devices  # imports torch
+
+        folder = asset.locate(project)
+        check_files(asset, "backbone", folder)
+        devices = choose_devices(settings.runtime.devices)
+        precision = resolve_precision(settings.embed.precision, devices[0].type)
+        recipe = make_recipe(asset, architecture, settings.embed, precision)
+        return cls(recipe, folder, devices, settings.runtime)
+
+
+def embed_shards(
+    update: Update, machine: Machine, texts_file: Path, first_rows: npt.NDArray[np.int64]
+) -> tuple[ShardRunner, dict[str, Any]]:
+    """Embed what an update lacks, and write its shards aside.
+
+    :param update: the shards to write.
+    :param machine: the devices and the backbone.
+    :param texts_file: the project's ``texts.parquet``.
+    :param first_rows: the row of the corpus in which each distinct text stands first: int64, [N].
+    :returns: what has run, and details for the timing file.
+    :raises StoreError: if the vectors are not those of the backbone, or cannot be stored.
+    """
+    from pipeline.device import describe_devices
+    from pipeline.embed.embedder import Embedder
+    from pipeline.embed.shards import ShardReader, ShardRunner
+
+    plan = plan_run(machine.recipe, update.list_missing(), machine.devices)
+    embedder = Embedder.from_recipe(
+        machine.recipe,
+        machine.folder,
+        devices=plan.devices,
+        token_budget=machine.runtime.token_budget,
+        threads=machine.runtime.threads,
+        compiled=plan.compiled,
+    )
+    reader = ShardReader(update, TextReader(texts_file), first_rows, embedder)
+    started = time.perf_counter()
+    with embedder, show_progress("embedding", update.rows, "texts") as advance:
+        runner = ShardRunner(update, reader, embedder, advance)
+        runner.run(plan.shards, at_once=2 * len(plan.devices))
+        count_uncounted(
+            update,
+            TextReader(texts_file),
+            first_rows,
+            lambda texts: embedder.tokenize(texts).whole_lengths,
+        )
+        device = describe_devices(plan.devices)
+    seconds = time.perf_counter() - started
+    precision = str(machine.recipe.contents["precision"])
+    return runner, _describe_run(runner, device, precision, update.rows, seconds)
+
+
 def _embed_missing(
     project: Project,
     settings: Settings,
@@ -119,54 +198,37 @@ def _embed_missing(
     keys: pa.Array,
     first_rows: npt.NDArray[np.int64],
 ) -> dict[str, object]:
-    # These import torch, which a run with nothing to do does not need.
-    from pipeline.device import choose_devices, describe_devices
-    from pipeline.embed.embedder import Embedder
-    from pipeline.embed.shards import ShardReader, ShardRunner
+    machine = Machine.find(project, settings, asset, architecture)
+    recipe = machine.recipe
+    with hold_slices(project.slices) as states:
+        own = [state for state in states if state.is_of(recipe.fingerprint)]
+        found = verify_slices(own, recipe.fingerprint)
+        update = StoreUpdate(project.store, recipe, keys, first_rows, found)
+        update.note_counted(gather_lengths(own))
+        _say_taken_up(update)
+        _say_size(recipe, len(keys))
+        runner, details = embed_shards(update, machine, project.texts_file, first_rows)
+        measures = [(s.manifest.fidelity, s.is_measured) for s in own if s.manifest is not None]
+        fidelity, is_measured = sum_fidelity(
+            [*measures, (runner.fidelity_record, runner.is_gauged)]
+        )
+        manifest = update.commit(fidelity, is_measured=is_measured)
+        drop_slices(project.slices, own)
+    _record_run(project, manifest.rows - runner.embedded, runner.embedded)
+    _say_summary(details, TextReader(project.texts_file).rows)
+    _say_cut(manifest, architecture)
+    warn_of_hollow(project, runner, first_rows)
+    return details
 
-    folder = asset.locate(project)
-    check_files(asset, "backbone", folder)
-    devices = choose_devices(settings.runtime.devices)
-    precision = resolve_precision(settings.embed.precision, devices[0].type)
-    recipe = make_recipe(asset, architecture, settings.embed, precision)
-    update = StoreUpdate(project.store, recipe, keys, first_rows)
+
+def _say_taken_up(update: StoreUpdate) -> None:
+    """Say what need not be embedded, as it was embedded elsewhere."""
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
+    if update.sliced_rows:
+        say(f"{count(update.sliced_rows, 'text')} already embedded in slices")
     if update.kept_rows:
         say(f"{count(update.kept_rows, 'text')} kept from when these settings were in use before")
-    _say_size(recipe, len(keys))
-    texts = TextReader(project.texts_file)
-    plan = plan_run(recipe, update.list_missing(), devices)
-    embedder = Embedder.from_recipe(
-        recipe,
-        folder,
-        devices=plan.devices,
-        token_budget=settings.runtime.token_budget,
-        threads=settings.runtime.threads,
-        compiled=plan.compiled,
-    )
-    reader = ShardReader(update, texts, first_rows, embedder)
-    started = time.perf_counter()
-    with embedder, show_progress("embedding", len(keys), "texts") as advance:
-        runner = ShardRunner(update, reader, embedder, advance)
-        runner.run(plan.shards, at_once=2 * len(plan.devices))
-        count_uncounted(
-            update,
-            TextReader(project.texts_file),
-            first_rows,
-            lambda texts: embedder.tokenize(texts).whole_lengths,
-        )
-        device = describe_devices(plan.devices)
-    manifest = update.commit(
-        runner.fidelity.to_record() if runner.fidelity else None, is_measured=runner.is_gauged
-    )
-    seconds = time.perf_counter() - started
-    _record_run(project, manifest.rows - runner.embedded, runner.embedded)
-    details = _describe_run(runner, device, precision, manifest.rows, seconds)
-    _say_summary(details, texts.rows)
-    _say_cut(manifest, architecture)
-    _warn_of_hollow(project, first_rows[np.concatenate(runner.hollow or [np.empty(0, np.int64)])])
-    return details
 
 
 def _describe_run(
@@ -176,7 +238,7 @@ def _describe_run(
 
     :param rows: number of texts in the store.
     """
-    fidelity = runner.fidelity.to_record() if runner.fidelity else {}
+    fidelity = runner.fidelity_record or {}
     return {
         "device": device,
         "precision": precision,
@@ -214,14 +276,8 @@ def _count_cut(
     """Count the texts that were cut of a store that has all vectors, if no run has done so."""
     if not CutTexts.read(read_manifest(project.store)).uncounted:
         return
-    tokenizer = load_tokenizer(asset.locate(project), recipe.contents["max_tokens"])
     update = StoreUpdate(project.store, recipe, keys, first_rows)
-    count_uncounted(
-        update,
-        TextReader(project.texts_file),
-        first_rows,
-        lambda texts: find_distinct(tokenizer.tokenize(texts)).whole_lengths,
-    )
+    count_by_tokenizer(update, project.texts_file, first_rows, asset.locate(project))
     update.commit()
 
 
@@ -234,11 +290,16 @@ def _say_cut(manifest: Manifest, architecture: Architecture) -> None:
         say(cut.describe())
 
 
-def _warn_of_hollow(project: Project, rows: npt.NDArray[np.int64]) -> None:
+def warn_of_hollow(
+    project: Project, runner: ShardRunner, first_rows: npt.NDArray[np.int64]
+) -> None:
     """Warn of texts that are nothing to the backbone.
 
-    :param rows: row of each such text.
+    :param project: the project.
+    :param runner: the run that has embedded them.
+    :param first_rows: the row of the corpus in which each distinct text stands first: int64, [N].
     """
+    rows = first_rows[np.concatenate([np.empty(0, np.int64), *runner.hollow])]
     if len(rows):
         named = ", ".join(f"{row:,}" for row in rows[:_NAMED_ROWS].tolist())
         more = f" and {len(rows) - _NAMED_ROWS:,} more" if len(rows) > _NAMED_ROWS else ""

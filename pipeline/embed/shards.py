@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from pipeline.embed.fidelity import Fidelity
 from pipeline.embed.gauge import Gauge, repays_gauge
 from pipeline.embed.tokens import DistinctTokens
 from pipeline.errors import StoreError
-from pipeline.store import Recipe, Rows, StoreUpdate, count_lengths
+from pipeline.store import Recipe, Rows, Update, count_lengths
 
 # Finished rows go to the disk this often, so that a kill costs at most this much work and what one
 # batch takes.
@@ -85,7 +86,7 @@ class ShardTexts:
 class ShardReader:
     """Takes the known vectors of a shard from the store, and tokenizes the other texts.
 
-    :param update: the change of the store.
+    :param update: the change of the store, or the slice.
     :param texts: the texts of the corpus.
     :param first_rows: the row of the corpus in which each distinct text stands first: int64.
     :param embedder: the embedder that tokenizes.
@@ -93,7 +94,7 @@ class ShardReader:
 
     def __init__(
         self,
-        update: StoreUpdate,
+        update: Update,
         texts: TextReader,
         first_rows: npt.NDArray[np.int64],
         embedder: Embedder,
@@ -155,7 +156,7 @@ class ShardRunner:
     The weights are loaded for the first text to embed: a store whose texts only have to be put into
     another order needs none.
 
-    :param update: the change of the store.
+    :param update: the change of the store, or the slice.
     :param reader: reader of the shards' texts.
     :param embedder: embedder of the texts that have no vectors yet.
     :param advance: a function to call with the number of texts just finished.
@@ -168,7 +169,7 @@ class ShardRunner:
     """
 
     def __init__(
-        self, update: StoreUpdate, reader: ShardReader, embedder: Embedder, advance: Advance
+        self, update: Update, reader: ShardReader, embedder: Embedder, advance: Advance
     ) -> None:
         self.embedded = self.n_tokens = 0
         self.fidelity: Fidelity | None = None
@@ -182,6 +183,11 @@ class ShardRunner:
         self._shards = 0
         self._under_way: deque[tuple[ShardTexts, Job | None]] = deque()
         self._written: Future[None] | None = None
+
+    @property
+    def fidelity_record(self) -> dict[str, Any] | None:
+        """The distance, as a manifest has it; ``None`` if nothing was embedded."""
+        return self.fidelity.to_record() if self.fidelity is not None else None
 
     def run(self, plans: Sequence[ShardPlan], at_once: int) -> None:
         """Embed and write shards.
@@ -267,7 +273,7 @@ class _ProgressKeeper:
     :param numbers: the number of each text being embedded among the texts of the corpus: int64.
     """
 
-    def __init__(self, update: StoreUpdate, numbers: npt.NDArray[np.int64]) -> None:
+    def __init__(self, update: Update, numbers: npt.NDArray[np.int64]) -> None:
         self._update = update
         self._numbers = numbers
         self._waiting: list[npt.NDArray[np.int64]] = []

@@ -5,6 +5,8 @@ FixedSizeList column ``layer_NN`` per cached layer. A new state of the store is 
 beside it and moved over when it is whole; an interrupted run is taken up where it stopped.
 
 A store of earlier settings is kept beside the present one, so that going back costs nothing.
+Several machines may embed slices of what a store lacks side by side, which it takes up when they
+are whole.
 
 Reading trusts nothing: the values of each column of each row group are checked against a hash in
 the manifest, which is checked against its own.
@@ -38,6 +40,7 @@ from pipeline.store.reader import (
     read_vectors,
     stream_vectors,
 )
+from pipeline.store.update import Update
 from pipeline.store.writer import StoreUpdate
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "Shard",
     "Snapshot",
     "StoreUpdate",
+    "Update",
     "aside_folder",
     "count_lengths",
     "find_alike",

@@ -426,13 +426,14 @@ def gather_rows(
                     pass
 
 
-def read_whole_shard(path: Path, *, is_hashed: bool = False) -> Snapshot | None:
+def read_whole_shard(path: Path, *, sha256: str | None = None) -> Snapshot | None:
     """What a file says of itself, if it is a shard whose every value is as it says.
 
     A shard states its recipe and the hashes of its values, so no damage slips in.
 
     :param path: the file.
-    :param is_hashed: whether its bytes are known to be right, so that only its keys are read.
+    :param sha256: SHA-256 of its bytes, where those are known to be right, so that only its keys
+        are read; ``None`` where all is to be read.
     :returns: a store of this one shard, or ``None``.
     """
     import pyarrow as pa
@@ -458,12 +459,12 @@ def read_whole_shard(path: Path, *, is_hashed: bool = False) -> Snapshot | None:
             rows=footer.num_rows,
             keys="",
             bytes=path.stat().st_size,
-            sha256=hash_file(path),
+            sha256=sha256 or hash_file(path),
             checks=json.loads(about[b"checks"]),
         )
         alone = Snapshot(path.parent, recipe.describe([shard]), {})
         shard = replace(shard, keys=hash_keys(read_keys(alone)))
-        if not is_hashed:
+        if sha256 is None:
             read_rows(alone, np.arange(shard.rows))
     except (
         pa.ArrowException, OSError, StoreError, KeyError, ValueError, TypeError, AttributeError

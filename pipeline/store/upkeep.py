@@ -28,6 +28,7 @@ from pipeline.store.folders import (
     list_strays,
     move_aside,
 )
+from pipeline.store.known import find_whole_shards, join_shards
 from pipeline.store.manifest import (
     MANIFEST,
     Manifest,
@@ -36,7 +37,7 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.reader import read_keys, read_rows, read_vectors, read_whole_shard
-from pipeline.store.writer import StoreUpdate, find_whole_shards, join_shards
+from pipeline.store.writer import StoreUpdate
 
 if TYPE_CHECKING:
     import pyarrow as pa

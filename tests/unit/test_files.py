@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -223,7 +224,18 @@ def test_lock_dies_with_its_process(tmp_path: Path, holder: subprocess.Popen[str
     holder.wait()
     with files.hold_lock(tmp_path / "cache/.lock", what="cache/"):
         # The dead process left its number; what counts is the one that has the lock now.
-        assert [file.read_text() for file in tmp_path.rglob("*.pid")] == [f"{os.getpid()}\n"]
+        (owner,) = tmp_path.rglob("*.pid")
+        assert owner.read_text() == f"{os.getpid()}\n{socket.gethostname()}\n"
+
+
+def test_lock_names_the_machine_that_has_it_if_it_is_another(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    (tmp_path / "cache/.lock.pid").write_text(f"{holder.pid}\nnode7\n")  # as node7 would have
+    lock = tmp_path / "cache/.lock"
+    with pytest.raises(LockedError) as caught, files.hold_lock(lock, what="cache/"):
+        pass
+    assert caught.value.message == f"another run (process {holder.pid} on node7) is writing cache/"
 
 
 def test_lock_that_is_refused_stays_with_its_owner(
