@@ -160,7 +160,7 @@ def find_leaks(
             head.name: _score_rows(head, rows, rest, logits[head.name][0]) for head in heads.heads
         },
         judged=rows.judged,
-        exact=True,
+        exact=neighbours.exact,
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.model.decision import Ints
-from pipeline.neighbours import Vectors, find_nearest
+from pipeline.neighbours import Chunks, Vectors, find_nearest
 from pipeline.report.inputs import ScoredRows
 
 # Reads texts by their codes, ascending, in chunks: codes, [b], and vectors, float32, [b, D].
-ReadVectors = Callable[[Ints], Iterable[tuple[Ints, Vectors]]]
+ReadVectors = Callable[[Ints], Chunks]
 # Training texts, drawn at random, that tell how near texts of this corpus are to each other.
 SAMPLE_TEXTS = 2000
 
@@ -30,6 +30,7 @@ class TrainingNeighbours:
     :param sample_cosines: the cosine of each of S training texts, drawn at random, to the nearest
         other training text: float32, [S].
     :param training_texts: the number of distinct training texts.
+    :param exact: whether every pair of texts was compared.
     """
 
     codes: Ints
@@ -38,6 +39,7 @@ class TrainingNeighbours:
     cosines: Vectors
     sample_cosines: Vectors
     training_texts: int
+    exact: bool
 
     def take(self, codes: Ints) -> tuple[Ints, npt.NDArray[np.float64]]:
         """The nearest training row to some texts, and the cosine to it.
@@ -67,7 +69,7 @@ def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNei
     sample = np.sort(generator.permutation(training)[:SAMPLE_TEXTS])
     wanted = np.union1d(codes, sample)
     queries = np.concatenate([vectors for _, vectors in read(wanted)])
-    found = find_nearest(queries, read(training), own=wanted)
+    found = find_nearest(queries, read(training), own=wanted, others=len(training))
 
     def locate_rows(found_codes: Ints) -> Ints:
         at = np.minimum(np.searchsorted(training, found_codes), len(training) - 1)
@@ -82,4 +84,5 @@ def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNei
         cosines=found.cosines[judged],
         sample_cosines=within[np.isfinite(within)],
         training_texts=len(training),
+        exact=found.exact,
     )

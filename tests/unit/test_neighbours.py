@@ -65,3 +65,39 @@ def test_without_others_nothing_is_found() -> None:
     assert np.isneginf(found.cosines).all()
     alone = np.ones((1, 2), np.float32)
     assert find_nearest(alone, [(np.arange(1), alone)], own=np.array([0])).numbers.tolist() == [-1]
+
+
+def make_clusters(rows: int, generator: np.random.Generator) -> np.ndarray:
+    """Vectors in clumps of all sizes, as those of texts are."""
+    centres = generator.standard_normal((60, 16))
+    cluster = generator.zipf(1.5, rows) % 60
+    return (centres[cluster] + 0.2 * generator.standard_normal((rows, 16))).astype(np.float32)
+
+
+def test_beyond_what_is_exact_nearly_all_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(2)
+    others, queries = make_clusters(6000, generator), make_clusters(1500, generator)
+    queries[:300] = others[:300] + 0.05 * generator.standard_normal((300, 16))  # near-duplicates
+    numbers = generator.permutation(9000)[:6000]
+    own = np.where(np.arange(1500) < 200, numbers[np.arange(1500) % 6000], -1)
+    exact = find_nearest(queries, read_chunks(others, numbers, 2500), own, others=6000)
+    assert exact.exact
+    monkeypatch.setattr(neighbours, "EXACT_PAIRS", 1500 * 6000 - 1)
+    found = find_nearest(queries, read_chunks(others, numbers, 2500), own, others=6000)
+    assert not found.exact
+    assert (found.numbers == exact.numbers).mean() > 0.85
+    assert (found.numbers[200:300] == numbers[200:300]).all()
+    assert (found.numbers[:200] != own[:200]).all()
+    assert (found.cosines <= exact.cosines + 1e-6).all()
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_few_queries_are_searched_in_few_cells(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one cell nothing is left out."""
+    monkeypatch.setattr(neighbours, "EXACT_PAIRS", 0)
+    generator = np.random.default_rng(3)
+    others = generator.standard_normal((500, 6)).astype(np.float32)
+    queries = generator.standard_normal((count, 6)).astype(np.float32)
+    found = find_nearest(queries, read_chunks(others, np.arange(500), 100), others=500)
+    model = NearestNeighbors(n_neighbors=1, metric="cosine").fit(others)
+    assert found.numbers.tolist() == model.kneighbors(queries)[1][:, 0].tolist()
