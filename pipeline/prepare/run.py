@@ -22,6 +22,7 @@ from pipeline.config import (
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.columns import ColumnChoice
+from pipeline.corpus.draw import Parts
 from pipeline.corpus.file_sets import list_local_files
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
 from pipeline.corpus.keys import hash_texts
@@ -41,7 +42,7 @@ from pipeline.errors import DataError, StageError
 from pipeline.files import write_aside
 from pipeline.prepare.labelers.base import NO_VALUE, LabelingContext, Labels, make_labeler
 from pipeline.prepare.labelers.class_checks import show_name
-from pipeline.prepare.split import LEFT_OUT, Parts, read_parts, split_rows
+from pipeline.prepare.split import LEFT_OUT, read_parts, split_rows
 from pipeline.project import Project
 
 if TYPE_CHECKING:
