@@ -1189,6 +1189,13 @@ class HeadsSettings(Section):
         "stay as chosen on held-out rows; the report still scores heads that saw only training "
         "rows.",
     )
+    layer_scores: StrictBool = Field(
+        default=True,
+        description="Whether `train-heads` also measures what each layer is worth, for the report: "
+        "the score on validation rows of a quick least squares head on the layer alone, and of one "
+        "on all layers. It takes about half a second for some thousand rows, and leaves out tasks "
+        "of more than 200 classes.",
+    )
     seed: Seed = Field(
         default=0,
         description="The seed of start weights, of the order of batches and of the folds.",

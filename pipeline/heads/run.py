@@ -38,7 +38,7 @@ from pipeline.model.saved import Heads, History, SavedHead
 from pipeline.model.tasks import TASK_TYPES
 from pipeline.project import Project
 from pipeline.recipe import check_store
-from pipeline.store import Manifest, find_alike, read_manifest
+from pipeline.store import Manifest, find_alike, read_manifest, read_vectors
 
 if TYPE_CHECKING:
     from pipeline.heads.refit import Refit
@@ -94,6 +94,8 @@ def train_rows(
     refit = _refit(project, settings, rows, fit, manifest)
     corpus = rows.identity.select_tasks([task.name for task in tasks])
     described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
+    if settings.heads.layer_scores:
+        described = _add_layer_scores(project, settings, rows, described, tasks, configurations)
     described = _add_reference(project, rows, described)
     numbers = read_row_numbers(project)[np.concatenate(parts)]
     held_out = encode_held_out(fit.heads, numbers, len(parts[0]), fit.folds)
@@ -132,6 +134,36 @@ def _add_reference(project: Project, rows: LabelledRows, heads: Heads) -> Heads:
         max(heads.layers),
     )
     return replace(heads, reference=reference)
+
+
+def _add_layer_scores(
+    project: Project,
+    settings: Settings,
+    rows: LabelledRows,
+    heads: Heads,
+    tasks: Sequence[Task],
+    configurations: Sequence[Configuration],
+) -> Heads:
+    """Heads that tell what each of the layers that could be theirs is worth."""
+    from pipeline.heads.layer_scores import sample_rows, score_layers
+
+    layers = sorted({layer for c in configurations for layer in c.layers})
+    if len(layers) < 2:
+        return heads
+    parts = [rows.select(part) for part in ("train", "validation")]
+    chosen, train_rows = sample_rows(parts, settings.heads.seed)
+    vectors = read_vectors(
+        project.store, rows.keys.take(chosen), layers, fingerprint=heads.fingerprint
+    )
+    labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
+    found = score_layers(vectors, layers, train_rows, tasks, labels)
+    made = [
+        replace(head, about={**head.about, "layer_scores": found[head.name].to_record()})
+        if head.name in found
+        else head
+        for head in heads.heads
+    ]
+    return replace(heads, heads=tuple(made))
 
 
 def _tell_idle_seeds(settings: Settings, configurations: Sequence[Configuration]) -> None:

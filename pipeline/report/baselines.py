@@ -7,15 +7,15 @@ good as a logistic regression on the same words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.model.decision import Decision, Floats, Ints, Logits
+from pipeline.model.decision import Decision, Floats, Ints
 from pipeline.model.evaluation import PartScores, score_head
+from pipeline.model.least_squares import decode_targets, encode_targets
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.report.inputs import ScoredRows
 from pipeline.report.words import WordCounts
@@ -27,7 +27,6 @@ _MAX_TRAIN_ROWS = 20_000
 _PENALTY = 1.0
 _BLOCK_ROWS = 4096
 _TOLERANCE, _MAX_ITERATIONS = 1e-5, 200
-_SURE = 30.0  # a logit that no threshold lies beyond
 
 
 def score_baselines(
@@ -54,7 +53,7 @@ def score_baselines(
         if not len(train):
             continue
         labels = rows.labels[head.name]
-        targets = _encode_labels(head, labels[train])
+        targets = encode_targets(head.type, labels[train], len(head.classes))
         constant = np.repeat(targets.mean(axis=0)[None], len(judged), axis=0)
         sample = _sample_rows(len(train))
         texts = rows.codes[train[sample]]
@@ -200,41 +199,10 @@ def _sample_rows(B: int) -> Ints:
     return np.sort(np.random.default_rng(0).choice(B, _MAX_TRAIN_ROWS, replace=False))
 
 
-def _encode_labels(head: SavedHead, labels: npt.NDArray[Any]) -> Floats:
-    """What is regressed: 1 or -1 for each class or tag, or the number itself: [B, C] or [B, 1]."""
-    if head.type.label_kind == "number":
-        return labels.astype(np.float64)[:, None]
-    if head.type.label_kind == "tags":
-        return np.where(labels > 0, 1.0, -1.0)
-    return np.where(labels[:, None] == np.arange(len(head.classes)), 1.0, -1.0)
-
-
 def _score(head: SavedHead, actual: npt.NDArray[Any], answers: Floats) -> PartScores:
     """The scores of regressed targets, as if a head of the type had put out their logits."""
     thresholds = None
     if head.type.has_thresholds:
         thresholds = (0.5,) * head.type.count_outputs(len(head.classes))
     decided = replace(head, decision=Decision(1.0, thresholds))
-    return score_head(decided, actual, _DECODERS.get(head.type.name, _keep)(answers))
-
-
-def _keep(answers: Floats) -> Logits:
-    return answers
-
-
-def _compare_two(answers: Floats) -> Logits:
-    """The logit of class 1 of 2."""
-    return answers[:, 1:] - answers[:, :1]
-
-
-def _place_between(answers: Floats) -> Logits:
-    """Logits of being above each class but the last, of rows that are surely of the best class."""
-    above = answers.argmax(axis=1)[:, None] > np.arange(answers.shape[1] - 1)
-    return np.where(above, _SURE, -_SURE)
-
-
-# Type of task → what makes logits of its regressed targets; those of other types are logits.
-_DECODERS: Mapping[str, Callable[[Floats], Logits]] = {
-    "binary": _compare_two,
-    "ordinal": _place_between,
-}
+    return score_head(decided, actual, decode_targets(head.type, answers))
