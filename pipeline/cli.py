@@ -193,6 +193,19 @@ def embed(project: Project, params: Path, part: str | None) -> None:
 
 @cli.command()
 @_in_project
+def group(project: Project, params: Path) -> None:
+    """Draw parts anew with near-duplicates together, if group.split asks for it."""
+
+    def stage(settings: Settings) -> dict[str, object] | None:
+        from pipeline.group.run import run_group
+
+        return run_group(project, settings)
+
+    _run_stage("group", project, params, stage)
+
+
+@cli.command()
+@_in_project
 def train_heads(project: Project, params: Path) -> None:
     """Train a head for each task on the cached vectors."""
 

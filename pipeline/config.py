@@ -1237,6 +1237,22 @@ class HeadsSettings(Section):
         return frozenset({"logit_adjustment"} if self.search == "auto" else ())
 
 
+class GroupSettings(Section):
+    """Whether near-duplicates are kept in one part, by their vectors, after ``embed``."""
+
+    split: StrictBool = Field(
+        default=False,
+        description="Whether parts are drawn anew, as `prepare.split` says, but with all rows of a "
+        "group of near-duplicates in the same part, so that none of the test rows is nearly one of "
+        "training. With `prepare.split.column` only what that draws is drawn so.",
+    )
+    threshold: Literal["auto"] | Floor = Field(
+        default="auto",
+        description="The cosine of their vectors in the last stored layer above which texts are "
+        "near-duplicates, above 0 and up to 1; `auto` finds one from the corpus, 0.8 at least.",
+    )
+
+
 class ReportSettings(Section):
     """What the report shows."""
 
@@ -1319,6 +1335,9 @@ class Settings(Section):
     embed: EmbedSettings = Field(
         default=EmbedSettings(),
         description="What a vector is; every text is embedded again if one of these changes.",
+    )
+    group: GroupSettings = Field(
+        default=GroupSettings(), description="How near-duplicates are kept in one part."
     )
     heads: HeadsSettings = Field(default=HeadsSettings(), description="How the heads train.")
     report: ReportSettings = Field(default=ReportSettings(), description="What the report shows.")

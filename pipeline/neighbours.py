@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,12 @@ _BLOCK_OTHERS = 4096
 # 96 in 100 of the nearest are in one of so many, and 998 in 1,000 of those at a cosine above 0.85.
 _PROBED_CELLS = 16
 _QUERIES_PER_CELL = 20  # by which the centre of a cell is found
+_MOST_LINKS = 5_000_000  # between vectors, that are held before groups are joined: 80 MB
 _ROUNDS = 3  # of finding the centres
+# No texts at a lower cosine are called near-duplicates, whatever the others are.
+_LEAST_COSINE = 0.8
+_FEWEST_TEXTS = 1000  # among which fewer than one may exceed the threshold by chance
+_NORMAL_QUARTILE = 0.6745  # the distance of the quartiles of a standard normal from its median
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,79 @@ def _find_own(own: Ints, numbers: Ints) -> tuple[Ints, Ints]:
     at = np.minimum(np.searchsorted(own[order], numbers), len(own) - 1)
     column = np.flatnonzero(own[order][at] == numbers)
     return order[at[column]], column
+
+
+def find_threshold(sample_cosines: Vectors, texts: int) -> float:
+    """The cosine above which texts of a corpus are nearer to each other than by chance.
+
+    Most texts are near to another one only as texts of one language and subject are. By Fisher's
+    transformation, their cosines to the nearest one are about normal; the centre and the deviation
+    of this null distribution are found from its lower half, where near-duplicates do not reach. The
+    threshold is what fewer than one of all texts would exceed by chance.
+
+    Source: Fisher (1915) for the transformation; Efron (2004), Large-scale simultaneous hypothesis
+    testing: the choice of a null hypothesis, for a null distribution found from the data.
+
+    :param sample_cosines: the cosine of each of S texts to the nearest other one, [S].
+    :param texts: the number of distinct texts among which it was looked for.
+    :returns: a cosine of 0.8 at least; 1, which none exceeds, if there is no sample.
+    """
+    if not len(sample_cosines):
+        return 1.0
+    transformed = np.arctanh(np.clip(sample_cosines.astype(np.float64), -0.999999, 0.999999))
+    quartile, centre = np.quantile(transformed, [0.25, 0.5])
+    deviation = (centre - quartile) / _NORMAL_QUARTILE
+    deviations = NormalDist().inv_cdf(1 - 1 / max(texts, _FEWEST_TEXTS))
+    return max(_LEAST_COSINE, math.tanh(centre + deviations * deviation))
+
+
+def group_near(vectors: Vectors, threshold: float) -> Ints:
+    """The groups of vectors that are linked by cosines above a threshold.
+
+    Two vectors that are not near each other are in one group if others between them link them. Up
+    to ``EXACT_PAIRS`` pairs every pair is looked at, beyond those in the same cells, as
+    ``find_nearest`` has it.
+
+    :param vectors: vectors of any length, float32, [N, D].
+    :param threshold: the cosine above which two vectors are near.
+    :returns: the number of the group of each, from 0, int64, [N].
+    """
+    scaled = normalize(vectors)
+    N = len(scaled)
+    exact = N * N <= EXACT_PAIRS
+    pairs = _pair_all(N, N) if exact else _Cells.fit(scaled, N).pair(scaled)
+    groups = np.arange(N)
+    links: list[tuple[Ints, Ints]] = []
+    for some, others in pairs:
+        row, column = np.nonzero(scaled[some] @ scaled[others].T > threshold)
+        is_new = groups[some[row]] != groups[others[column]]
+        links.append((some[row[is_new]], others[column[is_new]]))
+        if sum(len(first) for first, _ in links) > _MOST_LINKS:
+            groups, links = _join_groups(groups, links), []
+    return _join_groups(groups, links)
+
+
+def _join_groups(groups: Ints, links: Sequence[tuple[Ints, Ints]]) -> Ints:
+    """The groups when those that are linked have become one.
+
+    :param groups: the number of the group of each vector, [N].
+    :param links: indices of vectors that are in one group, two by two.
+    """
+    first, second = (
+        np.concatenate([np.empty(0, np.int64), *side])
+        for side in (zip(*links, strict=True) if links else ((), ()))
+    )
+    first, second = groups[first], groups[second]
+    # Each group points to a lower one that it is linked with, or to itself.
+    root = np.arange(len(groups))
+    while (root[first] != root[second]).any():
+        one, other = root[first], root[second]
+        lower = np.minimum(one, other)
+        np.minimum.at(root, one, lower)
+        np.minimum.at(root, other, lower)
+        while (root != root[root]).any():
+            root = root[root]
+    return np.unique(root[groups], return_inverse=True)[1].reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Project:
     :ivar texts_file: the rows' texts and their keys, by ``prepare``.
     :ivar labels_file: the rows' splits and labels, by ``prepare``.
     :ivar segments_file: the columns of the source that rows are compared by, by ``prepare``.
+    :ivar groups_file: groups of near-duplicate rows and their parts, by ``group``.
     :ivar scores: the folder of what labelers computed of texts, kept from run to run.
     :ivar store: the folder of the embedding store.
     :ivar slices: the folder of what several machines embed side by side, until the store takes it.
@@ -43,6 +44,7 @@ class Project:
         self.texts_file = self.cache / "texts.parquet"
         self.labels_file = self.cache / "labels.parquet"
         self.segments_file = self.cache / "segments.parquet"
+        self.groups_file = self.cache / "groups.parquet"
         self.scores = self.cache / "scores"
         self.store = self.cache / "embeddings"
         self.slices = self.cache / "slices"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from pipeline.arrays import wrap_numbers
 from pipeline.config import LabelKind, normalize_value
+from pipeline.corpus.groups import read_groups
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
 from pipeline.corpus.keys import find_wrong_text, hash_keys, view_keys
 from pipeline.errors import StageError
@@ -110,11 +111,13 @@ class LabelledRows:
     :param keys: fixed-size binary of 16, [B]: keys of the texts, duplicates among them.
     :param split: [B]: the name of each row's part.
     :param tasks: task → labels.
+    :param is_grouped: whether the parts are those that the stage ``group`` drew.
     """
 
     keys: pa.Array
     split: npt.NDArray[np.str_]
     tasks: Mapping[str, TaskLabels]
+    is_grouped: bool = False
 
     def select(self, *parts: str) -> npt.NDArray[np.int64]:
         """Indices of the rows of some parts, in their order."""
@@ -164,14 +167,36 @@ def read_labelled_rows(project: Project) -> LabelledRows:
     return read_labelled_table(project)[0]
 
 
+def read_prepared_rows(project: Project) -> tuple[LabelledRows, npt.NDArray[np.int64]]:
+    """Read the rows in the parts that ``prepare`` gave them, whatever ``group`` drew since.
+
+    :param project: the project whose stage ``prepare`` wrote them.
+    :returns: the rows, and the number of each in the dataset.
+    :raises StageError: if a file is missing or damaged, or they are not of the same run.
+    """
+    rows, table = _read_prepared(project)
+    return rows, table["row"].to_numpy()
+
+
 def read_labelled_table(project: Project) -> tuple[LabelledRows, pa.Table]:
     """Read the labels of all rows, and the table that they stand in.
 
     :param project: the project whose stage ``prepare`` wrote them.
-    :returns: the rows, and what ``labels.parquet`` holds, in the same order: beside the labels the
-        numbers of the rows in the dataset, ``row``, and raw scores.
+    :returns: the rows, in the parts that ``group`` drew if it did, and what ``labels.parquet``
+        holds, in the same order: beside the labels the numbers of the rows in the dataset,
+        ``row``, and raw scores.
     :raises StageError: if one is missing or damaged, or they are not of the same run.
     """
+    rows, table = _read_prepared(project)
+    if project.groups_file.exists():
+        groups = read_groups(project.groups_file, table["row"].to_numpy(), rows.identity)
+        if groups is not None:
+            rows = replace(rows, split=np.array(PARTS)[groups.parts], is_grouped=True)
+    return rows, table
+
+
+def _read_prepared(project: Project) -> tuple[LabelledRows, pa.Table]:
+    """The rows as ``prepare`` wrote them, and the table that they stand in."""
     import pyarrow as pa
 
     labels = _read_table(project.labels_file, None)

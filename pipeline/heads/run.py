@@ -20,7 +20,7 @@ from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.identity import CorpusIdentity
 from pipeline.corpus.tables import PARTS, LabelledRows, read_labelled_rows, read_row_numbers
 from pipeline.device import choose_devices
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StageError
 from pipeline.heads.choosing import list_scores
 from pipeline.heads.configurations import (
     Configuration,
@@ -61,8 +61,23 @@ def run_train_heads(project: Project, settings: Settings) -> dict[str, object]:
     :returns: details for the timing file.
     """
     rows = read_labelled_rows(project)
+    _check_parts(project, settings, rows)
     check_class_order(settings, {name: labels.classes for name, labels in rows.tasks.items()})
     return train_rows(project, settings, rows, project.heads)
+
+
+def _check_parts(project: Project, settings: Settings, rows: LabelledRows) -> None:
+    """Make sure that the parts are those that settings ask for.
+
+    :raises StageError: if ``group`` drew them and should not have, or should have and did not.
+    """
+    if rows.is_grouped != settings.group.split:
+        wanted = "asks for" if settings.group.split else "asks for no"
+        raise StageError(
+            f"group.split {wanted} parts that keep near-duplicates together, and "
+            f"{project.groups_file} has {'none' if settings.group.split else 'such parts'}",
+            hint="run `pipeline group`",
+        )
 
 
 def train_rows(

@@ -24,7 +24,7 @@ _DVC_FILES = {"plots/curves.json": "curves.json", ".gitignore": "dvc-gitignore"}
 # The lines of the template that stand where the data file goes.
 _DEPS_START = "    # Add your own data file here"
 _DEPS_END = "    # deps: [data.csv]\n"
-_FIRST_HEAD_STAGE = "\n  train-heads:"
+_FIRST_HEAD_STAGE = "\n  group:"
 
 
 def make_flow(data: Sequence[str], *, has_tasks: bool) -> str:

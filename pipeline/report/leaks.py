@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 
@@ -13,15 +11,10 @@ from pipeline.model.decision import Ints, Logits
 from pipeline.model.evaluation import PartScores, bootstrap_intervals, score_head
 from pipeline.model.metrics import METRICS
 from pipeline.model.saved import Heads, SavedHead
-from pipeline.neighbours import Vectors
+from pipeline.neighbours import find_threshold
 from pipeline.report.inputs import ScoredRows
 from pipeline.report.nearest import TrainingNeighbours
 from pipeline.report.spreadsheet import format_csv
-
-# No texts at a lower cosine are called near-duplicates, whatever the others are.
-_LEAST_COSINE = 0.8
-_FEWEST_TEXTS = 1000  # among which fewer than one may exceed the threshold by chance
-_NORMAL_QUARTILE = 0.6745  # the distance of the quartiles of a standard normal from its median
 
 
 @dataclass(frozen=True)
@@ -94,30 +87,6 @@ class Leaks:
             if score < low if METRICS[metric].lower_is_better else score > high:
                 found.append(Inflation(head.name, metric, score, without.overall[metric]))
         return found
-
-
-def find_threshold(sample_cosines: Vectors, training_texts: int) -> float:
-    """The cosine above which texts of a corpus are nearer to each other than by chance.
-
-    Most texts are near to another one only as texts of one language and subject are. By Fisher's
-    transformation, their cosines to the nearest one are about normal; the centre and the deviation
-    of this null distribution are found from its lower half, where near-duplicates do not reach. The
-    threshold is what fewer than one of all training texts would exceed by chance.
-
-    Source: Fisher (1915) for the transformation; Efron (2004), Large-scale simultaneous hypothesis
-    testing: the choice of a null hypothesis, for a null distribution found from the data.
-
-    :param sample_cosines: the cosine of each of S training texts to the nearest other one, [S].
-    :param training_texts: the number of distinct training texts.
-    :returns: a cosine of 0.8 at least; 1, which none exceeds, if there is no sample.
-    """
-    if not len(sample_cosines):
-        return 1.0
-    transformed = np.arctanh(np.clip(sample_cosines.astype(np.float64), -0.999999, 0.999999))
-    quartile, centre = np.quantile(transformed, [0.25, 0.5])
-    deviation = (centre - quartile) / _NORMAL_QUARTILE
-    deviations = NormalDist().inv_cdf(1 - 1 / max(training_texts, _FEWEST_TEXTS))
-    return max(_LEAST_COSINE, math.tanh(centre + deviations * deviation))
 
 
 def find_leaks(

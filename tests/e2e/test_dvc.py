@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, edit_params
 
-STAGES = ["fetch", "prepare", "embed", "train-heads", "report"]
+STAGES = ["fetch", "prepare", "embed", "group", "train-heads", "report"]
 BIN = Path(sys.executable).parent
 
 
@@ -143,7 +143,7 @@ def test_a_change_runs_only_what_depends_on_it(workspace: Path) -> None:
         (
             "prepare.labels.sentiment.positive_at_least",
             0.3,
-            ["fetch", "prepare", "train-heads", "report"],
+            ["fetch", "prepare", "group", "train-heads", "report"],
         ),
     ):
         edit_params({setting: value}, workspace / "params.yaml")

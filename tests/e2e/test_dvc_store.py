@@ -28,7 +28,7 @@ def workspace(tmp_path: Path, tiny_backbone: Path) -> Path:
     """The stages up to `embed`, on texts of three shards and a tiny backbone."""
     folder = clone(tmp_path / "clone")
     write_texts(folder / "texts.tsv", ROWS)
-    stages = (folder / "dvc.yaml").read_text().partition("  train-heads:")[0]
+    stages = (folder / "dvc.yaml").read_text().partition("  group:")[0]
     (folder / "dvc.yaml").write_text(stages.replace("# deps: [data.csv]", "deps: [texts.tsv]"))
     edit_params(
         {

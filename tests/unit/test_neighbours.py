@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, held to those of scikit-learn."""
+"""Nearest neighbours and groups by cosine, held to those of scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import neighbours
-from pipeline.neighbours import find_nearest
+from pipeline.neighbours import find_nearest, group_near
 
 
 def read_chunks(
@@ -101,3 +103,46 @@ def test_few_queries_are_searched_in_few_cells(count: int, monkeypatch: pytest.M
     found = find_nearest(queries, read_chunks(others, np.arange(500), 100), others=500)
     model = NearestNeighbors(n_neighbors=1, metric="cosine").fit(others)
     assert found.numbers.tolist() == model.kneighbors(queries)[1][:, 0].tolist()
+
+
+def count_groups(vectors: np.ndarray, threshold: float) -> np.ndarray:
+    """The same by SciPy, from all cosines."""
+    scaled = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return connected_components(csr_array(scaled @ scaled.T > threshold))[1]
+
+
+def is_same_partition(one: np.ndarray, other: np.ndarray) -> bool:
+    pairs = set(zip(one.tolist(), other.tolist(), strict=True))
+    return len(pairs) == len(set(one.tolist())) == len(set(other.tolist()))
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("threshold", [0.97, 0.99, 1.1])
+@pytest.mark.parametrize("links", [40, 5_000_000])
+def test_groups_are_the_connected_components_of_scipy(
+    threshold: float, links: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_MOST_LINKS", links)
+    vectors = np.random.default_rng(4).standard_normal((400, 4)).astype(np.float32)
+    expected = count_groups(vectors, threshold)
+    assert is_same_partition(group_near(vectors, threshold), expected)
+    assert threshold > 1 or 1 < len(set(expected.tolist())) < 400
+
+
+def test_a_chain_of_near_vectors_is_one_group() -> None:
+    angles = np.random.default_rng(0).permutation(np.linspace(0, 3, 1000))
+    chain = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert set(group_near(chain, float(np.cos(0.0031))).tolist()) == {0}
+    assert len(set(group_near(chain, 0.9999999).tolist())) > 900
+
+
+def test_groups_of_many_vectors_are_found_by_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(5)
+    texts = make_clusters(2500, generator)
+    copies = texts[:500] + 0.01 * generator.standard_normal((500, 16))
+    vectors = np.concatenate([texts, copies.astype(np.float32)])
+    expected = count_groups(vectors, 0.999)
+    monkeypatch.setattr(neighbours, "EXACT_PAIRS", 0)
+    found = group_near(vectors, 0.999)
+    assert is_same_partition(found, expected)
+    assert (found[2500:] == found[:500]).all()

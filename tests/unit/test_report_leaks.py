@@ -12,7 +12,8 @@ from sklearn.metrics import f1_score, mean_absolute_error
 
 from pipeline.model.evaluation import score_head
 from pipeline.model.saved import Heads
-from pipeline.report.leaks import Leaks, find_leaks, find_threshold, format_near_duplicates
+from pipeline.neighbours import find_threshold
+from pipeline.report.leaks import Leaks, find_leaks, format_near_duplicates
 from pipeline.report.nearest import ReadVectors, TrainingNeighbours, find_training_neighbours
 from tests.unit.findings import make_head, make_rows, to_logits
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-STAGES = {"fetch", "prepare", "embed", "heads", "report"}
+STAGES = {"fetch", "prepare", "embed", "group", "heads", "report"}
 # Rooms that stages stand on; they know of no stage.
 FOUNDATIONS = {"corpus", "store", "model"}
 # What may import torch, which takes seconds; the command line imports all of these lazily.
