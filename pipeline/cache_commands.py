@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.console import count, format_bytes, say, show_table, warn
 from pipeline.corpus.tables import (
+    LabelledRows,
     encode_labels,
     read_distinct_keys,
     read_labelled_rows,
@@ -233,8 +234,23 @@ def _list_recipes(project: Project, params: Path) -> list[Recipe]:
     ]
 
 
-def export(project: Project, target: Path, layers: str) -> None:
-    """Write the vectors of all rows of the corpus, in their order, to one file."""
+def export(
+    project: Project,
+    target: Path,
+    layers: str,
+    method: Literal["pca", "umap"] | None = None,
+    neighbours: int = 0,
+) -> None:
+    """Write the vectors of all rows of the corpus, in their order, to one file.
+
+    :param project: the project.
+    :param target: the file, whose ending tells its format.
+    :param layers: ``all``, ``last``, or numbers, separated by commas.
+    :param method: how the coordinates of a map are made, ``pca`` or ``umap``; ``None`` for none.
+    :param neighbours: the number of nearest neighbours of each row.
+    :raises StoreError: if the layers or the format cannot be, or a label has the name of a column
+        that is asked for.
+    """
     manifest = read_manifest(project.store)
     wanted: Any = layers
     if layers not in ("all", "last"):
@@ -250,9 +266,45 @@ def export(project: Project, target: Path, layers: str) -> None:
 
         extra = {"text": read_text_column(project.texts_file), "split": pa.array(rows.split)}
         extra |= {name: encode_labels(task.values, task.kind) for name, task in rows.tasks.items()}
+    if method is not None or neighbours:
+        extra |= _make_map_columns(project, target, rows, method, neighbours, set(extra))
     shape = export_vectors(project.store, rows.keys, chosen, target, extra)
     size = format_bytes(target.stat().st_size)
     say(f"{target}: {shape[0]:,} rows × {shape[1]} layers × {shape[2]}, {manifest.dtype}, {size}")
+
+
+def _make_map_columns(
+    project: Project,
+    target: Path,
+    rows: LabelledRows,
+    method: Literal["pca", "umap"] | None,
+    neighbours: int,
+    taken: set[str],
+) -> Mapping[str, Any]:
+    """Columns for tools that draw maps.
+
+    :param taken: the names of the columns that the file has already.
+    :raises StoreError: if the file can hold none, or one would have the name of a label.
+    """
+    from pipeline.map_columns import make_map_columns
+
+    if target.suffix != ".parquet":
+        raise StoreError(
+            f"{target}: --map and --neighbours add columns, which only .parquet can hold",
+            hint="give a name that ends in .parquet",
+        )
+    names = {"x": method is not None, "y": method is not None, "neighbours": neighbours > 0}
+    twice = sorted(name for name, is_wanted in names.items() if is_wanted and name in taken)
+    if twice:
+        raise StoreError(
+            f"{target}: the label {twice[0]!r} has the name of a column that was asked for",
+            hint="call the label otherwise in prepare.labels, and run `pipeline prepare`",
+        )
+    layer = read_manifest(project.store).layers[-1]
+    made, exact = make_map_columns(project.store, rows.keys, layer, method, neighbours)
+    if not exact:
+        say("texts are many: neighbours were looked for among those in the nearest cells alone")
+    return made
 
 
 def prune(project: Project, params: Path, *, predictions: bool = False) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -450,11 +450,31 @@ def merge(project: Project, params: Path) -> None:
 @_in_project
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--layers", default="all", show_default=True, help="all, last, or numbers: 0,5,6.")
-def export(project: Project, params: Path, target: Path, layers: str) -> None:
+@click.option(
+    "--map",
+    "method",
+    type=click.Choice(["pca", "umap"]),
+    help="Add columns x and y to a .parquet file, by the last layer.",
+)
+@click.option(
+    "--neighbours",
+    type=click.IntRange(0, 1000),
+    default=0,
+    metavar="N",
+    help="Add the N nearest other texts of each row to a .parquet file, by the last layer.",
+)
+def export(
+    project: Project,
+    params: Path,
+    target: Path,
+    layers: str,
+    method: Literal["pca", "umap"] | None,
+    neighbours: int,
+) -> None:
     """Write all rows' vectors to TARGET: .npy, .parquet (with texts and labels) or .safetensors."""
     from pipeline import cache_commands
 
-    cache_commands.export(project, target, layers)
+    cache_commands.export(project, target, layers, method, neighbours)
 
 
 @cache.command()

@@ -252,3 +252,30 @@ def _find_cells(vectors: Vectors, centres: Vectors, count: int) -> Ints:
             first = np.argpartition(cosines, -count, axis=1)[:, -count:]
             found[start : start + _BLOCK_OTHERS] = first
     return found
+
+
+def list_neighbours(vectors: Vectors, count: int) -> tuple[Ints, Vectors, bool]:
+    """The nearest of the other vectors to each of some, the nearest first.
+
+    Up to ``EXACT_PAIRS`` pairs, every pair is looked at; beyond, those in the nearest cells.
+
+    :param vectors: vectors of any length, float32, [B, D].
+    :param count: the number of neighbours, N.
+    :returns: the numbers of the neighbours, int64, [B, N], -1 where there are fewer; the cosines to
+        them, [B, N], minus infinity there; and whether every pair was looked at.
+    """
+    B = len(vectors)
+    scaled = normalize(vectors)
+    numbers = np.full((B, count), -1)
+    cosines = np.full((B, count), -np.inf, np.float32)
+    exact = B * B <= EXACT_PAIRS
+    pairs = _pair_all(B, B) if exact else _Cells.fit(scaled, B).pair(scaled)
+    for some, members in pairs:
+        found = scaled[some] @ scaled[members].T
+        found[some[:, None] == members] = -np.inf  # a vector is no neighbour of its own
+        best = np.argpartition(-found, min(count, len(members)) - 1, axis=1)[:, :count]
+        joined = np.hstack([cosines[some], np.take_along_axis(found, best, axis=1)])
+        order = np.argsort(-joined, axis=1, kind="stable")[:, :count]
+        cosines[some] = np.take_along_axis(joined, order, axis=1)
+        numbers[some] = np.take_along_axis(np.hstack([numbers[some], members[best]]), order, axis=1)
+    return np.where(np.isfinite(cosines), numbers, -1), cosines, exact

@@ -210,6 +210,17 @@ def test_commands_of_the_cache(corpus: Path, cli: Cli) -> None:
     assert table.schema.names == ["text", "split", "spam", "sentiment", "layer_00", "layer_02"]
     stored = table["layer_02"].combine_chunks().flatten().to_numpy().reshape(len(keys), -1)
     np.testing.assert_array_equal(stored, expected[:, 1])
+    mapped = ("--layers", "last", "--map", "pca", "--neighbours", "3")
+    assert cli("cache", "export", "map.parquet", *mapped).returncode == 0
+    table = pq.read_table("map.parquet")
+    columns = ["text", "split", "spam", "sentiment", "x", "y", "neighbours", "layer_02"]
+    assert table.schema.names == columns
+    nearest = table["neighbours"][7].as_py()
+    assert len(nearest["ids"]) == 3
+    assert 7 not in nearest["ids"]
+    wrong = cli("cache", "export", "map.npy", *mapped)
+    assert wrong.returncode == 1
+    assert "which only .parquet can hold" in wrong.stderr
     assert cli("cache", "export", "out.txt").returncode == 1
     assert cli("cache", "export", "out.npy", "--layers", "9").returncode == 1
 

@@ -12,14 +12,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from pipeline.errors import StageError
+from pipeline.projection import find_clusters, find_directions
 from pipeline.report.inputs import ScoredRows
-from pipeline.report.map import (
-    draw_map,
-    find_clusters,
-    find_directions,
-    name_clusters,
-    sample_rows,
-)
+from pipeline.report.map import draw_map, name_clusters, sample_rows
 from pipeline.report.words import count_words
 
 
