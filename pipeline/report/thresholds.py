@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import HeadsSettings, ThresholdAim
 from pipeline.model.decision import Floats, Ints, Logits
 from pipeline.model.metrics import Bools, divide
 from pipeline.model.saved import SavedHead
@@ -43,6 +44,23 @@ class ThresholdCurve:
     fp: Ints
     fn: Ints
     tn: Ints
+
+
+def find_costs(heads: HeadsSettings, task: str) -> tuple[float, float] | None:
+    """What wrong answers of a task cost, where the settings chose its threshold by that.
+
+    :param heads: the settings of the heads.
+    :param task: the name of the task.
+    :returns: the cost of a false positive and of a false negative, in one unit; ``None`` if the
+        settings state none.
+    """
+    settings = (heads.tasks or {}).get(task)
+    aim = settings.threshold if settings is not None else None
+    if not isinstance(aim, ThresholdAim):
+        return None
+    if aim.false_positive is None or aim.false_negative is None:
+        return None
+    return aim.false_positive, aim.false_negative
 
 
 def trace_thresholds(

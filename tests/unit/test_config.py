@@ -230,6 +230,7 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
         "keep": "last",
         "folds": None,
         "calibrate": False,
+        "layer_scores": False,  # there is but one
         "refit": "train",
         "search": (),
     }

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
+from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
 from pipeline.model.decision import Decision, compute_sigmoid
 from pipeline.model.evaluation import score_head
 from pipeline.model.saved import SavedHead
 from pipeline.model.tasks import TASK_TYPES
-from pipeline.report.thresholds import list_thresholds, trace_thresholds
+from pipeline.report.thresholds import find_costs, list_thresholds, trace_thresholds
 
 
 def make_head(kind: str, names: tuple[str, ...], decision: Decision) -> SavedHead:
@@ -86,6 +87,18 @@ def test_types_without_thresholds_have_no_curve(kind: str, C: int) -> None:
     outputs = TASK_TYPES[kind].count_outputs(C)
     head = make_head(kind, names, Decision())
     assert trace_thresholds(head, np.zeros(4, int), np.zeros((4, outputs))) == []
+
+
+def test_costs_are_those_of_the_settings() -> None:
+    aim = ThresholdAim(false_positive=5, false_negative=1)
+    tasks = {
+        "a": TaskSettings(threshold=aim),
+        "b": TaskSettings(threshold=ThresholdAim(precision=0.9)),
+        "c": TaskSettings(),
+    }
+    heads = HeadsSettings(tasks=tasks)
+    assert [find_costs(heads, task) for task in "abcd"] == [(5, 1), None, None, None]
+    assert find_costs(HeadsSettings(), "a") is None
 
 
 def test_no_rows_have_no_curve() -> None:
