@@ -23,6 +23,7 @@ CLUSTERS = 12
 _CLUSTER_DIMENSIONS = 16
 _FEWEST_TEXTS = 50  # in a cluster, on the average
 _NAMED_WORDS = 3
+_FLOOR = 0.01  # added to shares of texts, so that no word is told by one text or two
 _LEAST_SHARE = 0.1  # of a cluster's texts that hold a word by which it is named
 
 
@@ -98,13 +99,18 @@ def name_clusters(words: WordCounts, texts: Ints, clusters: Ints) -> tuple[str, 
         where no word tells it.
     """
     whole = words.count_texts(texts)
+    # A letter alone is most often what an apostrophe cut off.
+    is_long = np.array([len(word) > 1 or not word.isascii() for word in words.vocabulary], bool)
     names = []
     for cluster in range(int(clusters.max(initial=-1)) + 1):
         inside = texts[clusters == cluster]
         held = words.count_texts(inside)
         share = held / max(len(inside), 1)
         others = (whole - held) / max(len(texts) - len(inside), 1)
-        gain = np.where(share >= _LEAST_SHARE, share - others, 0.0)
+        # Words that many of its texts hold, and few of the others: neither alone would do, as
+        # articles are everywhere, and most words are in a text or two.
+        gain = share * np.log((share + _FLOOR) / (others + _FLOOR))
+        gain = np.where((share >= _LEAST_SHARE) & is_long, gain, 0.0)
         best = np.argsort(-gain, kind="stable")[:_NAMED_WORDS]
         found = [str(words.vocabulary[word]) for word in best if gain[word] > 0]
         names.append(f"{cluster + 1}: {', '.join(found)}" if found else str(cluster + 1))

@@ -94,6 +94,29 @@ def test_scores_are_those_of_scikit_learn(classes: int) -> None:
     assert flat["average_precision"] == pytest.approx(expected)
 
 
+def test_each_tag_has_its_support_and_scores() -> None:
+    generator = np.random.default_rng(0)
+    actual = (generator.random((200, 4)) < [0.5, 0.1, 0.02, 0]).astype(np.int8)
+    logits = generator.normal(2.0 * actual - 1, 1.2)
+    decision = Decision(1.0, (0.5, 0.3, 0.4, 1.0))
+    names = ("a", "b", "c", "never")
+    head = SavedHead("task", TASK_TYPES["multilabel"], names, (0,), decision, ())
+    record = score_head(head, actual, logits).to_record()
+    predicted = head.type.predict(logits, decision)
+    report = classification_report(
+        actual, predicted, target_names=names, output_dict=True, zero_division=0
+    )
+    for name in names[:3]:
+        assert record["classes"][name] == {
+            "precision": pytest.approx(report[name]["precision"]),
+            "recall": pytest.approx(report[name]["recall"]),
+            "f1": pytest.approx(report[name]["f1-score"]),
+            "support": report[name]["support"],
+        }
+    assert record["classes"]["never"] == {"support": 0}  # neither a label nor an answer
+    assert record["f1_micro"] == pytest.approx(report["micro avg"]["f1-score"])
+
+
 def test_a_confusion_matrix_by_hand() -> None:
     actual = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 1, 0, 1, 0, 2])
