@@ -1,11 +1,13 @@
 """Speed of `pipeline embed` beside the ways that people embed texts today.
 
     python -m tests.benchmarks.embed [--json FILE] [--quick] [--backbone NAME]
-        [--random-weights gte-base] [--device cpu|cuda] [--texts N] [--case sms,long,growth]
+        [--random-weights gte-base] [--device cpu|cuda] [--texts N]
+        [--case sms,long,families,growth] [--rounds N]
 
 Every engine gets the same distinct texts and the last layer. `end_to_end_seconds` is from texts in
 memory to vectors in Parquet on the disk, loading the weights included, imports not;
-`forward_seconds` is the backbone alone, on tokens that are ready. Engines run in turn, and each
+`forward_seconds` is the backbone alone, on tokens that are ready; seconds of CPU are those of all
+threads together, for machines that are busy with other work. Engines run in turn, and each
 figure is the best of its rounds. `share_of_matmul` is the rate of the forward pass, all its
 floating-point operations counted and none for padding, over that of plain products of the same
 shapes, timed in the same rounds. `cosine_min` is to Hugging Face in float32, one text at a time;
@@ -38,16 +40,18 @@ from pipeline.assets import read_assets
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
 from pipeline.device import choose_devices
-from pipeline.embed.loading import TOKEN_BUDGET
+from pipeline.embed.backbone import Backbone
+from pipeline.embed.engine import Engine
+from pipeline.embed.loading import TOKEN_BUDGET, EnginePlan
 from pipeline.embed.tokens import load_tokenizer
 from pipeline.onednn import has_onednn
 from pipeline.prepare.run import hash_texts
 from pipeline.project import Project
 from tests.benchmarks.table import PeakMemory, describe_machine, present
 from tests.benchmarks.ways import (
+    RIVALS,
     Case,
     Notebook,
-    OnnxRuntime,
     Ours,
     SentenceTransformers,
     Way,
@@ -56,17 +60,39 @@ from tests.benchmarks.ways import (
 )
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-SHAPES = {
-    "gte-base": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072},
-    "tiny": {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64},
-    "wide": {"num_hidden_layers": 1, "hidden_size": 768, "intermediate_size": 64},
-}
-HEADS = {"gte-base": 12, "tiny": 2, "wide": 12}
+_BASE = {
+    "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12,
+    "intermediate_size": 3072, "vocab_size": 30527,
+}  # fmt: skip
+_OFFSET = _BASE | {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
+# Model type and configuration of backbones that are made here. Their words are MiniLM's, so that
+# XLM-RoBERTa, which differs from RoBERTa in its vocabulary alone, is not among them.
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gte-base": ("bert", _BASE),
+    "all-mpnet-base-v2": ("mpnet", _OFFSET),
+    "roberta-base": ("roberta", _OFFSET | {"type_vocab_size": 1}),
+    "distilbert-base": (
+        "distilbert",
+        {"n_layers": 6, "n_heads": 12, "dim": 768, "hidden_dim": 3072, "vocab_size": 30527},
+    ),
+    "modernbert-base": (
+        "modernbert",
+        _BASE | {"num_hidden_layers": 22, "intermediate_size": 1152, "pad_token_id": 0,
+                 "bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
+    ),
+    "tiny": (
+        "bert",
+        _BASE | {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2,
+                 "intermediate_size": 64},
+    ),
+    "wide": ("bert", _BASE | {"num_hidden_layers": 1, "intermediate_size": 64}),
+}  # fmt: skip
+FAMILIES_SHOWN = ("all-mpnet-base-v2", "roberta-base", "distilbert-base", "modernbert-base")
 ROOT = Path(__file__).parent.parent.parent
 COLUMNS = (
-    "case", "engine", "texts", "tokens", "end_to_end_seconds", "forward_seconds",
-    "tokens_per_second", "tflops", "share_of_matmul", "peak_mb", "cosine_min", "neighbours",
-    "microseconds_a_further_text",
+    "case", "engine", "texts", "tokens", "end_to_end_seconds", "end_to_end_cpu_seconds",
+    "forward_seconds", "forward_cpu_seconds", "tokens_per_second", "tflops", "share_of_matmul",
+    "peak_mb", "cosine_min", "neighbours", "microseconds_a_further_text",
 )  # fmt: skip
 
 
@@ -131,14 +157,13 @@ def make_messages(messages: Sequence[str], count: int) -> list[str]:
 
 
 def make_backbone(folder: Path, shape: str) -> Path:
-    """A BERT of that shape with random weights from seed 0, and MiniLM's tokenizer."""
+    """A backbone of that shape with random weights from seed 0, and MiniLM's tokenizer."""
     set_project(folder.parent / "tokenizer", MINILM)
     source = read_assets(Project().assets)["backbone"].locate(Project())
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=30522, num_attention_heads=HEADS[shape], **SHAPES[shape]
-    )
-    transformers.BertModel(config).eval().save_pretrained(folder)
+    kind, sizes = SHAPES[shape]
+    config = transformers.CONFIG_MAPPING[kind](**sizes)
+    transformers.AutoModel.from_config(config).eval().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).write_bytes((source / name).read_bytes())
     return folder
@@ -174,6 +199,13 @@ def embed_reference(case: Case, rows: np.ndarray) -> np.ndarray:
     return np.stack(vectors)
 
 
+def find_lowest_cosine(vectors: np.ndarray, expected: np.ndarray) -> float:
+    found = vectors.astype(np.float64)
+    cosine = (found * expected).sum(-1)
+    cosine /= np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+    return float(cosine.min())
+
+
 def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
     """Time every way on the same texts, in turn."""
     write_texts(case.texts)
@@ -188,10 +220,13 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
     best: dict[tuple[Way, str], float] = {}
 
     def note(way: Way, what: str, run: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         result = run()
-        took = time.perf_counter() - started
-        best[way, what] = min(took, best.get((way, what), took))
+        for key, took in (
+            (what, time.perf_counter() - started),
+            (f"{what}, CPU", time.process_time() - cpu),
+        ):
+            best[way, key] = min(took, best.get((way, key), took))
         return result
 
     products = float("inf")
@@ -207,10 +242,7 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
             with PeakMemory(case.device) as memory:
                 vectors = note(way, "whole", lambda way=way: way.run_whole(case))
             way.unload()
-            found = vectors[sample].astype(np.float64)
-            cosine = (found * expected).sum(-1)
-            cosine /= np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
-            rows[way]["cosine_min"] = float(cosine.min())
+            rows[way]["cosine_min"] = find_lowest_cosine(vectors[sample], expected)
             rows[way]["peak_mb"] = memory.megabytes
     T = TOKEN_BUDGET[case.device.type]
     matmul_rate = per_layer * T / products
@@ -223,7 +255,9 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
             "texts": len(case.texts),
             "tokens": tokens,
             "end_to_end_seconds": whole,
+            "end_to_end_cpu_seconds": best[way, "whole, CPU"],
             "forward_seconds": forward,
+            "forward_cpu_seconds": best[way, "forward, CPU"],
             "tokens_per_second": tokens / whole,
             "tflops": flops / forward / 1e12,
             "share_of_matmul": flops / forward / matmul_rate,
@@ -237,6 +271,53 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
         "tokens": tokens, "end_to_end_seconds": took, "tokens_per_second": tokens / took,
     }  # fmt: skip
     return [*rows.values(), tokenizing]
+
+
+def run_families(
+    root: Path, device: torch.device, messages: Sequence[str], rounds: int
+) -> list[dict[str, Any]]:
+    """Each packed family beside this project's own way through Hugging Face, forward pass alone."""
+    rows = []
+    precisions: list[Any] = ["float16"] if device.type == "cuda" else ["float32"]
+    if device.type == "cpu" and has_onednn(torch.bfloat16):
+        precisions.append("bfloat16")
+    for shape in FAMILIES_SHOWN:
+        folder = make_backbone(root / shape, shape)
+        case = Case(f"families, {shape}", list(messages), folder, 128, device)
+        sample = np.unique(np.linspace(0, len(case.texts) - 1, 16).astype(int))
+        expected = embed_reference(case, sample)
+        for precision in precisions:
+            top = (Architecture.read(folder).layers,)
+            plan = EnginePlan(folder, precision, top, "float32")
+            padded = Backbone(folder, device, precision)
+            budget = TOKEN_BUDGET[device.type]
+            engines = {
+                "packed": plan.make_engine(device),
+                "Hugging Face": Engine(padded, top, np.dtype("float32"), budget),
+            }
+            assert engines["packed"].encoder.is_packed
+            seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+            cosine: dict[str, float] = {}
+            for _ in range(rounds):
+                for name, engine in engines.items():
+                    started, cpu = time.perf_counter(), time.process_time()
+                    vectors = engine.embed(case.tokens).vectors[:, 0]
+                    took = time.perf_counter() - started, time.process_time() - cpu
+                    seconds[name].append(took)
+                    cosine[name] = find_lowest_cosine(vectors[sample], expected)
+            for name, engine in engines.items():
+                engine.close()
+                wall, cpu = (min(each) for each in zip(*seconds[name], strict=True))
+                rows.append(
+                    {
+                        "case": case.name, "engine": f"{name}, {precision}",
+                        "texts": len(case.texts), "tokens": len(case.tokens.ids),
+                        "forward_seconds": wall, "forward_cpu_seconds": cpu,
+                        "cosine_min": cosine[name],
+                    }
+                )  # fmt: skip
+        shutil.rmtree(folder)
+    return rows
 
 
 # What a growth run does in its process; the second with a backbone that takes no time.
@@ -296,11 +377,8 @@ def list_ways(device: torch.device, *, quick: bool) -> list[Way]:
     """The engines that there are on a device, and say which are not installed."""
     ways: list[Way] = [Ours(), SentenceTransformers(), Notebook()]
     on_gpu = device.type == "cuda"
-    missing = OnnxRuntime.find_missing()
-    if missing:
-        click.echo(f"without ONNX Runtime: {missing} not installed")
-    elif not on_gpu:
-        ways.insert(2, OnnxRuntime(torch.get_num_threads()))
+    if not on_gpu:
+        ways[2:2] = list_rivals(quick=quick)
     if quick:
         return ways
     ways[1:1] = [Ours("all")]
@@ -316,6 +394,23 @@ def list_ways(device: torch.device, *, quick: bool) -> list[Way]:
     return ways
 
 
+def list_rivals(*, quick: bool) -> list[Way]:
+    """The engines of other projects on a CPU in each precision that they and it have."""
+    rivals: list[Way] = []
+    for rival in RIVALS:
+        for precision in rival.needs:
+            if precision == "bfloat16" and not has_onednn(torch.bfloat16):
+                continue
+            if quick and precision != "float32":
+                continue
+            missing = rival.find_missing(precision)
+            if missing:
+                click.echo(f"without {rival.label}, {precision}: {missing} not installed")
+            else:
+                rivals.append(rival(precision, torch.get_num_threads()))
+    return rivals
+
+
 @click.command()
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the rows there.")
 @click.option("--quick", is_flag=True, help="A part of the SMS corpus, MiniLM, one round.")
@@ -323,7 +418,7 @@ def list_ways(device: torch.device, *, quick: bool) -> list[Way]:
 @click.option("--random-weights", type=click.Choice(["gte-base"]), help="A seeded BERT instead.")
 @click.option("--device", default="auto", help="auto, cpu, cuda.")
 @click.option("--texts", type=int, help="Messages of the SMS corpus; all of them by default.")
-@click.option("--case", "cases", default="sms,long,growth", help="Which cases, with commas.")
+@click.option("--case", "cases", default="sms,long,growth", help="Also: families.")
 @click.option("--rounds", default=2, help="How often each way runs.")
 def main(
     path: Path | None,
@@ -359,6 +454,8 @@ def main(
             count = 2000 if chosen.type == "cuda" else 48
             case = Case("long", make_long(messages, count), folder, 512, chosen)
             rows += run_case(case, ways, rounds)
+        if "families" in cases:
+            rows += run_families(root, chosen, messages[:texts], rounds)
         if "growth" in cases:
             rows += run_growth(root, (10_000, 100_000, 1_000_000))
         os.chdir("/")

@@ -9,11 +9,11 @@ import shutil
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -259,41 +259,51 @@ class SentenceTransformers(Rival):
             finish(case.device, out["sentence_embedding"])
 
 
-class OnnxRuntime(Rival):
-    """ONNX Runtime on a CPU in float32, at its best batch size, texts of like length together.
+class GraphRival(Rival):
+    """An engine of its own on a CPU, at its best batch size, texts of like length together.
 
-    The model is exported once, before anything is timed.
+    What it runs is made of the backbone once, before anything is timed.
+
+    :param precision: ``float32``, ``bfloat16`` or ``int8``.
+    :param threads: threads of the CPU.
+    :cvar label: the engine's name.
+    :cvar needs: the packages that it takes in each precision that it has.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.batch = BatchSize("ONNX Runtime, best", None)
+    label: ClassVar[str]
+    needs: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    def __init__(self, precision: str, threads: int) -> None:
+        self.precision, self.threads = precision, threads
+        told = precision if precision != "float32" else ""
+        self.batch = BatchSize(", ".join(filter(None, (self.label, told, "best"))), None)
         super().__init__()
 
-    @staticmethod
-    def find_missing() -> str | None:
-        """What it takes and this environment lacks."""
-        missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if not find_spec(name)]
+    @classmethod
+    def find_missing(cls, precision: str) -> str | None:
+        """The packages that it takes and this environment lacks."""
+        missing = [name for name in cls.needs[precision] if not find_spec(name)]
         return ", ".join(missing) or None
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.batch.told
 
-    def load(self, case: Case) -> None:
-        import onnxruntime
+    @abstractmethod
+    def open(self, case: Case) -> None:
+        """Make ready to run."""
 
-        path = Path("exported.onnx")  # in the scratch project, not beside the backbone
-        if not path.exists():
-            export_model(case.folder, path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        self.session = onnxruntime.InferenceSession(path, options)
+    @abstractmethod
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The token vectors of padded texts: from int64, [B, T], to [B, T, D]."""
+
+    def load(self, case: Case) -> None:
+        self.open(case)
         self.batch.choose(case, lambda texts, size: self._encode(texts, size, case))
 
     def _pool(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        mask = batch["attention_mask"].numpy()
-        (states,) = self.session.run(None, {name: x.numpy() for name, x in batch.items()})
+        ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+        states = self.run(ids, mask)
         return (states * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
     def _encode(self, texts: list[str], size: int, case: Case) -> np.ndarray:
@@ -315,13 +325,131 @@ class OnnxRuntime(Rival):
             self._pool(batch)
 
 
-def export_model(folder: Path, path: Path) -> None:
-    """The backbone's last layer as an ONNX file, for batches of any size and length."""
+class OnnxRuntime(GraphRival):
+    """ONNX Runtime; int8 is its dynamic quantization, weights by channel."""
+
+    label = "ONNX Runtime"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("float32", "int8"), ("onnxruntime", "onnx", "onnxscript")
+    )
+
+    def open(self, case: Case) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        path = export_model(case)
+        if self.precision == "int8":
+            path = quantize_dynamically(path)
+        self.session = onnxruntime.InferenceSession(path, options)
+
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        (states,) = self.session.run(None, {"input_ids": ids, "attention_mask": mask})
+        return states
+
+
+class OpenVino(GraphRival):
+    """OpenVINO; int8 is NNCF's static quantization for transformers, on some of the texts."""
+
+    label = "OpenVINO"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **dict.fromkeys(("float32", "bfloat16"), ("openvino", "onnx", "onnxscript")),
+        "int8": ("openvino", "nncf", "onnx", "onnxscript"),
+    }
+
+    def open(self, case: Case) -> None:
+        import openvino
+
+        path = export_model(case)
+        if self.precision == "int8":
+            path = quantize_statically(case, path)
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        model = openvino.Core().compile_model(path, "CPU", options)
+        self.request = model.create_infer_request()
+
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        found = self.request.infer({"input_ids": ids, "attention_mask": mask})
+        return found[0].astype(np.float32)
+
+
+class CTranslate2(GraphRival):
+    """CTranslate2, which packs the texts of a batch; int8 is its quantization of the weights."""
+
+    label = "CTranslate2"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        ("float32", "int8"), ("ctranslate2",)
+    )
+
+    def open(self, case: Case) -> None:
+        import ctranslate2
+
+        folder = Path("converted")  # in the scratch project, not beside the backbone
+        if not folder.exists():
+            ctranslate2.converters.TransformersConverter(str(case.folder)).convert(str(folder))
+        kind = {"float32": "float32", "int8": "int8_float32"}[self.precision]
+        self.encoder = ctranslate2.Encoder(
+            str(folder), device="cpu", compute_type=kind, intra_threads=self.threads
+        )
+
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        texts = [row[: int(real.sum())].tolist() for row, real in zip(ids, mask, strict=True)]
+        return np.asarray(self.encoder.forward_batch(texts).last_hidden_state)
+
+
+RIVALS: tuple[type[GraphRival], ...] = (OnnxRuntime, OpenVino, CTranslate2)
+
+
+def quantize_dynamically(path: Path) -> Path:
+    """Linear layers in int8 by ONNX Runtime's tools, weights by channel."""
+    import onnx
+    from onnxruntime import quantization
+
+    target = path.with_name("dynamic.onnx")
+    if not target.exists():
+        graph = onnx.load(path).graph
+        weights = {tensor.name for tensor in graph.initializer}
+        # Products of activations with each other, in attention, stay as they are.
+        other = [n.name for n in graph.node if n.op_type == "MatMul" and not weights & {*n.input}]
+        quantization.quantize_dynamic(
+            path, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+            nodes_to_exclude=other, weight_type=quantization.QuantType.QInt8,
+        )  # fmt: skip
+    return target
+
+
+def quantize_statically(case: Case, path: Path) -> Path:
+    """The graph in int8 by NNCF, whose scales come from some of the texts."""
+    import nncf
+    import openvino
+
+    target = path.with_name("static.xml")
+    if not target.exists():
+        some = np.arange(0, len(case.texts), max(1, len(case.texts) // 128))
+        batches = list(pad_by_length(select_tokens(case.tokens, some), 4))
+        data = nncf.Dataset(
+            batches, lambda batch: {name: tensor.numpy() for name, tensor in batch.items()}
+        )
+        kind = nncf.ModelType.TRANSFORMER
+        model = nncf.quantize(openvino.Core().read_model(path), data, model_type=kind)
+        openvino.save_model(model, target)
+    return target
+
+
+def export_model(case: Case) -> Path:
+    """The backbone's last layer as an ONNX file in the scratch project, made when first asked for,
+    for batches of any size and length."""
+    path = Path("exported.onnx")
+    if path.exists():
+        return path
 
     class Body(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager")
+            model = transformers.AutoModel.from_pretrained(case.folder, attn_implementation="eager")
             self.model = model.eval()
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
@@ -336,6 +464,7 @@ def export_model(folder: Path, path: Path) -> None:
             Body(), (ids, torch.ones_like(ids)), path, input_names=names, output_names=["states"],
             dynamic_shapes=dict.fromkeys(names, any_size), dynamo=True, verbose=False,
         )  # fmt: skip
+    return path
 
 
 class Notebook(Rival):
