@@ -1259,6 +1259,12 @@ class ReportSettings(Section):
     title: Name = Field(
         default="Heads on a frozen backbone", description="The heading of the report's page."
     )
+    texts: Literal["show", "hide"] = Field(
+        default="show",
+        description="Whether the page and the CSV files beside it hold texts of the corpus. With "
+        "`hide` they have the numbers of rows alone, for corpora that must not leave the machine; "
+        "names of classes are shown in any case.",
+    )
     segments: tuple[Name, ...] = Field(
         default=(),
         description="Columns of the source, such as `[source, language]`, by whose values the "

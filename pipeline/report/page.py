@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from pipeline.assets import Asset
 from pipeline.console import format_number
-from pipeline.model.decision import Ints
+from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores
 from pipeline.model.metrics import METRICS
-from pipeline.model.saved import Heads, SavedHead
+from pipeline.model.saved import Heads
+from pipeline.report.errors import DOUBT_MARGIN
+from pipeline.report.findings import Findings
 from pipeline.report.inputs import ScoredRows
-from pipeline.report.plots import (
-    SERIES_COLORS,
-    Curve,
-    TaskCurves,
-    draw_curves,
-    draw_history,
-)
+from pipeline.report.page_data import build_data, mark_json
+from pipeline.report.page_tasks import PART_TITLES, describe_head
+from pipeline.report.plots import TaskCurves
+from pipeline.report.values import format_cost, format_score, format_value, name_step
 
-_MATRIX_CLASSES = 15  # a larger confusion matrix cannot be read
-_TOP_CONFUSIONS = 25
-_SHOWN_SEARCH = 20
-_ONLY_IN_FILES = {"precision_macro", "recall_macro"}  # metrics that the page leaves to metrics.json
-_PART_TITLES = {
-    "train": "Train",
-    "validation": "Validation",
-    "test": "Test",
-    "test_unseen": "Test, unseen texts",
-    "validation_unseen": "Validation, unseen texts",
-}
-
+_FIRST_ROWS = 25  # of each table that stand in the page itself, as many as its script shows
 _SHOWN_FILES = 20  # of the dataset, with their hashes
 
 
@@ -48,9 +37,13 @@ class PageContent:
     :param assets: the dataset, the backbone, and what else was fetched, by key.
     :param heads: the heads.
     :param rows: the rows that they are scored on.
+    :param logits: task → logits of the N distinct texts, [N, O], for each seed.
     :param cut: what cutting long texts has cost, in words.
     :param scores: part → task → scores.
     :param curves: task → its curves on the judged part.
+    :param findings: what was found.
+    :param texts: row → its text, of the rows of the tables and of the map; ``None`` where texts are
+        not to be shown.
     :param timings: what the stages took, a record each.
     :param files: the names of the machine-readable files beside the page, relative to it.
     """
@@ -59,11 +52,78 @@ class PageContent:
     assets: Mapping[str, Asset]
     heads: Heads
     rows: ScoredRows
+    logits: Mapping[str, Sequence[Logits]]
     cut: str
     scores: Mapping[str, Mapping[str, PartScores]]
     curves: Mapping[str, TaskCurves]
+    findings: Findings
+    texts: Mapping[int, str] | None
     timings: Sequence[Mapping[str, Any]]
     files: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of the data; the templates and the script both make cells by it.
+
+    :param title: its heading.
+    :param field: the index in a row of the data that it shows.
+    :param format: how: ``text``, ``name``, ``kind``, ``score``, ``plain``, ``task`` or ``near``.
+    :param style: classes of its cells.
+    """
+
+    title: str
+    field: int
+    format: str
+    style: str = ""
+
+
+_COLUMNS = {
+    "errors": (
+        Column("Text", 2, "text", "text wide lead-cell"),
+        Column("Actual", 3, "name", "text name"),
+        Column("Predicted", 4, "name", "text name"),
+        Column("Probability", 5, "score"),
+        Column("Kind", 6, "kind", "text kinds"),
+        Column("Loss", 7, "score"),
+        Column("Nearest training text", 8, "near", "text wide"),
+        Column("Row", 1, "plain"),
+    ),
+    "suspects": (
+        Column("Text", 2, "text", "text wide lead-cell"),
+        Column("Given", 4, "name", "text name"),
+        Column("Suggested", 5, "name", "text name"),
+        Column("Confidence", 6, "score"),
+        Column("Reason", 7, "kind", "text kinds"),
+        Column("Part", 3, "plain", "text"),
+        Column("Row", 1, "plain"),
+    ),
+    "leaks": (
+        Column("Text", 1, "text", "text wide lead-cell"),
+        Column("Training text", 3, "text", "text wide"),
+        Column("Cosine", 4, "score"),
+        Column("Labels", 5, "plain", "text"),
+        Column("Training row", 2, "plain"),
+        Column("Row", 0, "plain"),
+    ),
+}
+
+
+def list_columns(*, shows_texts: bool, has_tasks: bool) -> dict[str, list[Column]]:
+    """Table → its columns.
+
+    :param shows_texts: whether texts may be shown.
+    :param has_tasks: whether there are several tasks, which rows have to name.
+    """
+    task = [Column("Task", 0, "task", "text of-task")] if has_tasks else []
+    return {
+        name: [
+            column
+            for column in (*columns[:-1], *(task if name != "leaks" else []), columns[-1])
+            if shows_texts or column.format != "text"
+        ]
+        for name, columns in _COLUMNS.items()
+    }
 
 
 def render_page(content: PageContent) -> str:
@@ -71,71 +131,112 @@ def render_page(content: PageContent) -> str:
 
     :param content: what it tells.
     """
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_read_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"score": format_score, "value": format_value, "count": "{:,}".format}
-    source = resources.files("pipeline.report").joinpath("page.html.j2").read_text("utf-8")
-    backbone = content.assets["backbone"]
+    environment.filters |= {
+        "score": format_score, "value": format_value, "cost": format_cost, "step": name_step,
+        "count": "{:,}".format,
+    }  # fmt: skip
+    style, script = _read_template("page.css"), _read_template("page.js")
+    data = build_data(content.heads, content.rows, content.findings, content.logits, content.texts)
+    tasks = [
+        describe_head(content.heads, content.rows, content.scores, content.curves,
+                      content.findings, content.logits, head)
+        for head in content.heads.heads
+    ]  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        policy=Markup(make_policy(style, script)),
+        style=Markup(style),
+        script=Markup(script),
+        json=mark_json(data),
+        data=data,
+        first_rows=_FIRST_ROWS,
+        columns=list_columns(shows_texts=content.texts is not None, has_tasks=len(tasks) > 1),
+        shows_texts=content.texts is not None,
+        tasks=tasks,
+        sections=_list_sections(content, bool(content.timings)),
+        part_titles=PART_TITLES,
+        timings=content.timings,
+        files=content.files,
+        **_describe_run(content),
+        **_describe_findings(content),
+    )
+
+
+def _read_template(name: str) -> str:
+    """A file of the templates' folder."""
+    return resources.files("pipeline.report").joinpath("templates", name).read_text("utf-8")
+
+
+def make_policy(style: str, script: str) -> str:
+    """The Content-Security-Policy by which the browser runs this script alone and loads nothing.
+
+    :param style: the content of the page's style element.
+    :param script: the content of the page's script element.
+    """
+
+    def name(text: str) -> str:
+        digest = hashlib.sha256(text.encode("utf-8")).digest()
+        return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+    return (
+        f"default-src 'none'; script-src {name(script)}; style-src {name(style)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _list_sections(content: PageContent, has_costs: bool) -> list[tuple[str, str]]:
+    """The sections that the page's bar names: id and name."""
+    tasks = [(f"task-{i}", head.name) for i, head in enumerate(content.heads.heads, 1)]
+    return [
+        ("results", "Results"),
+        *([("map", "Map")] if len(content.findings.points.rows) else []),
+        ("errors", "Errors"),
+        ("suspects", "Label errors"),
+        ("leaks", "Leaks"),
+        ("segments", "Weak segments"),
+        *tasks,
+        ("training", "Training"),
+        *([("costs", "Costs")] if has_costs else []),
+        ("data-files", "Data"),
+    ]
+
+
+def _describe_run(content: PageContent) -> dict[str, Any]:
+    """What the templates tell of the backbone, the data and the training."""
+    backbone, dataset = content.assets["backbone"], content.assets["dataset"]
     wanted = backbone.extra.get("wanted")
-    return environment.from_string(source).render(
-        title=content.title,
-        backbone=backbone,
-        wanted=wanted if wanted != backbone.id else None,
-        dataset=content.assets["dataset"],
-        dataset_files=[
-            pair for of in content.assets["dataset"].list_members() for pair in of.files.items()
-        ],
-        shown_files=_SHOWN_FILES,
-        other_assets={
+    heads, rows = content.heads, content.rows
+    return {
+        "title": content.title,
+        "backbone": backbone,
+        "wanted": wanted if wanted != backbone.id else None,
+        "dataset": dataset,
+        "dataset_files": [pair for of in dataset.list_members() for pair in of.files.items()],
+        "shown_files": _SHOWN_FILES,
+        "other_assets": {
             key: asset
             for key, asset in content.assets.items()
             if key not in ("backbone", "dataset")
         },
-        parts=describe_parts(content.rows),
-        judged=content.rows.judged,
-        judged_rows=len(content.rows.parts[content.rows.judged]),
-        unseen_rows=len(content.rows.parts[content.rows.unseen]),
-        cut=content.cut,
-        tasks=[describe_head(content, head) for head in content.heads.heads],
-        features=content.heads.features,
-        width=len(content.heads.layers) * content.heads.width,
-        fingerprint=content.heads.fingerprint,
-        training=content.heads.training,
-        timings=content.timings,
-        files=content.files,
-        part_titles=_PART_TITLES,
-    )
-
-
-def format_score(value: float | None) -> str:
-    """A score with three decimals, a huge or tiny one with three digits; a dash for ``None``.
-
-    :param value: the score.
-    """
-    return "–" if value is None else format_number(value, 3)
-
-
-def format_value(value: object) -> str:
-    """A setting or a detail as a person would write it.
-
-    :param value: a value of JSON.
-    """
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {format_value(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(format_value(item) for item in value)
-    return str(value)
+        "parts": describe_parts(rows),
+        "all_rows": len(rows.codes),
+        "judged": rows.judged,
+        "judged_rows": len(rows.parts[rows.judged]),
+        "unseen_rows": len(rows.parts[rows.unseen]),
+        "cut": content.cut,
+        "features": heads.features,
+        "width": len(heads.layers) * heads.width,
+        "fingerprint": heads.fingerprint,
+        "training": heads.training,
+    }
 
 
 def describe_parts(rows: ScoredRows) -> list[dict[str, Any]]:
@@ -154,187 +255,73 @@ def describe_parts(rows: ScoredRows) -> list[dict[str, Any]]:
     ]
 
 
-def describe_head(content: PageContent, head: SavedHead) -> dict[str, Any]:
-    """What the page shows of one head.
+def _describe_findings(content: PageContent) -> dict[str, Any]:
+    """What the templates tell of the findings."""
+    findings, points = content.findings, content.findings.points
+    counts = {
+        "errors": sum(map(len, findings.errors.values())),
+        "suspects": sum(map(len, findings.suspects.values())),
+        "leaks": len(findings.leaks.pairs),
+    }
+    wrong = sum(error.is_wrong for errors in findings.errors.values() for error in errors)
+    judged = content.rows.judged
+    kinds = [segment.kind for segment in findings.segments if segment.kind.startswith("column: ")]
+    return {
+        "counts": counts,
+        "doubt": DOUBT_MARGIN,
+        "found": [
+            ("errors", wrong, "wrong answers"),
+            ("suspects", counts["suspects"], "labels that are probably wrong"),
+            ("leaks", counts["leaks"], f"near-duplicates of training in {judged}"),
+            ("segments", len(findings.segments), "weak segments"),
+        ],
+        "warnings": [
+            f"The {judged} part leaks: {METRICS[found.metric].title} of {found.task} is "
+            f"{format_number(found.score, 3)}, and {format_number(found.score_without, 3)} "
+            "without the rows that training has, too, or nearly so."
+            for found in findings.leaks.find_inflated(content.heads, content.scores[judged])
+        ],
+        "leaks": describe_leaks(content),
+        "segments": [
+            segment
+            if content.texts is not None or segment.kind != "cluster"
+            else replace(segment, name=segment.name.partition(":")[0])  # no words of texts
+            for segment in findings.segments
+        ],
+        "segment_columns": list(dict.fromkeys(kind.partition(": ")[2] for kind in kinds)),
+        "costs": findings.costs.rows,
+        "map_points": len(points.rows),
+        "map_texts": len(content.rows.keys),
+        "map_method": points.method,
+        "map_explained": points.explained,
+    }
+
+
+def describe_leaks(content: PageContent) -> dict[str, Any]:
+    """What leaks, and the scores of each task with and without it.
 
     :param content: what the page tells.
-    :param head: the head.
     """
-    scores = {part: content.scores[part][head.name] for part in content.rows.parts}
-    judged, unseen = scores[content.rows.judged], scores[content.rows.unseen]
-    history = head.history
-    kept_epoch = int(head.about["best_epoch"])
-    given = {metric for of_part in scores.values() for metric in of_part.overall}
-    columns = [metric for metric in METRICS if metric in given - _ONLY_IN_FILES]
-    configuration = head.about.get("configuration") or {}
+    leaks, judged = content.findings.leaks, content.rows.judged
+    inflated = {found.task for found in leaks.find_inflated(content.heads, content.scores[judged])}
+    scores = []
+    for head in content.heads.heads:
+        metric, without = head.type.default_metric, leaks.scores_without[head.name]
+        scores.append(
+            {
+                "task": head.name,
+                "metric": METRICS[metric].title,
+                "score": content.scores[judged][head.name].overall.get(metric),
+                "without": without.overall.get(metric),
+                "interval": without.intervals.get(metric),
+                "rows": without.rows,
+                "inflated": head.name in inflated,
+            }
+        )
     return {
-        "name": head.name,
-        "about": head.about,
-        "type": head.type.name,
-        "layers": head.layers,
-        "decision": head.decision,
-        "threshold": head.threshold,
-        "positive_class": head.classes[head.type.positive_class or 0] if head.classes else None,
-        "classes": head.classes,
-        "headline": [
-            _describe_figure(head, metric, judged, unseen) for metric in head.type.headline
-        ],
-        "columns": [METRICS[metric].title for metric in columns],
-        "parts": [
-            (_PART_TITLES[part], of_part.rows, [of_part.overall.get(m) for m in columns])
-            for part, of_part in scores.items()
-        ],
-        "held_out": head.about.get("held_out_score") if head.about.get("metric") else None,
-        "by_class": list(zip(judged.classes, unseen.classes, strict=True)),
-        "confusion": shade_confusion(judged.confusion, head.classes)
-        if 0 < len(judged.confusion) <= _MATRIX_CLASSES
-        else None,
-        "confusions": list_confusions(judged.confusion, head.classes),
-        "has_confusion": bool(len(judged.confusion)),
-        "search": describe_search(head),
-        "figures": draw_figures(content, head) if judged.rows else [],
-        "training": Markup(draw_history(history, kept_epoch)) if history.epochs else None,
-        "kept_epoch": kept_epoch,
-        "configuration": ", ".join(
-            f"{key.replace('_', ' ')} {format_value(item)}"
-            for key, item in configuration.items()
-            if key != "layers"
-        ),
+        "same": leaks.n_same,
+        "rows": leaks.n_rows,
+        "threshold": leaks.threshold,
+        "exact": leaks.exact,
+        "scores": scores,
     }
-
-
-def _describe_figure(
-    head: SavedHead, metric: str, judged: PartScores, unseen: PartScores
-) -> tuple[object, ...]:
-    """One large figure of the page.
-
-    :param judged: the scores on the judged part.
-    :param unseen: those on the rows of this part that are unlike all training rows.
-    :returns: its name, its value on judged rows and on unseen ones, its interval, and its mean and
-        deviation over the seeds.
-    """
-    title = METRICS[metric].title
-    if metric == "f1" and head.type.positive_class is not None:
-        title = f"{title} of {head.classes[head.type.positive_class]}"
-    return (
-        title,
-        judged.overall.get(metric),
-        unseen.overall.get(metric),
-        judged.intervals.get(metric),
-        judged.seeds.get(metric),
-    )
-
-
-def describe_search(head: SavedHead) -> dict[str, Any] | None:
-    """The search table of one task, its first lines; ``None`` without a search.
-
-    :param head: the head that was chosen.
-    """
-    if len(head.search) < 2:
-        return None
-    shown = head.search[:_SHOWN_SEARCH]
-    columns = list(dict.fromkeys(key for row in shown for key in row))
-    return {
-        "columns": [column.replace("_", " ") for column in columns],
-        "rows": [[format_value(row[c]) if c in row else "–" for c in columns] for row in shown],
-        "left_out": len(head.search) - len(shown),
-        "total": len(head.search),
-    }
-
-
-def shade_confusion(confusion: Ints, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a confusion matrix; each cell with its share of the rows of that actual class.
-
-    :param confusion: rows by actual and predicted class, [C, C].
-    :param classes: C names.
-    """
-    return [
-        {
-            "name": name,
-            "support": int(row.sum()),
-            "cells": [(int(count), float(count / max(row.sum(), 1))) for count in row],
-        }
-        for name, row in zip(classes, confusion, strict=True)
-    ]
-
-
-def list_confusions(confusion: Ints, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes: actual class, predicted class, rows, share of the actual class.
-
-    :param confusion: rows by actual and predicted class, [C, C].
-    :param classes: C names.
-    """
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP_CONFUSIONS]
-    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
-    return [
-        (classes[a], classes[p], int(wrong[a, p]), float(wrong[a, p] / confusion[a].sum()))
-        for a, p in pairs
-        if wrong[a, p]
-    ]
-
-
-def draw_figures(content: PageContent, head: SavedHead) -> list[dict[str, Any]]:
-    """ROC and precision-recall curves on the judged part, with what their legends say.
-
-    :param content: what the page tells.
-    :param head: the head that the curves are of.
-    """
-    curves = content.curves[head.name]
-    judged = content.scores[content.rows.judged][head.name]
-    marks: tuple[Any, Any] = (None, None)
-    if head.threshold is not None:
-        recall, false_positive_rate, precision = _find_threshold(judged)
-        marks = (false_positive_rate, recall), (recall, precision)
-    rates, shares = ("false positive rate", "true positive rate"), ("recall", "precision")
-    drawn = [
-        _draw_figure("ROC", curves.roc, rates, marks[0], head, judged, diagonal=True),
-        _draw_figure("Precision–recall", curves.precision_recall, shares, marks[1], head, judged),
-    ]
-    return [figure for figure in drawn if figure is not None]
-
-
-def _draw_figure(
-    title: str,
-    curves: Sequence[Curve],
-    labels: tuple[str, str],
-    mark: tuple[float, float] | None,
-    head: SavedHead,
-    scores: PartScores,
-    *,
-    diagonal: bool = False,
-) -> dict[str, Any] | None:
-    """One figure of the curves of some classes; ``None`` if no class has one."""
-    shown = choose_classes(scores)
-    chosen = [curve for curve in curves if curve.index in shown]
-    if not chosen:
-        return None
-    return {
-        "title": title,
-        "svg": Markup(draw_curves(chosen, labels, diagonal=diagonal, mark=mark)),
-        "legend": [head.classes[curve.index] for curve in chosen],
-        "left_out": len(curves) - len(chosen),
-    }
-
-
-def choose_classes(scores: PartScores) -> set[int]:
-    """The classes whose curves are drawn: all, or of too many those with the lowest F1.
-
-    :param scores: the scores of the part that the curves are of.
-    """
-    order = sorted(
-        (index for index, of_class in enumerate(scores.classes) if of_class.support),
-        key=lambda index: scores.classes[index].f1 or 0.0,
-    )
-    return set(order[:SERIES_COLORS])
-
-
-def _find_threshold(scores: PartScores) -> tuple[float, float, float]:
-    """Recall, false positive rate and precision of class 1 at the head's threshold."""
-    (true_negatives, false_positives), (misses, hits) = scores.confusion[:2, :2]
-    return (
-        float(hits / max(hits + misses, 1)),
-        float(false_positives / max(false_positives + true_negatives, 1)),
-        float(hits / max(hits + false_positives, 1)),
-    )

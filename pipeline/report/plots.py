@@ -1,15 +1,12 @@
-"""Curves as data, as CSV for ``dvc plots``, and as SVG that follows the page's colours."""
+"""Curves as data, and as CSV for ``dvc plots``."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +14,9 @@ import numpy.typing as npt
 from pipeline.model.decision import Floats, Ints
 from pipeline.model.evaluation import PartScores
 from pipeline.model.metrics import Ranking, sweep_thresholds
-from pipeline.model.saved import Heads, History
+from pipeline.model.saved import Heads
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-SERIES_COLORS = 8  # as many as the page's style sheet has
 _MAX_POINTS = 400  # in one curve
-# Colours that stand in for the page's own: the SVG gets `var(--…)` in their place, so that one
-# picture serves the light and the dark page.
-_INK, _MUTED, _GRID = "#0000b0", "#0000b1", "#0000b2"
-_SERIES = [f"#0000a{index}" for index in range(SERIES_COLORS)]
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid"} | {
-    color: f"series-{index}" for index, color in enumerate(_SERIES)
-}
 
 
 @dataclass(frozen=True)
@@ -179,117 +165,3 @@ def list_points(
     for curve in curves:
         for x, y in zip(curve.x, curve.y, strict=True):
             yield classes[curve.index], float(x), float(y)
-
-
-def draw_curves(
-    curves: Sequence[Curve],
-    labels: tuple[str, str],
-    *,
-    diagonal: bool = False,
-    mark: tuple[float, float] | None = None,
-) -> str:
-    """Draw curves in the unit square; the n-th has the page's n-th series colour.
-
-    :param curves: the curves, at most ``SERIES_COLORS`` of them.
-    :param labels: the names of the x and the y axis.
-    :param diagonal: whether to draw the line of a head that guesses.
-    :param mark: a point to mark: where the head's threshold stands.
-    :returns: an ``svg`` element.
-    """
-    with _drawing(labels) as (axes, finished):
-        if diagonal:
-            axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (2, 3)))
-        for curve, color in zip(curves, _SERIES, strict=False):
-            axes.plot(curve.x, curve.y, color=color, linewidth=1.7, clip_on=False)
-        if mark is not None:
-            axes.plot(*mark, "o", color=_INK, markersize=5, clip_on=False, zorder=5)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-    return finished[0]
-
-
-def draw_history(history: History, kept_epoch: int) -> str:
-    """Draw training and validation loss by epoch, and a line at the epoch that was kept.
-
-    :param history: the losses, of one epoch at least.
-    :param kept_epoch: the number of the epoch.
-    :returns: an ``svg`` element.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    with _drawing(("epoch", "loss")) as (axes, finished):
-        axes.axvline(kept_epoch, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-        # One epoch alone makes no line.
-        marker = "o" if len(history.epochs) == 1 else None
-        for losses, color in zip(
-            (history.train_loss, history.validation_loss), _SERIES, strict=False
-        ):
-            axes.plot(
-                history.epochs, losses, color=color, linewidth=1.7, marker=marker, markersize=4
-            )
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.03)
-    return finished[0]
-
-
-@contextmanager
-def _drawing(labels: tuple[str, str]) -> Iterator[tuple[Any, list[str]]]:
-    """Axes in the page's style; at the end the picture is put into the list as one ``svg``.
-
-    :param labels: the names of the x and the y axis.
-    """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    finished: list[str] = []
-    with mpl.rc_context():
-        mpl.rcdefaults()  # the user's own style must not change the page
-        # Text stays text; a fixed salt makes the ids, and so the file, the same in every run.
-        mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8.5})
-        figure = Figure(figsize=(3.6, 2.9), facecolor="none")
-        FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.15, 0.16, 0.81, 0.79), facecolor="none")
-        axes.grid(color=_GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(color=_GRID, labelcolor=_MUTED, length=0, pad=5)
-        axes.set_xlabel(labels[0], color=_MUTED)
-        axes.set_ylabel(labels[1], color=_MUTED)
-        yield axes, finished
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    finished.append(_adapt_svg(buffer.getvalue()))
-
-
-def _adapt_svg(text: str) -> str:
-    """Make matplotlib's file an element of the page.
-
-    The page's colours and font take the place of the drawing's; what only a file of its own needs
-    goes: the prolog, metadata, the style for every element, ids that nothing refers to.
-    """
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style .*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r' clip-path="[^"]*"', "", text)
-    text = re.sub(r"<clipPath .*?</clipPath>", "", text, flags=re.DOTALL)
-    text = re.sub(r" font-family: [^;]*;", "", text)
-    text = re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", text)
-    text = _mend_ids(text)
-    for color, name in _VARIABLES.items():
-        text = text.replace(color, f"var(--{name})")
-    return re.sub(r"(?:<defs>\s*</defs>|\s)+", " ", text).strip()
-
-
-def _mend_ids(text: str) -> str:
-    """Keep only the ids that something refers to, and make them this picture's own."""
-    own = hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
-    used = set(re.findall(r'href="#([^"]+)"', text))
-    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
-    return re.sub(r'( id="|href="#)([^"]+)"', rf'\1\2-{own}"', text)

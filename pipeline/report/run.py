@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.assets import Asset, read_assets
-from pipeline.config import Settings
+from pipeline.config import ReportSettings, Settings
 from pipeline.console import say, show_progress, show_table, warn
 from pipeline.files import describe_write_error, format_json, write_together
 from pipeline.model.decision import Logits
@@ -25,6 +25,7 @@ from pipeline.model.reported import (
 from pipeline.model.saved import DESCRIPTION, Heads, SavedHead
 from pipeline.project import Project
 from pipeline.recipe import check_store
+from pipeline.report.findings import Findings, collect_findings, read_texts
 from pipeline.report.inputs import (
     ScoredRows,
     check_heads,
@@ -65,17 +66,23 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     scores = score_parts(heads, rows, logits)
     curves = trace_curves(heads, rows, logits)
     files = list_files(heads, scores[rows.judged], curves)
+    findings = collect_findings(project, settings.report, heads, rows, logits, manifest, timings)
+    texts = _read_shown_texts(project, settings.report, findings)
+    tables = findings.format_files(texts)
     page = render_page(
         PageContent(
             title=settings.report.title,
             assets=assets,
             heads=heads,
             rows=rows,
+            logits=logits,
             cut=CutTexts.read(manifest).describe(),
             scores=scores,
             curves=curves,
+            findings=findings,
+            texts=texts,
             timings=timings,
-            files=[METRICS, _SUMMARY, *(f"{_PLOTS}/{name}" for name in files)],
+            files=[*tables, METRICS, _SUMMARY, *(f"{_PLOTS}/{name}" for name in files)],
         )
     )
     metrics = {
@@ -84,6 +91,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     }
     contents = {
         **{f"{_PLOTS}/{name}": content for name, content in files.items()},
+        **tables,
         METRICS: format_json(metrics),
         _SUMMARY: format_json({rows.judged: summarize(heads, scores[rows.judged])}),
         _PAGE: page.encode("utf-8"),
@@ -94,6 +102,16 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     _remove_other_plots(project.report / _PLOTS, files)
     _show_summary(project, assets["backbone"], metrics)
     return {"rows": len(rows.codes), "distinct_texts": len(rows.keys), "heads": len(logits)}
+
+
+def _read_shown_texts(
+    project: Project, settings: ReportSettings, findings: Findings
+) -> dict[int, str] | None:
+    """Row → its text, of the rows of the tables and of the map; ``None`` if none is to be shown."""
+    if settings.texts == "hide":
+        return None
+    rows = np.union1d(findings.list_rows(), findings.points.rows)
+    return dict(zip(rows.tolist(), read_texts(project, rows), strict=True))
 
 
 def show_report(project: Project) -> None:

@@ -1,0 +1,226 @@
+"""What the report finds in one run beside the scores, each finding by its own module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.arrays import wrap_numbers
+from pipeline.config import ReportSettings
+from pipeline.corpus.tables import TextReader, read_row_numbers, read_segments
+from pipeline.model.decision import Ints, Logits
+from pipeline.model.evaluation import PartScores
+from pipeline.model.saved import Heads
+from pipeline.neighbours import Vectors
+from pipeline.project import Project
+from pipeline.report.baselines import score_baselines
+from pipeline.report.calibration import Reliability, measure_reliability
+from pipeline.report.costs import Costs, measure_costs
+from pipeline.report.errors import ErrorRow, format_errors, list_errors
+from pipeline.report.held_out import read_held_out
+from pipeline.report.inputs import ScoredRows
+from pipeline.report.leaks import Leaks, find_leaks, format_near_duplicates
+from pipeline.report.map import MapPoints, draw_map, name_clusters, sample_rows
+from pipeline.report.nearest import find_training_neighbours
+from pipeline.report.segments import (
+    Grouping,
+    Segment,
+    find_weak_segments,
+    group_lengths,
+    group_points,
+    group_values,
+)
+from pipeline.report.suspects import Suspect, find_suspects, format_suspects
+from pipeline.report.thresholds import ThresholdCurve, trace_thresholds
+from pipeline.report.words import count_words
+from pipeline.store import Manifest, read_hits, read_token_counts, read_vectors
+
+_CHUNK_TEXTS = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All findings of one run.
+
+    :param numbers: the number in the source of each row of the corpus, [B].
+    :param baselines: task → name of a baseline → its scores on the judged part.
+    :param errors: task → wrong and doubtful answers, worst first.
+    :param suspects: task → labels that are probably wrong, the most certain first.
+    :param leaks: near-duplicates between the judged part and training.
+    :param segments: groups of rows on which heads are weak, worst first.
+    :param reliability: task → how far probabilities can be believed; not of numbers.
+    :param thresholds: task → scores at other thresholds; only of tasks that have some.
+    :param points: the map of the corpus.
+    :param clusters: the names of the map's clusters.
+    :param costs: what the run has cost.
+    """
+
+    numbers: Ints
+    baselines: Mapping[str, Mapping[str, PartScores]]
+    errors: Mapping[str, Sequence[ErrorRow]]
+    suspects: Mapping[str, Sequence[Suspect]]
+    leaks: Leaks
+    segments: Sequence[Segment]
+    reliability: Mapping[str, Reliability]
+    thresholds: Mapping[str, Sequence[ThresholdCurve]]
+    points: MapPoints
+    clusters: Sequence[str]
+    costs: Costs
+
+    def list_rows(self) -> Ints:
+        """The rows whose texts the tables show, each once, ascending."""
+        rows = [
+            number
+            for of_task in self.errors.values()
+            for error in of_task
+            for number in (error.row, error.neighbour_row)
+            if number is not None
+        ]
+        rows += [found.row for of_task in self.suspects.values() for found in of_task]
+        rows += [number for pair in self.leaks.pairs for number in (pair.row, pair.train_row)]
+        return np.unique(np.array(rows, np.int64))
+
+    def format_files(self, texts: Mapping[int, str] | None) -> dict[str, bytes]:
+        """The findings as files for a spreadsheet: name → content.
+
+        :param texts: row → its text, of all rows of ``list_rows``; ``None`` where texts are not to
+            be shown.
+        """
+        return {
+            "errors.csv": format_errors(self.errors, self.numbers, texts),
+            "suspects.csv": format_suspects(self.suspects, self.numbers, texts),
+            "near_duplicates.csv": format_near_duplicates(self.leaks, self.numbers, texts),
+        }
+
+
+def collect_findings(
+    project: Project,
+    settings: ReportSettings,
+    heads: Heads,
+    rows: ScoredRows,
+    logits: Mapping[str, Sequence[Logits]],
+    manifest: Manifest,
+    timings: Sequence[Mapping[str, Any]],
+) -> Findings:
+    """Find all that the page tells beside scores and curves.
+
+    :param project: the project that the report is of.
+    :param settings: what the report shows.
+    :param heads: the heads.
+    :param rows: the rows of the corpus.
+    :param logits: task → logits of the N distinct texts, [N, O], for each seed.
+    :param manifest: what the embedding store holds.
+    :param timings: what the stages took, a record each.
+    :raises StageError: if a file is missing or damaged.
+    """
+    numbers = read_row_numbers(project)
+    held_out = read_held_out(project, heads, numbers)
+    columns = read_segments(project, settings.segments)
+    reader = _LayerReader(project, heads, rows)
+    neighbours = find_training_neighbours(rows, reader.read)
+    texts = read_texts(project, list_first_rows(rows))
+    words = count_words(texts)
+    shown = sample_rows(rows)
+    points = draw_map(reader.take(rows.codes[shown]), shown, settings.map)
+    clusters = name_clusters(words, rows.codes[points.rows], points.cluster)
+    groupings = _group_rows(rows, texts, columns, points, clusters)
+    return Findings(
+        numbers=numbers,
+        baselines=score_baselines(heads, rows, words),
+        errors={
+            head.name: list_errors(head, rows, logits[head.name][0], neighbours)
+            for head in heads.heads
+        },
+        suspects={
+            head.name: find_suspects(head, held_out.get(head.name), rows) for head in heads.heads
+        },
+        leaks=find_leaks(heads, rows, logits, neighbours),
+        segments=find_weak_segments(heads, rows, logits, groupings),
+        **_judge_probabilities(heads, rows, logits),
+        points=points,
+        clusters=clusters,
+        costs=measure_costs(
+            timings, manifest, rows, read_token_counts(project.store, rows.keys),
+            read_hits(project.last_embed),
+        ),
+    )  # fmt: skip
+
+
+def _judge_probabilities(
+    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
+) -> dict[str, dict[str, Any]]:
+    """What the judged part says of probabilities and of thresholds: the fields of ``Findings``."""
+    reliability: dict[str, Reliability] = {}
+    thresholds: dict[str, Sequence[ThresholdCurve]] = {}
+    for head in heads.heads:
+        chosen = rows.take_rows(rows.judged, head.name)
+        actual, outputs = rows.labels[head.name][chosen], logits[head.name][0][rows.codes[chosen]]
+        found = measure_reliability(head, actual, outputs)
+        if found is not None:
+            reliability[head.name] = found
+        curves = trace_thresholds(head, actual, outputs)
+        if curves:
+            thresholds[head.name] = curves
+    return {"reliability": reliability, "thresholds": thresholds}
+
+
+def _group_rows(
+    rows: ScoredRows,
+    texts: Sequence[str],
+    columns: Mapping[str, Sequence[str | None]],
+    points: MapPoints,
+    clusters: Sequence[str],
+) -> list[Grouping]:
+    """Groups of rows that heads may be weak on: by length, by cluster of the map, by column.
+
+    :param texts: the N distinct texts.
+    :param columns: the columns of the source that the settings name.
+    """
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))[rows.codes]
+    judged = rows.parts[rows.judged]
+    return [
+        group_lengths(lengths, judged),
+        group_points(points, clusters, rows),
+        *(group_values(name, values, judged) for name, values in columns.items()),
+    ]
+
+
+def list_first_rows(rows: ScoredRows) -> Ints:
+    """The first row of each distinct text: int64, [N].
+
+    :param rows: the rows of the corpus.
+    """
+    return np.unique(rows.codes, return_index=True)[1].astype(np.int64)
+
+
+def read_texts(project: Project, rows: Ints) -> list[str]:
+    """The texts of some rows.
+
+    :param project: the project whose texts they are.
+    :param rows: indices of rows, ascending.
+    :raises StageError: if the file is missing or damaged.
+    """
+    texts: list[str] = TextReader(project.texts_file).take(rows).to_pylist()
+    return texts
+
+
+class _LayerReader:
+    """Reads the vectors of the last layer that heads use, by the codes of texts."""
+
+    def __init__(self, project: Project, heads: Heads, rows: ScoredRows) -> None:
+        self._store, self._keys, self._layer = project.store, rows.keys, heads.layers[-1:]
+
+    def take(self, codes: Ints) -> Vectors:
+        """Vectors of some texts: float32, [b, D]."""
+        keys = self._keys.take(wrap_numbers(codes))
+        vectors: Vectors = read_vectors(self._store, keys, self._layer)[:, 0]
+        return vectors
+
+    def read(self, codes: Ints) -> Iterator[tuple[Ints, Vectors]]:
+        """Vectors of some texts, a bounded number of them at a time."""
+        for start in range(0, len(codes), _CHUNK_TEXTS):
+            chunk = codes[start : start + _CHUNK_TEXTS]
+            yield chunk, self.take(chunk)
