@@ -618,7 +618,7 @@ def test_dvc_is_started_as_git_is_there_or_not(place: str, tmp_path: Path) -> No
     )
     assert listed.returncode == 0, listed.stderr
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "fetch", "prepare", "embed", "train-heads", "report"
+        "fetch", "prepare", "embed", "group", "train-heads", "report"
     ]  # fmt: skip
     assert "done:" not in init(folder)
     if place == "none":  # git may come later, and must then leave DVC's cache alone
