@@ -89,6 +89,7 @@ def test_every_file_of_the_design_is_there(workspace: Path) -> None:
         "assets.json",
         "texts.parquet",
         "labels.parquet",
+        "segments.parquet",
         "embeddings/manifest.json",
         "embeddings/part-00000.parquet",
         "heads/heads.safetensors",
@@ -137,6 +138,7 @@ def test_a_change_runs_only_what_depends_on_it(workspace: Path) -> None:
     for setting, value, expected in (
         ("runtime.token_budget", 4096, []),
         ("report.title", "Another title", ["report"]),
+        ("report.segments", ["label"], ["prepare", "report"]),
         # Of no head that is trained: the same heads, so there is nothing to report anew.
         ("heads.learning_rate", 0.004, ["train-heads"]),
         ("heads.max_epochs", 99, ["train-heads", "report"]),
