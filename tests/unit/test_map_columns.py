@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,13 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import neighbours
+from pipeline.cache_commands import export
+from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
+from pipeline.corpus.tables import describe_label, describe_rows, describe_texts, write_table
+from pipeline.errors import StoreError
 from pipeline.map_columns import make_map_columns
 from pipeline.neighbours import list_neighbours
+from pipeline.project import Project
 from pipeline.projection import scale_places
 from tests.unit.test_store import make_keys, make_recipe, make_rows, update
 
@@ -83,6 +89,40 @@ def test_fewer_texts_than_neighbours(tmp_path: Path) -> None:
     alone, _ = make_map_columns(tmp_path / "s", make_keys([2, 2]), 0, "pca", 1)
     assert alone["neighbours"].to_pylist() == [{"ids": [], "distances": []}] * 2
     assert alone["x"].to_pylist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("label", "options"), [("x", ("pca", 0)), ("neighbours", (None, 3)), ("y", ("umap", 3))]
+)
+def test_a_label_that_is_called_like_a_column_is_refused(
+    project: Path, label: str, options: tuple[Literal["pca", "umap"] | None, int]
+) -> None:
+    made = Project(project)
+    made.cache.mkdir()
+    texts = range(20)
+    keys = make_keys(texts)
+    update(made.store, make_recipe("float32"), texts)
+    about = {"row": pa.array(range(20)), "text": pa.array([str(n) for n in texts]), "key": keys}
+    with made.texts_file.open("wb") as file:
+        write_table(pa.table(about).replace_schema_metadata(describe_texts(keys)), file)
+    split, values = np.zeros(20, np.int8), np.arange(20) % 2
+    identity = LabelIdentity(hash_labels("class", ("a", "b"), values), {})
+    corpus = CorpusIdentity.measure(keys, split, {label: identity})
+    fields = [
+        pa.field("row", pa.int64()),
+        pa.field("split", pa.string()),
+        pa.field(label, pa.int32(), metadata=describe_label(("a", "b"), "class")),
+    ]
+    columns = [pa.array(range(20)), pa.array(["train"] * 20), pa.array(values.astype(np.int32))]
+    schema = pa.schema(fields, metadata=describe_rows(corpus))
+    with made.labels_file.open("wb") as file:
+        write_table(pa.table(columns, schema=schema), file)
+    target = project / "out.parquet"
+    with pytest.raises(StoreError, match=f"the label '{label}' has the name of a column"):
+        export(made, target, "last", *options)
+    assert not target.exists()
+    export(made, target, "last", "pca" if label == "neighbours" else None, 3 if label == "x" else 0)
+    assert target.exists()
 
 
 def test_coordinates_keep_their_proportions() -> None:
