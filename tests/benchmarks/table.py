@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SHOWN = {
     "end_to_end_seconds": ("end to end", "{:.2f} s"),
     "forward_seconds": ("forward", "{:.2f} s"),
+    "end_to_end_cpu_seconds": ("end to end, CPU", "{:.2f} s"),
+    "forward_cpu_seconds": ("forward, CPU", "{:.2f} s"),
     "fit_seconds": ("fit", "{:.2f} s"),
     "seconds": ("seconds", "{:.2f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
@@ -111,6 +113,22 @@ def present(rows: Sequence[dict[str, Any]], path: Path | None, machine: dict[str
         show_table([header for header, _ in shown.values()], cells, title=title if case else None)
     if path is not None:
         path.write_text(json.dumps([row | {"machine": machine} for row in rows], indent=2) + "\n")
+
+
+def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as one table, to be pasted into an issue or a page."""
+    keys = dict.fromkeys(key for row in rows for key in row if row[key] is not None)
+    shown = {key: _SHOWN.get(key, (key.replace("_", " "), "{:,}")) for key in keys}
+    lines = [[header for header, _ in shown.values()], ["---"] * len(shown)]
+    for row in rows:
+        values = ((row.get(key), form) for key, (_, form) in shown.items())
+        lines.append(
+            [
+                "" if value is None else value if isinstance(value, str) else form.format(value)
+                for value, form in values
+            ]
+        )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _format(value: Any, form: str) -> Any:

@@ -12,10 +12,12 @@ import transformers
 from pipeline.device import choose_devices
 from pipeline.embed.backbone import Backbone
 from pipeline.embed.engine import Engine
+from pipeline.embed.families import FAMILIES
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.loading import EngineGroup, EnginePlan
 from pipeline.embed.tokens import Tokens
 from tests.conftest import pack_bert
+from tests.unit.test_families import draw_ids, make_config, make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 
@@ -54,6 +56,21 @@ def test_every_layer_equals_hugging_face(
         rows = engine.embed(tokens)
     fidelity = measure_fidelity(reference, tokens, rows, engine.layers)
     check_fidelity(fidelity, precision)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_every_family_equals_hugging_face(kind: str, precision: str, tmp_path: Path) -> None:
+    """Of texts on both sides of ModernBERT's local window, which is 32 tokens wide."""
+    make_model(make_config(kind)).save_pretrained(tmp_path)
+    plan = EnginePlan(tmp_path, precision, (0, 1, 2, 3), "float32")
+    lengths = np.array(LENGTHS)
+    tokens = Tokens(draw_ids(lengths).astype(np.int32), np.append(0, lengths.cumsum()))
+    with plan.make_engine(torch.device("cuda")) as engine:
+        assert engine.encoder.is_packed
+        rows = engine.embed(tokens)
+    reference = plan.load_reference(torch.device("cuda"))
+    check_fidelity(measure_fidelity(reference, tokens, rows, engine.layers), precision)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has not two GPUs")
