@@ -98,6 +98,15 @@ class Answers(ABC):
         """
         return replace(self, times=times)
 
+    def coarsen(self, levels: int) -> Answers:
+        """The same answers, with so few different scores that many samples are soon ranked.
+
+        :param levels: the number of different scores that each ranking has at most.
+        """
+        columns = [coarsen_scores(ranking, levels) for ranking in self.rankings]
+        scores = np.stack(columns, axis=1) if columns else rank_nothing()
+        return replace(self, rank=lambda: scores)
+
     @property
     def rows(self) -> Floats:
         """The number of rows in each sample: [R]."""
@@ -279,17 +288,35 @@ def sweep_thresholds(ranking: Ranking, times: Floats | None = None) -> Sweep:
     :param times: how often each sample holds each row, [R, B]; ``None`` for one sample.
     """
     order = np.argsort(-ranking.scores, kind="stable")
-    first_of_equal = np.flatnonzero(np.diff(ranking.scores[order], prepend=np.nan))
+    is_new = np.diff(ranking.scores[order], prepend=np.nan) != 0
+    level = np.cumsum(is_new) - 1  # from the highest score on, of each row in their order
+    N = int(level[-1]) + 1 if len(level) else 0
+    # Rows of one score, those of the class behind the others, are next to each other.
+    cell = 2 * level + ranking.is_class[order]
+    by_cell = np.argsort(cell, kind="stable")
+    first = np.flatnonzero(np.diff(cell[by_cell], prepend=-1))
+    weights = (np.ones(len(order)) if times is None else times)[..., order[by_cell]]
+    counted = np.zeros((*weights.shape[:-1], 2 * N + 2))
+    counted[..., 2 + cell[by_cell[first]]] = np.add.reduceat(weights, first, axis=-1)
+    passed = np.cumsum(counted.reshape(*weights.shape[:-1], N + 1, 2), axis=-2)
+    return Sweep(hits=passed[..., 1], false_alarms=passed[..., 0])
 
-    weights = (np.ones(len(order)) if times is None else times)[..., order]
 
-    def accumulate(counted: Floats) -> Floats:
-        passed = np.add.reduceat(counted, first_of_equal, axis=-1)
-        start = np.zeros((*passed.shape[:-1], 1))
-        return np.concatenate([start, np.cumsum(passed, axis=-1)], axis=-1)
+def coarsen_scores(ranking: Ranking, levels: int) -> npt.NDArray[np.int64]:
+    """Few scores in the order of many: equal ones stay equal, and near ones become so.
 
-    hits = accumulate(weights * ranking.is_class[order])
-    return Sweep(hits=hits, false_alarms=accumulate(weights) - hits)
+    Half of the levels part all rows into groups of one size, half the rows of the class, so that a
+    class of few rows is told from others as finely as one of many.
+
+    :param ranking: the rows and their scores.
+    :param levels: the number of different scores at most.
+    :returns: int64, [B].
+    """
+    found = np.zeros(len(ranking.scores), np.int64)
+    for some in (ranking.scores, ranking.scores[ranking.is_class]):
+        below = np.searchsorted(np.sort(some), ranking.scores)  # how many are lower, of each
+        found += below * (levels // 2 - 1) // max(len(some), 1)
+    return found
 
 
 def measure_accuracy(answers: Answers) -> Floats:

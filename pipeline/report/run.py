@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.assets import Asset, read_assets
 from pipeline.config import ReportSettings, Settings
-from pipeline.console import say, show_progress, show_table, warn
+from pipeline.console import say, show_table, warn
 from pipeline.files import describe_write_error, format_json, write_together
 from pipeline.model.decision import Logits
-from pipeline.model.evaluation import PartScores, bootstrap_intervals, rank_classes, score_head
+from pipeline.model.evaluation import PartScores, rank_classes
 from pipeline.model.reported import (
     CHECKSUMS,
     METRICS,
@@ -22,7 +21,7 @@ from pipeline.model.reported import (
     format_checksums,
     read_metrics,
 )
-from pipeline.model.saved import DESCRIPTION, Heads, SavedHead
+from pipeline.model.saved import DESCRIPTION, Heads
 from pipeline.project import Project
 from pipeline.recipe import check_store
 from pipeline.report.findings import Findings, collect_findings, read_texts
@@ -34,12 +33,9 @@ from pipeline.report.inputs import (
 )
 from pipeline.report.page import PageContent, render_page
 from pipeline.report.plots import TaskCurves, list_files, trace_precision_recall, trace_roc
-from pipeline.store import CutTexts, read_manifest, read_vectors
+from pipeline.report.scoring import score_parts, score_texts
+from pipeline.store import CutTexts, read_manifest
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_CHUNK_TEXTS = 16_384
 _SUMMARY = "summary.json"
 _SUMMARY_METRICS = 2  # of each task: `dvc metrics show` has a column for each
 _PLOTS = "plots"
@@ -121,69 +117,6 @@ def show_report(project: Project) -> None:
     :raises StageError: if there is none, or its files are damaged.
     """
     _show_summary(project, read_assets(project.assets)["backbone"], read_metrics(project))
-
-
-def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Logits]]:
-    """Run all heads over the vectors of some texts, a bounded number of them at a time.
-
-    :param folder: the folder of the embedding store.
-    :param heads: the heads to run.
-    :param keys: the keys of N texts: fixed-size binary of 16, [N].
-    :returns: task → logits, [N, O], of its head and of the same head from each other seed; of a
-        regression float64, in the unit of its labels.
-    :raises StageError: if the vectors are of another shape than the heads were trained on, or a
-        logit is not finite.
-    """
-    pieces: dict[str, list[list[Logits]]] = {head.name: [] for head in heads.heads}
-    with show_progress("scoring", len(keys), "texts") as advance:
-        for start in range(0, len(keys), _CHUNK_TEXTS):
-            chunk = keys.slice(start, _CHUNK_TEXTS)
-            vectors = read_vectors(folder, chunk, heads.layers)
-            for name, logits in heads.compute_logits(vectors).items():
-                pieces[name].append(logits)
-            advance(len(chunk))
-    return {
-        name: [np.concatenate(of_seed) for of_seed in zip(*chunks, strict=True)]
-        for name, chunks in pieces.items()
-    }
-
-
-def score_parts(
-    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
-) -> dict[str, dict[str, PartScores]]:
-    """Score every head on every part; with intervals on the part that heads are judged by.
-
-    :param heads: the heads.
-    :param rows: the rows to score them on.
-    :param logits: task → logits of the N distinct texts, [N, O], for each seed.
-    :returns: part → task → scores.
-    """
-    return {
-        part: {head.name: _score_part(head, part, rows, logits[head.name]) for head in heads.heads}
-        for part in rows.parts
-    }
-
-
-def _score_part(
-    head: SavedHead, part: str, rows: ScoredRows, logits: Sequence[Logits]
-) -> PartScores:
-    """Score one head on one part, with its mean and deviation over the seeds if there are any."""
-    chosen = rows.take_rows(part, head.name)
-    actual, texts = rows.labels[head.name][chosen], rows.codes[chosen]
-    by_seed = [score_head(head, actual, of_seed[texts]) for of_seed in logits]
-    scores = by_seed[0]
-    if part in (rows.judged, rows.unseen):
-        intervals = bootstrap_intervals(head, actual, logits[0][texts])
-        scores = replace(scores, intervals=intervals)
-    if len(by_seed) == 1:
-        return scores
-    values = {
-        metric: [of_seed.overall[metric] for of_seed in by_seed]
-        for metric in scores.overall
-        if all(metric in of_seed.overall for of_seed in by_seed)
-    }
-    spread = {m: (float(np.mean(v)), float(np.std(v, ddof=1))) for m, v in values.items()}
-    return replace(scores, seeds=spread)
 
 
 def trace_curves(

@@ -28,6 +28,7 @@ _DIRECTIONS = 16  # of a sketch
 # nearest vectors of different tokens among 5,169 short messages are 2e-2 apart, and all directions
 # take that for the same once in 1e12 times.
 _TOLERANCE = 4e-3
+_STRIP = 0.1  # along one direction, in which a sketch of length 1 deviates by 1
 
 
 def find_alike(
@@ -71,8 +72,8 @@ def _sketch_texts(
         into = {"n_tokens": counts, name_layer(max(manifest.layers)): vectors}
         gather_rows(snapshot, positions[chunk], into)
         n_tokens[chunk] = counts[:, 0]
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        sketches[chunk] = vectors @ directions
+        lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors))
+        sketches[chunk] = vectors @ directions / lengths[:, None]
     return n_tokens, sketches
 
 
@@ -112,15 +113,27 @@ def _find_pairs(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """All pairs of rows that are the same within the tolerance.
 
-    :param lengths: number of tokens, ascending, [R].
-    :param sketches: sketches, [R, S], those of one length in the order of their first number.
+    Rows are sorted by length, by the strip that their sketch along the second direction lies in,
+    and by that along the first, so that few stand between two that are near. A row near the end of
+    a strip stands in the next one, too.
+
+    :param lengths: number of tokens, [R].
+    :param sketches: sketches, [R, S].
     :returns: the indices of the first and of the second row of each pair.
     """
+    strips = np.floor(sketches[:, 1] / _STRIP)
+    at_end = np.flatnonzero(np.floor((sketches[:, 1] + _TOLERANCE) / _STRIP) > strips)
+    index = np.concatenate([np.arange(len(lengths)), at_end])
+    strips = np.concatenate([strips, strips[at_end] + 1])
+    order = np.lexsort((sketches[index, 0], strips, lengths[index]))
+    index, strips = index[order], strips[order]
+    lengths, sketches = lengths[index], sketches[index]
     pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    rows = np.arange(len(lengths))  # rows that may be the same as the one so many steps behind
+    rows = np.arange(len(index))  # rows that may be the same as the one so many steps behind
     for step in count(1):
-        rows = rows[rows < len(lengths) - step]
+        rows = rows[rows < len(index) - step]
         is_near = sketches[rows + step, 0] - sketches[rows, 0] <= _TOLERANCE
+        is_near &= strips[rows + step] == strips[rows]
         rows = rows[is_near & (lengths[rows + step] == lengths[rows])]
         if not len(rows):
             break
@@ -128,6 +141,6 @@ def _find_pairs(
         for direction in range(1, sketches.shape[1]):
             distance = np.abs(sketches[same + step, direction] - sketches[same, direction])
             same = same[distance <= _TOLERANCE]
-        pairs.append((same, same + step))
+        pairs.append((index[same], index[same + step]))
     first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return first, second

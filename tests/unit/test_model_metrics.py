@@ -20,7 +20,7 @@ from sklearn.metrics import (
 
 from pipeline.model.decision import Decision
 from pipeline.model.evaluation import bootstrap_intervals, score_head
-from pipeline.model.metrics import METRICS
+from pipeline.model.metrics import METRICS, Ranking, coarsen_scores
 from pipeline.model.saved import SavedHead
 from pipeline.model.tasks import TASK_TYPES, TaskType
 
@@ -151,6 +151,41 @@ def test_intervals_do_not_depend_on_how_many_replicates_are_held_at_once(
     assert list(pieces) == list(whole)
     for metric, ends in whole.items():
         assert pieces[metric] == pytest.approx(ends, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", TASK_TYPES)
+def test_intervals_of_many_rows_are_those_of_every_score(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows are many, their ranks are rounded; the intervals stay those of exact ranks."""
+    labels, logits = make_rows(name, 3000)
+    decision = Decision(1.0, THRESHOLDS.get(name))
+    head = SavedHead("t", TASK_TYPES[name], tuple("abcd"[: CLASSES[name]]), (0,), decision, ())
+    exact = bootstrap_intervals(head, labels, logits)
+    monkeypatch.setattr("pipeline.model.evaluation._MANY_ROWS", 100)
+    monkeypatch.setattr("pipeline.model.evaluation._LEVELS", 400)
+    coarse = bootstrap_intervals(head, labels, logits)
+    assert list(coarse) == list(exact)
+    for metric, (low, high) in exact.items():
+        assert coarse[metric] == pytest.approx((low, high), abs=(high - low) / 50), metric
+
+
+def test_coarse_scores_keep_the_order_and_tell_a_rare_class_apart() -> None:
+    generator = np.random.default_rng(5)
+    is_class = np.zeros(5000, bool)
+    is_class[:20] = True
+    scores = generator.standard_normal(5000).round(3)  # some are equal
+    scores[:20] += 3
+    found = coarsen_scores(Ranking(0, is_class, scores), 200)
+    order = np.argsort(scores, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+    assert len(np.unique(found)) <= 200
+    for value in np.unique(scores[:20]):
+        assert len(np.unique(found[scores == value])) == 1
+    assert len(np.unique(found[:20])) == len(np.unique(scores[:20]))
+    assert roc_auc_score(is_class, found) == pytest.approx(
+        roc_auc_score(is_class, scores), abs=1 / 200
+    )
 
 
 def test_r2_of_labels_that_are_all_alike_is_undefined() -> None:

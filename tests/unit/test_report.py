@@ -226,7 +226,7 @@ def test_metrics_are_those_of_the_heads_on_each_part(
 def test_chunks_do_not_change_the_metrics(two_tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_report(Project(), Settings())
     whole = json.loads((Project().report / "metrics.json").read_text())
-    monkeypatch.setattr(run, "_CHUNK_TEXTS", 7)
+    monkeypatch.setattr("pipeline.report.scoring._CHUNK_TEXTS", 7)
     run_report(Project(), Settings())
     assert json.loads((Project().report / "metrics.json").read_text()) == whole
 
