@@ -25,6 +25,7 @@ from pipeline.predict.remembered import lock_remembered
 from pipeline.project import Project
 from pipeline.store import (
     CutTexts,
+    Manifest,
     Recipe,
     StoreUpdate,
     aside_folder,
@@ -58,7 +59,9 @@ from pipeline.store.upkeep import (
 )
 
 _NAMED_SLICES = 5  # in an error
-_DECISIVE = ("max_tokens", "pooling", "precision", "algorithm")  # of a recipe, for people
+# Of a recipe, for people: what each has, and what only some have.
+_DECISIVE = ("max_tokens", "pooling", "precision", "algorithm")
+_RARE = ("normalize", "prompt")
 
 
 def show_info(project: Project) -> None:
@@ -82,7 +85,7 @@ def show_info(project: Project) -> None:
             (f"sha256 of {name}", sha256)
             for name, sha256 in manifest.recipe.get("files", {}).items()
         ),
-        *((name, manifest.recipe.get(name)) for name in _DECISIVE),
+        *_list_decisive(manifest),
     ]
     rows.append(("texts cut", CutTexts.read(manifest).describe()))
     hits = read_hits(project.last_embed)
@@ -105,6 +108,15 @@ def show_info(project: Project) -> None:
         )
     elif any(staging_folder(project.store).glob("*.parquet")):
         say("an interrupted run has left work to take up: run `pipeline embed`")
+
+
+def _list_decisive(manifest: Manifest) -> list[tuple[str, object]]:
+    """What tells a store's recipe from others, beside backbone and layers: names and values."""
+    recipe = manifest.recipe
+    values = {name: recipe.get(name) for name in _DECISIVE}
+    values |= {name: recipe[name] for name in _RARE if name in recipe}
+    values["pooling"] = " + ".join(manifest.poolings)
+    return list(values.items())
 
 
 def _show_remembered(project: Project) -> None:
@@ -139,8 +151,8 @@ def _show_kept(project: Project) -> None:
         if store.manifest is None:
             what = "what an interrupted run has left"
         else:
-            recipe = store.manifest.recipe
-            settings = ", ".join(f"{name} {recipe.get(name)}" for name in _DECISIVE)
+            decisive = _list_decisive(store.manifest)
+            settings = ", ".join(f"{name} {value}" for name, value in decisive)
             what = f"{count(store.manifest.rows, 'text')} of {store.manifest.backbone}, {settings}"
         say(f"kept from earlier settings: {what}, {format_bytes(store.bytes)}, in {store.folder}")
     if kept:
@@ -220,18 +232,13 @@ def _list_recipes(project: Project, params: Path) -> list[Recipe]:
 
     :raises PipelineError: if assets, settings or the backbone's configuration cannot be had.
     """
-    from pipeline.architecture import Architecture
     from pipeline.assets import read_assets
     from pipeline.config import load_settings
-    from pipeline.recipe import list_possible_precisions, make_recipe
+    from pipeline.recipe import list_possible_recipes
 
     settings = load_settings(params)
     asset = read_assets(project.assets)["backbone"]
-    architecture = Architecture.read(asset.locate(project))
-    return [
-        make_recipe(asset, architecture, settings.embed, precision)
-        for precision in list_possible_precisions(settings)
-    ]
+    return list(list_possible_recipes(asset, asset.locate(project), settings))
 
 
 def export(

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 else:
     LossName = Literal[tuple(LOSSES)]
 Layers = Literal["all", "last"] | Annotated[tuple[StrictInt, ...], Field(min_length=1)]
+PoolingName = Literal["mean", "cls", "max", "mean_sqrt_len", "last"]
 # Task names become columns of labels.parquet and prefixes of tensors in heads.safetensors.
 # They also name files of plots, which may have 255 characters.
 TASK_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
@@ -868,10 +869,33 @@ class PrepareSettings(Section):
 class EmbedSettings(Section):
     """What a vector is. Every text is embedded again if one of these settings changes."""
 
-    max_tokens: Annotated[int, Field(ge=3, strict=True)] = Field(
+    max_tokens: Annotated[int, Field(ge=3, strict=True)] | Literal["auto"] = Field(
         default=128,
         description="The number of tokens at which a text is cut, special tokens counted in; from "
-        "3 to what the backbone allows.",
+        "3 to what the backbone allows. `auto` is the length that the backbone declares in "
+        "`sentence_bert_config.json`, or else the most that it allows.",
+    )
+    pooling: (
+        Literal["auto"] | PoolingName | Annotated[tuple[PoolingName, ...], Field(min_length=1)]
+    ) = Field(
+        default="auto",
+        description="How the vectors of a text's tokens become one: their `mean`, the first "
+        "(`cls`) or the `last` token's, the `max` of each number, or the sum divided by the "
+        "root of their number (`mean_sqrt_len`). `auto` is what the backbone declares in "
+        "`modules.json`, the mean where it has no such file. A list, such as `[mean, cls]`, "
+        "stores each in columns of its own and gives heads all of them.",
+    )
+    prompt: Name = Field(
+        default="none",
+        description="What stands before each text: `none`, the name of one of the prompts that the "
+        "backbone declares in `config_sentence_transformers.json`, such as `query`, or a text of "
+        "your own, such as `'query: '`.",
+    )
+    normalize: Literal[False, "auto"] = Field(
+        default=False,
+        description="Whether vectors are scaled to length 1. `auto` does so if the backbone "
+        "declares it in `modules.json`. Heads standardize their features, so that it seldom "
+        "matters to them.",
     )
     layers: Layers = Field(
         default="all",
@@ -889,6 +913,14 @@ class EmbedSettings(Section):
         description="The type in which vectors are computed; `auto` is float16 on a GPU and "
         "float32 on a CPU.",
     )
+
+    @model_validator(mode="after")
+    def _poolings_differ(self) -> EmbedSettings:
+        if not isinstance(self.pooling, str):
+            twice = [name for name, times in Counter(self.pooling).items() if times > 1]
+            if twice:
+                raise NestedKeyError(("pooling",), f"has {twice[0]} twice")
+        return self
 
 
 Floor = Annotated[float, Field(gt=0, le=1, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -142,6 +143,7 @@ def _describe(details: ErrorDetails, path: _KeyPath, model: type[BaseModel]) -> 
         return f"a key must be text, got {got}"
     if kind == "literal_error":
         options = context["expected"].replace("'", "").replace(" or ", ", ")
+        options = re.sub(r"\bFalse\b", "false", options)  # as in YAML
         return describe_choice(details["input"], options.split(", "))
     if kind.endswith("_type") or kind in {"int_from_float", "bool_parsing"}:
         return f"must be {_TYPES.get(kind, kind.removesuffix('_type'))}, got {got}"

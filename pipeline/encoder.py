@@ -19,18 +19,19 @@ from pipeline.architecture import Architecture
 from pipeline.arrays import wrap_keys
 from pipeline.assets import check_files
 from pipeline.config import EmbedSettings
+from pipeline.config_errors import describe_errors
 from pipeline.corpus.keys import hash_texts
 from pipeline.corpus.texts import find_fault
 from pipeline.errors import DataError, LockedError, SettingsError, StoreError
 from pipeline.files import hold_lock
 from pipeline.project import user_cache
-from pipeline.recipe import Precision, make_recipe, resolve_precision
+from pipeline.recipe import Precision, make_recipe, resolve_precision, resolve_text_recipe
 from pipeline.store import (
     Recipe,
     Rows,
     StoreUpdate,
     finish_commit,
-    name_layer,
+    name_columns,
     read_keys,
     read_snapshot,
     read_vectors,
@@ -65,10 +66,16 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     :param backbone: a Hugging Face folder, or an id on the hub, as ``fetch.backbones`` has them.
     :param layers: ``all``, ``last``, or numbers of layers, whose vectors are joined: 0 is the
         output of the embedding layer, -1 the last layer.
-    :param max_tokens: length to cut longer texts to, special tokens counted in.
+    :param max_tokens: length to cut longer texts to, special tokens counted in; ``auto`` is what
+        the backbone declares.
     :param precision: the type of weights and activations; ``auto`` is float16 on a GPU and float32
         on a CPU.
-    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
+    :param pooling: way to make a text's vector of its tokens', or several, whose vectors are
+        joined, as ``embed.pooling`` has them; ``auto`` is what the backbone declares.
+    :param prompt: ``none``, the name of one of the backbone's prompts, or a text to put before
+        each text.
+    :param normalize: whether vectors are scaled to length 1: ``False``, or ``auto`` for what the
+        backbone declares.
     :param cache: folder that holds the stores; ``None`` for one in the user's cache folder.
     :param devices: ``auto`` for all GPUs or else the CPU, ``cpu``, ``cuda``, ``cuda:N``, ``mps``,
         or several.
@@ -86,9 +93,11 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: str | os.PathLike[str],
         *,
         layers: Literal["all", "last"] | Sequence[int] = "last",
-        max_tokens: int = 128,
+        max_tokens: int | Literal["auto"] = 128,
         precision: Precision | Literal["auto"] = "auto",
-        pooling: str = "mean",
+        pooling: str | Sequence[str] = "auto",
+        prompt: str = "none",
+        normalize: Literal[False, "auto"] = False,
         cache: str | os.PathLike[str] | None = None,
         devices: str | Sequence[str] = "auto",
         threads: int | None = None,
@@ -98,6 +107,8 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.max_tokens = max_tokens
         self.precision = precision
         self.pooling = pooling
+        self.prompt = prompt
+        self.normalize = normalize
         self.cache = cache
         self.devices = devices
         self.threads = threads
@@ -119,9 +130,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise TextsError("texts: 0 samples, where one is the least")
         self.asset_, folder = fetch_backbone(os.fspath(self.backbone))
         self.folder_ = str(folder)
-        architecture = Architecture.read(folder)
-        architecture.check_max_tokens(self.max_tokens)
-        recipe = self._make_recipe(architecture, "float32")
+        recipe = self._make_recipe("float32")
         self.layers_, self.width_ = recipe.layers, recipe.width
         self.n_features_in_ = 1
         names = _list_names(X)
@@ -156,16 +165,18 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(vectors.reshape(len(keys), features), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[Any]:
-        """The names of the columns of ``transform``: ``layer_NN_i``.
+        """The names of the columns of ``transform``: ``layer_NN_i``, ``layer_NN_cls_i``.
 
         :param input_features: the name of the column of texts, which is of no account.
         :returns: strings as objects, [L·D].
         """
         check_is_fitted(self, "asset_")
+        recipe = self._make_recipe("float32")
         names = [
-            f"{name_layer(layer)}_{number}"
+            f"{column}_{number}"
             for layer in self.layers_
-            for number in range(self.width_)
+            for column in name_columns(recipe, layer)
+            for number in range(self.width_ // len(recipe.poolings))
         ]
         return np.array(names, object)
 
@@ -206,22 +217,29 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 raise TextsError(f"texts: number {number:,} (the first is 0): {fault}")
         return values
 
-    def _make_recipe(self, architecture: Architecture, precision: str) -> Recipe:
+    def _make_recipe(self, precision: str) -> Recipe:
         from pydantic import ValidationError
 
+        given: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "pooling": self.pooling,
+            "prompt": self.prompt,
+            "normalize": self.normalize,
+            "precision": self.precision,
+            "dtype": "float32",
+        }
         try:
-            settings = EmbedSettings(
-                max_tokens=self.max_tokens,
-                layers=self.layers if isinstance(self.layers, str) else tuple(self.layers),
-                precision=self.precision,
-                dtype="float32",
-            )
-        except (ValidationError, TypeError) as error:
-            if not isinstance(error, ValidationError):
-                raise SettingsError(f"layers: {error}") from error
-            first = error.errors()[0]
-            raise SettingsError(f"{first['loc'][0]}: {first['msg']}") from error
-        return make_recipe(self.asset_, architecture, settings, precision, self.pooling)
+            given["layers"] = self.layers if isinstance(self.layers, str) else tuple(self.layers)
+        except TypeError as error:
+            raise SettingsError(f"layers: {error}") from error
+        try:
+            settings = EmbedSettings.model_validate(given)
+        except ValidationError as error:
+            raise SettingsError("\n".join(describe_errors(error, EmbedSettings, given))) from error
+        folder = Path(self.folder_)
+        architecture = Architecture.read(folder)
+        text_recipe = resolve_text_recipe(settings, architecture, folder)
+        return make_recipe(self.asset_, architecture, settings, text_recipe, precision)
 
     def _name_store(self, recipe: Recipe) -> Path:
         parent = user_cache() / _CACHE_FOLDER if self.cache is None else Path(self.cache)
@@ -235,11 +253,10 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         :param keys: the keys of the texts wanted.
         """
-        architecture = Architecture.read(Path(self.folder_))
         first = self.devices if isinstance(self.devices, str) else str(self.devices[0])
         if self.precision == "auto" and first == "auto":
             for precision in ("float32", "float16"):
-                recipe = self._make_recipe(architecture, precision)
+                recipe = self._make_recipe(precision)
                 known = _read_known(self._name_store(recipe))
                 if known.issuperset(keys):
                     return recipe, known
@@ -247,7 +264,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
             first = choose_devices("auto")[0].type
         precision = resolve_precision(self.precision, first.partition(":")[0])
-        recipe = self._make_recipe(architecture, precision)
+        recipe = self._make_recipe(precision)
         return recipe, _read_known(self._name_store(recipe))
 
     def _embed(self, folder: Path, recipe: Recipe, texts: Mapping[bytes, str]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.architecture import Architecture
 from pipeline.assets import Asset
 from pipeline.config import EmbedSettings, Settings
-from pipeline.errors import AssetError, StageError
+from pipeline.declaration import Declaration, find_prompt, read_max_tokens
+from pipeline.errors import SettingsError, StageError
 from pipeline.layers import resolve_layers
 from pipeline.project import Project
 from pipeline.store import Manifest, Recipe
@@ -16,36 +20,166 @@ Precision = Literal["float32", "float16", "bfloat16"]
 
 # The version of what the code computes. A new one makes every store of an older version stale.
 _ALGORITHM = 1
-# How the stage `embed` makes a text's vector of its tokens': a key of `POOLINGS`.
-_POOLING = "mean"
+# What settings that came later mean to a store that was made before them. They stand in a recipe
+# where they are something else, so that its fingerprint is as it was.
+_UNSAID: Mapping[str, Any] = {"normalize": False, "prompt": ""}
 # What `auto` may mean, by the device.
 _AUTOMATIC: tuple[Precision, ...] = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """What makes one vector of a text in each layer, beside the backbone: settings, none ``auto``.
+
+    :param max_tokens: length to cut longer texts to, special tokens counted in.
+    :param pooling: names of the poolings whose vectors are joined, keys of ``POOLINGS``.
+    :param normalize: whether the vector is scaled to length 1.
+    :param prompt: text to put before each text; empty for none.
+    """
+
+    max_tokens: int
+    pooling: tuple[str, ...] = ("mean",)
+    normalize: bool = False
+    prompt: str = ""
+
+    @classmethod
+    def resolve(
+        cls,
+        folder: Path,
+        architecture: Architecture,
+        *,
+        max_tokens: int | Literal["auto"],
+        pooling: str | Sequence[str],
+        normalize: bool | Literal["auto"],
+        prompt: str,
+    ) -> TextRecipe:
+        """Put what a backbone declares in the place of ``auto``.
+
+        :param folder: the backbone's folder.
+        :param architecture: facts that it states.
+        :param max_tokens: length to cut longer texts to, or ``auto``.
+        :param pooling: name of a pooling, or several, or ``auto``.
+        :param normalize: whether the vector is scaled to length 1, or ``auto``.
+        :param prompt: text to put before each text; empty for none.
+        :raises AssetError: if what the backbone declares is odd, or of no known kind.
+        :raises SettingsError: if the backbone cannot do what is asked for.
+        """
+        if max_tokens == "auto":
+            max_tokens = read_max_tokens(folder, architecture.max_tokens)
+        architecture.check_max_tokens(max_tokens)
+        names = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        if "auto" in (*names, normalize):
+            declared = Declaration.read(folder)
+            if names == ("auto",):
+                names = declared.pooling
+                if prompt and not declared.include_prompt:
+                    raise SettingsError(
+                        "embed.prompt: the backbone declares that a prompt's tokens are left out "
+                        "of the pooling, which this program cannot do",
+                        hint="set embed.prompt to none, or name a pooling in embed.pooling, which "
+                        "then is over the prompt, too",
+                    )
+            if normalize == "auto":
+                normalize = declared.normalize
+        return cls(max_tokens, names, bool(normalize), prompt)
+
+    @classmethod
+    def from_contents(cls, contents: Mapping[str, Any]) -> TextRecipe:
+        """The part of a recipe's contents that ``to_contents`` made.
+
+        :param contents: contents of a recipe, of this version or an earlier one.
+        """
+        said = {**_UNSAID, **contents}
+        pooling = said["pooling"]
+        return cls(
+            max_tokens=said["max_tokens"],
+            pooling=(pooling,) if isinstance(pooling, str) else tuple(pooling),
+            normalize=said["normalize"],
+            prompt=said["prompt"],
+        )
+
+    def to_contents(self) -> dict[str, Any]:
+        """What a recipe's contents say of it."""
+        said: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "pooling": self.pooling[0] if len(self.pooling) == 1 else list(self.pooling),
+        }
+        later = {"normalize": self.normalize, "prompt": self.prompt}
+        return said | {key: value for key, value in later.items() if value != _UNSAID[key]}
+
+    def describe(self) -> str:
+        """One phrase for people."""
+        parts = [f"{' + '.join(self.pooling)} over {self.max_tokens:,} tokens at most"]
+        parts += ["scaled to length 1"] if self.normalize else []
+        parts += [f"each text after {self.prompt!r}"] if self.prompt else []
+        return ", ".join(parts)
+
+
+def resolve_text_recipe(
+    settings: EmbedSettings, architecture: Architecture, folder: Path
+) -> TextRecipe:
+    """What the settings mean for a backbone, which knows what ``auto`` and names stand for.
+
+    :param settings: the settings of the stage.
+    :param architecture: facts that the backbone's folder states.
+    :param folder: the backbone's folder.
+    :raises AssetError: if what the backbone declares is odd, or of no known kind.
+    :raises SettingsError: if the backbone cannot do what the settings ask for.
+    """
+    return TextRecipe.resolve(
+        folder,
+        architecture,
+        max_tokens=settings.max_tokens,
+        pooling=settings.pooling,
+        normalize=settings.normalize,
+        prompt=find_prompt(folder, settings.prompt),
+    )
 
 
 def make_recipe(
     asset: Asset,
     architecture: Architecture,
     settings: EmbedSettings,
+    text_recipe: TextRecipe,
     precision: str,
-    pooling: str = _POOLING,
 ) -> Recipe:
     """All that changes a vector; what only changes the speed stays out of it.
 
     :param asset: the fetched backbone.
     :param architecture: facts that the backbone's folder states.
     :param settings: the settings of the stage.
+    :param text_recipe: what makes one vector of a text, as ``resolve_text_recipe`` finds it.
     :param precision: the type that vectors are computed in, never ``auto``.
-    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
     :raises SettingsError: if the backbone lacks a layer that the settings name.
     """
     available = tuple(range(architecture.layers + 1))
     layers = resolve_layers(settings.layers, available, "embed.layers")
-    contents = _describe_contents(asset, settings, layers, precision) | {"pooling": pooling}
-    return Recipe(asset.id, contents, layers, architecture.width, settings.dtype)
+    contents = _describe_contents(asset, settings, text_recipe, layers, precision)
+    width = architecture.width * len(text_recipe.pooling)
+    return Recipe(asset.id, contents, layers, width, settings.dtype)
+
+
+def list_possible_recipes(asset: Asset, folder: Path, settings: Settings) -> Iterator[Recipe]:
+    """The recipes that the settings may mean, by the devices that this or another machine has.
+
+    :param asset: the fetched backbone.
+    :param folder: the backbone's folder.
+    :param settings: all settings.
+    :raises AssetError: if the folder lacks what is needed, or what it declares is odd.
+    :raises SettingsError: if the backbone cannot do what the settings ask for.
+    """
+    architecture = Architecture.read(folder)
+    text_recipe = resolve_text_recipe(settings.embed, architecture, folder)
+    for precision in list_possible_precisions(settings):
+        yield make_recipe(asset, architecture, settings.embed, text_recipe, precision)
 
 
 def _describe_contents(
-    asset: Asset, settings: EmbedSettings, layers: tuple[int, ...], precision: str
+    asset: Asset,
+    settings: EmbedSettings,
+    text_recipe: TextRecipe,
+    layers: tuple[int, ...],
+    precision: str,
 ) -> dict[str, Any]:
     decisive = {
         name: sha256
@@ -55,8 +189,7 @@ def _describe_contents(
     return {
         "algorithm": _ALGORITHM,
         "files": decisive,
-        "max_tokens": settings.max_tokens,
-        "pooling": _POOLING,
+        **text_recipe.to_contents(),
         "layers": list(layers),
         "precision": precision,
         "dtype": settings.dtype,
@@ -105,19 +238,23 @@ def check_store(project: Project, settings: EmbedSettings, manifest: Manifest) -
     precision = str(held.get("precision"))
     if settings.precision != "auto" or precision not in _AUTOMATIC:
         precision = settings.precision
-    layers = manifest.layers
-    try:
-        available = tuple(range(Architecture.read(asset.locate(project)).layers + 1))
+    folder = asset.locate(project)
+    if (folder / "config.json").exists():
+        architecture = Architecture.read(folder)
+        available = tuple(range(architecture.layers + 1))
         layers = resolve_layers(settings.layers, available, "embed.layers")
-    except AssetError:
-        pass
-    wanted = _describe_contents(asset, settings, layers, precision)
+        text_recipe = resolve_text_recipe(settings, architecture, folder)
+    else:
+        layers = manifest.layers
+        text_recipe = _guess_text_recipe(settings, held)
+    wanted = _describe_contents(asset, settings, text_recipe, layers, precision)
     if held.get("files") != wanted["files"]:
         raise StageError(
             f"{project.store} holds vectors of {manifest.backbone}, but {project.assets} now "
             f"names {asset.id}" + (" with other files" if asset.id == manifest.backbone else ""),
             hint="run `pipeline embed` first",
         )
+    held, wanted = {**_UNSAID, **held}, {**_UNSAID, **wanted}
     changes = [
         f"embed.{key} {_format(held.get(key))}, which is {_format(value)} now"
         if key in EmbedSettings.model_fields
@@ -132,5 +269,26 @@ def check_store(project: Project, settings: EmbedSettings, manifest: Manifest) -
         )
 
 
+def _guess_text_recipe(settings: EmbedSettings, contents: Mapping[str, Any]) -> TextRecipe:
+    """What the settings mean where the backbone is not at hand: what only it knows is as it was.
+
+    :param settings: the settings of the stage.
+    :param contents: contents of the recipe that the store was made by.
+    """
+    held = TextRecipe.from_contents({"max_tokens": 0, "pooling": "mean", **contents})
+    given: Any = settings.pooling
+    pooling = (given,) if isinstance(given, str) else tuple(given)
+    return TextRecipe(
+        held.max_tokens if settings.max_tokens == "auto" else settings.max_tokens,
+        held.pooling if pooling == ("auto",) else pooling,
+        held.normalize and settings.normalize == "auto",
+        "" if settings.prompt == "none" else held.prompt,
+    )
+
+
 def _format(value: object) -> str:
+    if value == "":
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,11 +28,14 @@ class Encoder(Protocol):
     """A forward pass from tokens to pooled vectors.
 
     :ivar architecture: facts that the backbone's folder states.
+    :ivar width: numbers D of a text's vector in one layer: those of a token's, or, where several
+        poolings are joined, a multiple.
     :ivar device: device that it runs on.
     :ivar is_packed: whether it takes texts of any lengths together without padding them.
     """
 
     architecture: Architecture
+    width: int
     device: torch.device
     is_packed: bool
 
@@ -57,7 +61,7 @@ class Backbone:
     :param folder: a Hugging Face folder: ``config.json``, ``model.safetensors``.
     :param device: device to run on.
     :param precision: the type of the weights and activations.
-    :param pooling: a key of ``POOLINGS``.
+    :param pooling: a key of ``POOLINGS``, or several, whose vectors are joined.
     :ivar model: transformers' model.
     :ivar pooling: way to make a text's vector of its tokens'.
     :raises AssetError: if the weights cannot be loaded, or lack a tensor that the model needs.
@@ -67,7 +71,11 @@ class Backbone:
     is_packed = False
 
     def __init__(
-        self, folder: Path, device: torch.device, precision: Precision, pooling: str = "mean"
+        self,
+        folder: Path,
+        device: torch.device,
+        precision: Precision,
+        pooling: str | Sequence[str] = "mean",
     ) -> None:
         import torch
 
@@ -76,6 +84,7 @@ class Backbone:
         self.architecture = Architecture.read(folder)
         self.device = device
         self.pooling: Pooling = find_pooling(pooling)
+        self.width = self.architecture.width * self.pooling.parts
         self.model = _load_model(folder).to(device, getattr(torch, precision))
 
     def encode(

@@ -25,7 +25,7 @@ from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import DistinctTokens, find_distinct, load_tokenizer
 from pipeline.errors import DataError, SettingsError
 from pipeline.layers import resolve_layers
-from pipeline.recipe import Precision, resolve_precision
+from pipeline.recipe import Precision, TextRecipe, resolve_precision
 from pipeline.store import Recipe, Rows
 
 Texts: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
@@ -45,19 +45,25 @@ class Embedder:
     device computes others.
 
     :param folder: a folder with ``config.json``, ``tokenizer.json`` and ``model.safetensors``.
-    :param max_tokens: length to cut longer texts to, special tokens counted in.
+    :param max_tokens: length to cut longer texts to, special tokens and the prompt counted in;
+        ``auto`` is what the folder declares.
     :param layers: ``all``, ``last``, or numbers of layers: 0 is the output of the embedding layer,
         -1 the last layer.
     :param precision: the type of weights and activations; ``auto`` is float16 on a GPU and float32
         on a CPU.
     :param dtype: type of the vectors.
-    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
+    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``, or several,
+        whose vectors are joined; ``auto`` is what the folder declares, and else the mean.
+    :param normalize: whether vectors are scaled to length 1; ``auto`` is what the folder declares.
+    :param prompt: text to put before each text; empty for none.
     :param devices: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, ``auto`` for all GPUs or else the CPU,
         or several devices; several run in a process each.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
     :param threads: threads of the CPU while the embedder is loaded; ``None`` for all cores.
     :param compiled: whether torch compiles a GPU's pointwise operations, which takes some seconds.
-    :ivar architecture: facts that the folder states of the backbone, as its width D.
+    :ivar architecture: facts that the folder states of the backbone.
+    :ivar text_recipe: the settings that make one vector of a text, none of them ``auto``.
+    :ivar width: D, the numbers of a text's vector in one layer.
     :ivar layers: numbers of the L layers, ascending.
     :ivar devices: the devices.
     :ivar precision: the precision, never ``auto``.
@@ -69,11 +75,13 @@ class Embedder:
         self,
         folder: str | os.PathLike[str],
         *,
-        max_tokens: int = 128,
+        max_tokens: int | Literal["auto"] = 128,
         layers: Literal["all", "last"] | Sequence[int] = "all",
         precision: Precision | Literal["auto"] = "auto",
         dtype: Literal["float16", "float32"] = "float32",
-        pooling: str = "mean",
+        pooling: str | Sequence[str] = "auto",
+        normalize: bool | Literal["auto"] = False,
+        prompt: str = "",
         devices: str | Sequence[str | torch.device] = "cpu",
         token_budget: int | None = None,
         threads: int | None = None,
@@ -81,22 +89,30 @@ class Embedder:
     ) -> None:
         folder = Path(folder)
         self.architecture = Architecture.read(folder)
-        self.architecture.check_max_tokens(max_tokens)
+        self.text_recipe = TextRecipe.resolve(
+            folder,
+            self.architecture,
+            max_tokens=max_tokens,
+            pooling=pooling,
+            normalize=normalize,
+            prompt=prompt,
+        )
+        self.width = self.architecture.width * find_pooling(self.text_recipe.pooling).parts
         available = tuple(range(self.architecture.layers + 1))
         self.layers = resolve_layers(layers, available, "embed.layers")
         self.devices = tuple(choose_devices(devices))
         self.precision = resolve_precision(precision, self.devices[0].type)
         _check_choice("precision", self.precision, ("float32", "float16", "bfloat16"))
         _check_choice("dtype", dtype, ("float16", "float32"))
-        find_pooling(pooling)
-        self._tokenizer = load_tokenizer(folder, max_tokens)
+        self._tokenizer = load_tokenizer(folder, self.text_recipe.max_tokens, prompt)
         self.architecture.check_vocabulary(self._tokenizer.find_highest_id(), folder)
         self._plan = EnginePlan(
             folder,
             self.precision,
             self.layers,
             dtype,
-            pooling,
+            self.text_recipe.pooling,
+            self.text_recipe.normalize,
             token_budget=token_budget,
             threads=threads,
             compiled=compiled,
@@ -127,13 +143,16 @@ class Embedder:
         :raises SettingsError: if the backbone cannot do what the recipe asks for.
         """
         contents = recipe.contents
+        text_recipe = TextRecipe.from_contents(contents)
         return cls(
             folder,
-            max_tokens=contents["max_tokens"],
+            max_tokens=text_recipe.max_tokens,
             layers=recipe.layers,
             precision=contents["precision"],
             dtype=contents["dtype"],
-            pooling=contents["pooling"],
+            pooling=text_recipe.pooling,
+            normalize=text_recipe.normalize,
+            prompt=text_recipe.prompt,
             devices=devices,
             token_budget=token_budget,
             threads=threads,

@@ -16,6 +16,7 @@ import torch
 from pipeline.console import Advance, say
 from pipeline.embed.backbone import Encoder
 from pipeline.embed.batches import fill_up, plan_batches
+from pipeline.embed.pooling import scale_to_unit
 from pipeline.embed.tokens import Tokens, select_tokens
 from pipeline.errors import DeviceError
 from pipeline.store import Rows
@@ -89,6 +90,7 @@ class Engine:
     :param dtype: type of the vectors: float16 or float32.
     :param token_budget: tokens in one batch; halved for good when the device has not the memory
         for it.
+    :param normalize: whether vectors are scaled to length 1.
     :ivar lanes: number of batches computed at once.
     """
 
@@ -96,6 +98,7 @@ class Engine:
     layers: tuple[int, ...]
     dtype: np.dtype[Any]
     token_budget: int
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         self._threads = torch.get_num_threads()
@@ -185,6 +188,8 @@ class Engine:
             chosen = fill_up(chosen, _GPU_STEP_TOKENS, longest)
         try:
             pooled = self.encoder.encode(chosen.ids, chosen.lengths, self.layers)[: len(batch)]
+            if self.normalize:
+                pooled = scale_to_unit(pooled)
             return _Result(pooled.to(getattr(torch, self.dtype.name)))
         except RuntimeError as error:  # a CPU's lack of memory has no class of its own
             if isinstance(error, torch.OutOfMemoryError):
@@ -220,7 +225,7 @@ class _EngineJob:
         self._lengths = tokens.lengths
         self._advance = advance
         self._keep = keep
-        B, width = len(self._lengths), engine.encoder.architecture.width
+        B, width = len(self._lengths), engine.encoder.width
         vectors = np.empty((B, len(engine.layers), width), engine.dtype)
         self._rows = Rows(self._lengths.astype(np.int32), vectors)
         self._under_way: deque[tuple[Batch, Future[_Result]]] = deque()

@@ -43,7 +43,12 @@ class Fidelity:
 
 
 def measure_fidelity(
-    reference: Backbone, tokens: Tokens, rows: Rows, layers: tuple[int, ...]
+    reference: Backbone,
+    tokens: Tokens,
+    rows: Rows,
+    layers: tuple[int, ...],
+    *,
+    normalize: bool = False,
 ) -> Fidelity:
     """Embed a sample one text at a time, without padding, and compare.
 
@@ -54,6 +59,7 @@ def measure_fidelity(
     :param tokens: token ids of B texts.
     :param rows: rows that are about to be stored for these texts.
     :param layers: numbers of the layers in ``rows``.
+    :param normalize: whether vectors are scaled to length 1.
     """
     import torch
 
@@ -70,6 +76,8 @@ def measure_fidelity(
         states = reference.compute_states(batch, torch.ones_like(batch, dtype=torch.bool))
         pool = reference.pooling.pool_text
         expected = np.stack([pool(states[number][0]).cpu().numpy() for number in layers])
+        if normalize:
+            expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
         stored = rows.vectors[text].astype(np.float32)
         lowest = min(lowest, float(_compute_cosine(stored, expected).min()))
         largest = max(largest, float(np.abs(stored - expected).max()))

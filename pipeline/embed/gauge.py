@@ -80,7 +80,10 @@ class Gauge:
         :raises AssetError: if Hugging Face cannot load the backbone.
         """
         reference = self._embedder.load_reference()
-        fidelity = measure_fidelity(reference, tokens, rows, self._embedder.layers)
+        embedder = self._embedder
+        fidelity = measure_fidelity(
+            reference, tokens, rows, embedder.layers, normalize=embedder.text_recipe.normalize
+        )
         check_fidelity(fidelity, self._embedder.precision)
         # A folder that takes no files only means that the gauge will run again.
         with contextlib.suppress(PipelineError, OSError):

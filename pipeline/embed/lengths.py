@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pipeline.corpus.tables import TextReader
 from pipeline.embed.tokens import find_distinct, load_tokenizer
+from pipeline.recipe import TextRecipe
 from pipeline.store import Update, count_lengths
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def count_by_tokenizer(
     :param first_rows: the row of the corpus in which each distinct text stands first: int64.
     :param backbone: the folder of the backbone.
     """
-    tokenizer = load_tokenizer(backbone, update.recipe.contents["max_tokens"])
+    text_recipe = TextRecipe.from_contents(update.recipe.contents)
+    tokenizer = load_tokenizer(backbone, text_recipe.max_tokens, text_recipe.prompt)
     count_uncounted(
         update,
         TextReader(texts_file),

@@ -44,7 +44,8 @@ class EnginePlan:
     :param precision: the type of weights and activations.
     :param layers: numbers of the L layers wanted, ascending.
     :param dtype: type of the vectors: ``float16`` or ``float32``.
-    :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``.
+    :param pooling: ways to make a text's vector of its tokens', keys of ``POOLINGS``.
+    :param normalize: whether vectors are scaled to length 1.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
     :param threads: threads of the CPU; ``None`` for all cores.
     :param compiled: whether a GPU's pointwise operations are compiled.
@@ -54,7 +55,8 @@ class EnginePlan:
     precision: Precision
     layers: tuple[int, ...]
     dtype: str
-    pooling: str = "mean"
+    pooling: tuple[str, ...] = ("mean",)
+    normalize: bool = False
     token_budget: int | None = None
     threads: int | None = None
     compiled: bool = False
@@ -109,7 +111,8 @@ class EnginePlan:
         :raises AssetError: if the weights cannot be loaded.
         """
         budget = self.token_budget or TOKEN_BUDGET[device.type]
-        return Engine(self.load_encoder(device), self.layers, np.dtype(self.dtype), budget)
+        encoder = self.load_encoder(device)
+        return Engine(encoder, self.layers, np.dtype(self.dtype), budget, self.normalize)
 
     def open_engine(self, devices: Sequence[torch.device]) -> AnyEngine:
         """An engine on one device, or a group of engines on several.

@@ -57,6 +57,7 @@ class PackedEncoder(ABC):
         self.architecture = weights.architecture
         self.device = device
         self._pooling = pooling
+        self.width = self.architecture.width * pooling.parts
         self._dtype: torch.dtype = getattr(torch, precision)
         config = self.complete_config(weights.config)
         self._heads = self.count_heads(config)
@@ -191,9 +192,7 @@ class PackedEncoder(ABC):
         It is fastest if texts of equal length are neighbours.
         """
         packing = Packing(lengths)
-        pooled = torch.empty(
-            (len(lengths), len(layers), self.architecture.width), device=self.device
-        )
+        pooled = torch.empty((len(lengths), len(layers), self.width), device=self.device)
         attentions = self.make_attentions(packing)
         pool = self._pooling.make_packed(packing, self.device)
         positions = self._send(self.count_positions(ids, packing))

@@ -16,11 +16,19 @@ from pipeline.assets import Asset, check_files, read_assets
 from pipeline.config import RuntimeSettings, Settings
 from pipeline.console import count, format_bytes, say, show_progress, warn
 from pipeline.corpus.tables import TextReader, read_distinct_keys
+from pipeline.declaration import (
+    LENGTH_CONFIG,
+    MODULES,
+    Declaration,
+    read_default_prompt,
+    read_prompts,
+    wants_lower_case,
+)
 from pipeline.embed.lengths import count_by_tokenizer, count_uncounted
 from pipeline.errors import StoreError
 from pipeline.files import add_hash, write_json
 from pipeline.project import Project
-from pipeline.recipe import list_possible_precisions, make_recipe, resolve_precision
+from pipeline.recipe import TextRecipe, list_possible_recipes, resolve_precision
 from pipeline.store import (
     CutTexts,
     Manifest,
@@ -63,19 +71,45 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
     :raises StoreError: if the vectors are not those of the backbone, or cannot be stored.
     """
     asset = read_assets(project.assets)["backbone"]
-    architecture = Architecture.read(asset.locate(project))
-    architecture.check_max_tokens(settings.embed.max_tokens)
+    folder = asset.locate(project)
+    recipes = list(list_possible_recipes(asset, folder, settings))
+    architecture = Architecture.read(folder)
+    say_text_recipe(settings, folder, recipes[0])
     keys, first_rows = read_distinct_keys(project.texts_file)
     finish_commit(project.store)
-    for precision in list_possible_precisions(settings):
-        recipe = make_recipe(asset, architecture, settings.embed, precision)
+    for recipe in recipes:
         if _is_complete(project.store, recipe, keys):
             say(f"{project.store}: holds all {len(keys):,} distinct texts of {asset.id}")
             _count_cut(project, asset, recipe, keys, first_rows)
             _say_cut(read_manifest(project.store), architecture)
             _record_run(project, len(keys), 0)
             return None
-    return _embed_missing(project, settings, asset, architecture, keys, first_rows)
+    return _embed_missing(project, settings, asset, recipes, keys, first_rows)
+
+
+def say_text_recipe(settings: Settings, folder: Path, recipe: Recipe) -> None:
+    """Say how a vector is made of a text, and what of it the backbone declares.
+
+    :param settings: all settings.
+    :param folder: the backbone's folder.
+    :param recipe: what the settings mean.
+    """
+    why = ""
+    if settings.embed.pooling == "auto":
+        is_declared = Declaration.read(folder).is_declared
+        why = ", as the backbone declares" if is_declared else f"; the backbone has no {MODULES}"
+    say(f"pooling   {TextRecipe.from_contents(recipe.contents).describe()}{why}")
+    name = read_default_prompt(folder) if settings.embed.prompt == "none" else None
+    if name is not None:
+        say(
+            f"          the backbone's default prompt is left out: `embed.prompt: {name}` puts "
+            f"{read_prompts(folder)[name]!r} before each text"
+        )
+    if wants_lower_case(folder):
+        warn(
+            f"{folder / LENGTH_CONFIG} wants texts in lower case, which neither its tokenizer nor "
+            "this program puts them into: lower them in the source"
+        )
 
 
 def _is_complete(folder: Path, recipe: Recipe, keys: pa.Array) -> bool:
@@ -135,16 +169,22 @@ class Machine:
 
     @classmethod
     def find(
-        cls, project: Project, settings: Settings, asset: Asset, architecture: Architecture
+        cls, project: Project, settings: Settings, asset: Asset, recipes: Sequence[Recipe]
     ) -> Machine:
-        """The devices of this machine, and the backbone, which must be as it was fetched."""
+        """The devices of this machine, and the backbone, which must be as it was fetched.
+
+        :param project: the project.
+        :param settings: all settings.
+        :param asset: the fetched backbone.
+        :param recipes: the recipes that the settings may mean, which differ in their precision.
+        """
         from pipeline.device import choose_devices  # imports torch
 
         folder = asset.locate(project)
         check_files(asset, "backbone", folder)
         devices = choose_devices(settings.runtime.devices)
         precision = resolve_precision(settings.embed.precision, devices[0].type)
-        recipe = make_recipe(asset, architecture, settings.embed, precision)
+        (recipe,) = (each for each in recipes if each.contents["precision"] == precision)
         return cls(recipe, folder, devices, settings.runtime)
 
 
@@ -194,11 +234,11 @@ def _embed_missing(
     project: Project,
     settings: Settings,
     asset: Asset,
-    architecture: Architecture,
+    recipes: Sequence[Recipe],
     keys: pa.Array,
     first_rows: npt.NDArray[np.int64],
 ) -> dict[str, object]:
-    machine = Machine.find(project, settings, asset, architecture)
+    machine = Machine.find(project, settings, asset, recipes)
     recipe = machine.recipe
     with hold_slices(project.slices) as states:
         own = [state for state in states if state.is_of(recipe.fingerprint)]
@@ -216,7 +256,7 @@ def _embed_missing(
         drop_slices(project.slices, own)
     _record_run(project, manifest.rows - runner.embedded, runner.embedded)
     _say_summary(details, TextReader(project.texts_file).rows)
-    _say_cut(manifest, architecture)
+    _say_cut(manifest, Architecture.read(machine.folder))
     warn_of_hollow(project, runner, first_rows)
     return details
 

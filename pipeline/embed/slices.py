@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from pipeline.architecture import Architecture
 from pipeline.assets import read_assets
 from pipeline.config import Settings
 from pipeline.console import count, say
 from pipeline.corpus.tables import read_distinct_keys
-from pipeline.embed.run import Machine, embed_shards, warn_of_hollow
+from pipeline.embed.run import Machine, embed_shards, say_text_recipe, warn_of_hollow
 from pipeline.project import Project
+from pipeline.recipe import list_possible_recipes
 from pipeline.store.slices import Slice, SliceUpdate, drop_slices, hold_slice, read_slice
 
 
@@ -28,10 +28,10 @@ def run_slice(project: Project, settings: Settings, part: Slice) -> bool:
         backbone.
     """
     asset = read_assets(project.assets)["backbone"]
-    architecture = Architecture.read(asset.locate(project))
-    architecture.check_max_tokens(settings.embed.max_tokens)
+    recipes = list(list_possible_recipes(asset, asset.locate(project), settings))
+    say_text_recipe(settings, asset.locate(project), recipes[0])
     keys, first_rows = read_distinct_keys(project.texts_file)
-    machine = Machine.find(project, settings, asset, architecture)
+    machine = Machine.find(project, settings, asset, recipes)
     with hold_slice(project.slices, part) as folder:
         update = SliceUpdate(project.slices, project.store, part, machine.recipe, keys, first_rows)
         if update.is_finished:

@@ -81,25 +81,31 @@ class TextTokenizer:
     """A backbone's tokenizer: the Rust library's, and if it is BERT's, a table of words before it.
 
     :param tokenizer: the backbone's tokenizer.
-    :param max_tokens: length to cut longer texts to, special tokens counted in.
-    :raises SettingsError: if that leaves no token beside the special ones.
+    :param max_tokens: length to cut longer texts to, special tokens and the prompt counted in.
+    :param prompt: text to put before each text; empty for none.
+    :raises SettingsError: if that leaves no token beside the special ones and the prompt's.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "") -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._before, self._after = _find_special_tokens(tokenizer)
         n_special = len(self._before) + len(self._after)
-        if max_tokens <= n_special:
+        of_prompt = tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
+        least = n_special + len(of_prompt) + 1
+        if max_tokens < least:
+            to_what = "this backbone and prompt" if prompt else "this backbone"
             raise SettingsError(
-                f"embed.max_tokens: must be >= {n_special + 1} for this backbone, got {max_tokens}"
+                f"embed.max_tokens: must be >= {least} for {to_what}, got {max_tokens}"
             )
         self._room = max_tokens - n_special
+        self._prompt = prompt
         self._tokenizer = tokenizer
         about = json.loads(tokenizer.to_str())
         self._hollow_ids = _list_hollow_ids(
             tokenizer, about["model"], [*self._before, *self._after]
         )
+        self._solid_of_prompt = int((~np.isin(of_prompt, self._hollow_ids)).sum())
         self._words = WordTable(tokenizer, about) if can_look_up(about) else None
 
     def find_highest_id(self) -> int:
@@ -111,6 +117,8 @@ class TextTokenizer:
 
         :param texts: strings without nulls: [B].
         """
+        if self._prompt:
+            texts = _put_before(texts, self._prompt)
         if self._words is None:
             return self._frame(*self._tokenize_each(texts))
         data, bounds = view_bytes(texts)
@@ -130,11 +138,12 @@ class TextTokenizer:
     def find_hollow(self, tokens: Tokens) -> npt.NDArray[np.bool_]:
         """The texts of which nothing is left but special tokens and pieces that are unknown.
 
-        :param tokens: token ids of B texts.
+        :param tokens: token ids of B texts, behind the prompt.
         :returns: bool, [B].
         """
         solid = add_up((~np.isin(tokens.ids, self._hollow_ids)).astype(np.int64))
-        return np.asarray(solid[tokens.offsets[1:]] == solid[tokens.offsets[:-1]])
+        counts = solid[tokens.offsets[1:]] - solid[tokens.offsets[:-1]]
+        return np.asarray(counts <= self._solid_of_prompt)
 
     def _tokenize_each(
         self, texts: pa.Array
@@ -181,6 +190,19 @@ class TextTokenizer:
         ids[offsets[:-1, None] + np.arange(before)] = self._before
         ids[offsets[1:, None] - after + np.arange(after)] = self._after
         return Tokens(ids, offsets, counts + (before + after))
+
+
+def _put_before(texts: pa.Array, prompt: str) -> pa.Array:
+    """Texts behind a prompt, as one array of strings.
+
+    :param texts: strings without nulls: [B].
+    """
+    import pyarrow.compute as pc
+
+    # The bytes of all texts and as many prompts may need offsets of 64 bits.
+    large = texts.cast(pa.large_string())
+    prompts = pa.scalar(prompt, pa.large_string())
+    return pc.binary_join_element_wise(prompts, large, pa.scalar("", pa.large_string()))
 
 
 def _find_special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -240,13 +262,14 @@ def _join(first: Tokens, second: Tokens) -> Tokens:
     return Tokens(np.concatenate([first.ids, second.ids]), offsets, whole_lengths)
 
 
-def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
+def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "") -> TextTokenizer:
     """The backbone's own fast tokenizer.
 
     :param folder: the backbone's folder.
-    :param max_tokens: length to cut longer texts to, special tokens counted in.
+    :param max_tokens: length to cut longer texts to, special tokens and the prompt counted in.
+    :param prompt: text to put before each text; empty for none.
     :raises AssetError: if ``tokenizer.json`` cannot be read.
-    :raises SettingsError: if ``max_tokens`` leaves no token beside the special ones.
+    :raises SettingsError: if ``max_tokens`` leaves no token beside those.
     """
     from tokenizers import Tokenizer
 
@@ -257,7 +280,7 @@ def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
             f"{folder / 'tokenizer.json'}: cannot be read ({error})",
             hint="run `pipeline fetch` again",
         ) from error
-    return TextTokenizer(tokenizer, max_tokens)
+    return TextTokenizer(tokenizer, max_tokens, prompt)
 
 
 def select_tokens(tokens: Tokens, chosen: npt.NDArray[np.int64]) -> Tokens:

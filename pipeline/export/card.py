@@ -185,14 +185,16 @@ class CardFacts:
 
     def _describe_outputs(self) -> str:
         """What the graph takes and gives."""
+        prompt = self.heads.recipe.get("prompt")
+        behind = f"Each text stands behind the prompt `{prompt}`. " if prompt else ""
         return (
             f"`model.onnx` takes `input_ids` and `attention_mask`, int64, [texts, tokens], at most "
             f"{self.heads.recipe['max_tokens']} tokens a text, as `tokenizer.json` makes them; "
-            "longer texts are cut. For each task it gives `TASK_label`: the index of the class; of "
-            "a multilabel task 0 or 1 for each tag; of a regression the number; and, but of a "
-            "regression, `TASK_probabilities`, [texts, classes], calibrated. `labels.json` has the "
-            "names of the classes, in the order of their index, and the thresholds, which the "
-            "labels already follow.\n"
+            f"longer texts are cut. {behind}For each task it gives `TASK_label`: the index of the "
+            "class; of a multilabel task 0 or 1 for each tag; of a regression the number; and, but "
+            "of a regression, `TASK_probabilities`, [texts, classes], calibrated. `labels.json` "
+            "has the names of the classes, in the order of their index, and the thresholds, which "
+            "the labels already follow.\n"
         )
 
     def _describe_figures(self) -> str:

@@ -15,13 +15,14 @@ from tokenizers import Tokenizer
 
 def main(folder: Path = Path(__file__).parent) -> None:
     """Label all texts, 32 at a time."""
-    tasks = json.loads((folder / "labels.json").read_text("utf-8"))["tasks"]
+    labels = json.loads((folder / "labels.json").read_text("utf-8"))
+    tasks, prompt = labels["tasks"], labels.get("prompt", "")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))  # which cuts and pads texts
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     names = [output.name for output in session.get_outputs()]
     texts = sys.argv[1:] or [line.rstrip("\r\n") for line in sys.stdin]
     for start in range(0, len(texts), 32):
-        encodings = tokenizer.encode_batch(texts[start : start + 32])
+        encodings = tokenizer.encode_batch([prompt + text for text in texts[start : start + 32]])
         ids = np.array([encoding.ids for encoding in encodings], np.int64)
         mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
         outputs = session.run(names, {"input_ids": ids, "attention_mask": mask})

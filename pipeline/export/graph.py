@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.embed.backbone import Backbone, compute_layers
+from pipeline.embed.pooling import scale_to_unit
 from pipeline.errors import ExportError
 from pipeline.export.labels import INPUTS, name_outputs
 from pipeline.model.saved import Heads, SavedHead
@@ -188,12 +189,14 @@ class TextModel(nn.Module):
 
     :param backbone: the backbone in float32.
     :param heads: the heads.
+    :param normalize: whether vectors are scaled to length 1.
     """
 
-    def __init__(self, backbone: Backbone, heads: Heads) -> None:
+    def __init__(self, backbone: Backbone, heads: Heads, *, normalize: bool = False) -> None:
         super().__init__()
         self.encoder = backbone.model
         self._pooling = backbone.pooling
+        self._normalize = normalize
         self._heads = heads
         weights = {head.name: head.weights[0] for head in heads.heads}  # those of the first seed
         self.kernels = nn.ModuleList()
@@ -222,6 +225,8 @@ class TextModel(nn.Module):
         states = compute_layers(self.encoder, input_ids, attention_mask)
         mask = attention_mask > 0
         pooled = {n: self._pooling.pool_padded(states[n], mask) for n in self._heads.layers}
+        if self._normalize:
+            pooled = {n: scale_to_unit(vectors) for n, vectors in pooled.items()}
         joined: dict[tuple[int, ...], Tensor] = {}
         likeness: dict[int, Tensor] = {}
         outputs: list[Tensor] = []
@@ -239,7 +244,12 @@ class TextModel(nn.Module):
 
 
 def write_graph(
-    backbone: Backbone, heads: Heads, path: Path, about: Mapping[str, str]
+    backbone: Backbone,
+    heads: Heads,
+    path: Path,
+    about: Mapping[str, str],
+    *,
+    normalize: bool = False,
 ) -> tuple[str, ...]:
     """Write a model as an ONNX graph.
 
@@ -250,11 +260,12 @@ def write_graph(
     :param heads: the heads.
     :param path: the file to write.
     :param about: metadata to write into the file.
+    :param normalize: whether vectors are scaled to length 1.
     :returns: the names of those nodes of the graph that are not of the backbone.
     :raises ExportError: if torch cannot write the backbone as ONNX.
     """
     backbone.model.set_attn_implementation("eager")
-    model = TextModel(backbone, heads)
+    model = TextModel(backbone, heads, normalize=normalize)
     axes = {0: "batch", 1: "tokens"}
     ids = torch.arange(_TRACED_SHAPE[1]).repeat(_TRACED_SHAPE[0], 1)
     mask = torch.ones_like(ids)

@@ -33,6 +33,7 @@ def describe_labels(heads: Heads, identity: Mapping[str, str]) -> dict[str, Any]
         "format": _FORMAT,
         "model": dict(identity),
         "max_tokens": heads.recipe["max_tokens"],
+        **({"prompt": heads.recipe["prompt"]} if "prompt" in heads.recipe else {}),
         "tasks": {head.name: _describe_task(head) for head in heads.heads},
     }
 

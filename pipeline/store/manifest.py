@@ -65,7 +65,7 @@ class Recipe:
     :param contents: all that changes a vector, readable: hashes of the backbone's files, maximum
         length, pooling, layers, precision, dtype, algorithm version.
     :param layers: numbers of the cached layers, ascending.
-    :param width: D, of one layer.
+    :param width: D, of one layer: the vectors of all its poolings side by side.
     :param dtype: ``float16`` or ``float32``.
     """
 
@@ -79,6 +79,11 @@ class Recipe:
     def fingerprint(self) -> str:
         """SHA-256 of the contents in canonical JSON."""
         return hash_json(self.contents)
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The names of the poolings, each of which has a column of each layer."""
+        return _list_poolings(self.contents)
 
     @property
     def text_bytes(self) -> int:
@@ -119,6 +124,11 @@ class Manifest:
     format: int = FORMAT
 
     @property
+    def poolings(self) -> tuple[str, ...]:
+        """The names of the poolings, each of which has a column of each layer."""
+        return _list_poolings(self.recipe)
+
+    @property
     def rows(self) -> int:
         """How many distinct texts it holds."""
         return sum(shard.rows for shard in self.shards)
@@ -145,9 +155,46 @@ class Rows:
     vectors: Vectors
 
 
-def name_layer(layer: int) -> str:
-    """The column of a layer: ``layer_06``."""
-    return f"layer_{layer:02}"
+def name_layer(layer: int, pooling: str | None = None) -> str:
+    """The column of a layer: ``layer_06``, or ``layer_06_cls`` of a further pooling.
+
+    :param layer: number of the layer.
+    :param pooling: name of the pooling; ``None`` for the first, or only, one.
+    """
+    return f"layer_{layer:02}" + (f"_{pooling}" if pooling else "")
+
+
+def name_columns(store: Recipe | Manifest, layer: int) -> tuple[str, ...]:
+    """The columns of a layer, one a pooling, which have equal parts of the layer's width.
+
+    :param store: what the vectors are.
+    :param layer: number of the layer.
+    """
+    further = store.poolings[1:]
+    return (name_layer(layer), *(name_layer(layer, pooling) for pooling in further))
+
+
+def split_columns(
+    store: Recipe | Manifest, layers: Sequence[int], vectors: npt.NDArray[Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """Column → its part of an array, without a copy: [B, D divided by the number of poolings].
+
+    :param store: what the vectors are.
+    :param layers: numbers of the L layers of the array.
+    :param vectors: [B, L, D].
+    """
+    part = store.width // len(store.poolings)
+    return {
+        column: vectors[:, number, place * part : (place + 1) * part]
+        for number, layer in enumerate(layers)
+        for place, column in enumerate(name_columns(store, layer))
+    }
+
+
+def _list_poolings(contents: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the poolings of a recipe, of which a single one stands there by itself."""
+    pooling = contents.get("pooling", "mean")
+    return tuple(pooling) if isinstance(pooling, list) else (str(pooling),)
 
 
 def read_manifest_file(path: Path) -> Manifest | None:
@@ -218,6 +265,14 @@ def _check_form(manifest: Manifest) -> None:
         raise ValueError(f"dtype {manifest.dtype}")
     if not isinstance(manifest.backbone, str) or not isinstance(manifest.recipe, dict):
         raise ValueError("it has no recipe")
+    poolings = manifest.recipe.get("pooling", "mean")
+    if not isinstance(poolings, str) and not (
+        isinstance(poolings, list)
+        and poolings
+        and all(isinstance(name, str) for name in poolings)
+        and manifest.width % len(poolings) == 0
+    ):
+        raise ValueError(f"pooling {poolings!r:.80} of width {manifest.width}")
     if not isinstance(manifest.recipe.get("files", {}), dict):
         raise ValueError("its recipe names no files")
     if manifest.fingerprint != hash_json(manifest.recipe):

@@ -16,7 +16,7 @@ from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
 from pipeline.files import hash_file
 from pipeline.store.commit import Snapshot, read_steadily
-from pipeline.store.manifest import REPAIR, Manifest, Recipe, Rows, Shard, name_layer
+from pipeline.store.manifest import REPAIR, Manifest, Recipe, Rows, Shard, split_columns
 from pipeline.store.shard import list_value_bytes, locate_values
 
 if TYPE_CHECKING:
@@ -257,7 +257,8 @@ def read_vectors(
         _check_layers(folder, snapshot.manifest, layers)
         positions = locate(snapshot, keys)
         vectors = np.empty((len(positions), len(layers), snapshot.manifest.width), dtype)
-        gather_rows(snapshot, positions, _split_layers(layers, vectors), threads)
+        into = split_columns(snapshot.manifest, layers, vectors)
+        gather_rows(snapshot, positions, into, threads)
         return vectors
 
     return read_steadily(folder, read, fingerprint=fingerprint)
@@ -274,17 +275,9 @@ def read_rows(snapshot: Snapshot, positions: npt.NDArray[np.int64]) -> Rows:
     shape = (len(positions), len(manifest.layers), manifest.width)
     vectors = np.empty(shape, manifest.dtype)
     n_tokens = np.empty((len(positions), 1), np.int32)
-    into = {"n_tokens": n_tokens} | _split_layers(manifest.layers, vectors)
+    into = {"n_tokens": n_tokens} | split_columns(manifest, manifest.layers, vectors)
     gather_rows(snapshot, positions, into)
     return Rows(n_tokens=n_tokens[:, 0], vectors=vectors)
-
-
-def _split_layers(layers: Sequence[int], vectors: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-    """Column → the part of an array that it fills, without a copy.
-
-    :param vectors: [B, L, D].
-    """
-    return {name_layer(layer): vectors[:, number] for number, layer in enumerate(layers)}
 
 
 def stream_vectors(
@@ -330,7 +323,7 @@ def stream_vectors(
         def fill(
             now: Snapshot,
             rows: npt.NDArray[np.int64] = rows,
-            into: Mapping[str, npt.NDArray[Any]] = _split_layers(layers, vectors),
+            into: Mapping[str, npt.NDArray[Any]] = split_columns(manifest, layers, vectors),
         ) -> None:
             at = positions[rows] if now is at_start else locate(now, wanted.take(rows))
             gather_rows(now, at, into)
@@ -389,7 +382,8 @@ def gather_rows(
 
     :param snapshot: what the store holds.
     :param positions: int64, [B]: rows of the store.
-    :param into: column → an array to fill: [B, D] of a layer, [B, 1] of ``n_tokens``.
+    :param into: column → an array to fill: [B, 1] of ``n_tokens``; [B, D] of a layer, or of one of
+        its poolings that pooling's part of D.
     :param threads: number of threads that read at once; all cores if ``None``.
     :raises StoreError: if a shard is missing or damaged.
     """
@@ -445,11 +439,12 @@ def read_whole_shard(path: Path, *, sha256: str | None = None) -> Snapshot | Non
         about = footer.metadata
         vector = footer.schema.to_arrow_schema().field(-1).type
         contents = json.loads(about[b"recipe"])
+        poolings = contents.get("pooling")
         recipe = Recipe(
             backbone=about[b"backbone"].decode(),
             contents=contents,
             layers=tuple(contents["layers"]),
-            width=vector.list_size,
+            width=vector.list_size * (len(poolings) if isinstance(poolings, list) else 1),
             dtype=str(np.dtype(vector.value_type.to_pandas_dtype())),
         )
         if recipe.fingerprint != about[b"fingerprint"].decode():

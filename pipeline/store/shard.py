@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pipeline.arrays import wrap_numbers
 from pipeline.corpus.keys import view_keys
 from pipeline.store import manifest as layout
-from pipeline.store.manifest import Manifest, Recipe, Rows, name_layer
+from pipeline.store.manifest import Manifest, Recipe, Rows, name_columns, split_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,8 +57,9 @@ class Extent:
 
 def list_value_bytes(store: Recipe | Manifest) -> dict[str, int]:
     """Bytes that one row takes in each column, in the order of the columns."""
-    vector = store.width * np.dtype(store.dtype).itemsize
-    return {"key": 16, "n_tokens": 4} | {name_layer(layer): vector for layer in store.layers}
+    vector = store.width // len(store.poolings) * np.dtype(store.dtype).itemsize
+    columns = [column for layer in store.layers for column in name_columns(store, layer)]
+    return {"key": 16, "n_tokens": 4} | dict.fromkeys(columns, vector)
 
 
 def locate_values(footer: Any, value_bytes: Mapping[str, int]) -> list[Extent]:
@@ -107,8 +108,7 @@ class Skeleton:
         from xxhash import xxh3_64_hexdigest
 
         columns: dict[str, npt.NDArray[Any]] = {"key": view_keys(keys), "n_tokens": rows.n_tokens}
-        for number, layer in enumerate(self.recipe.layers):
-            columns[name_layer(layer)] = rows.vectors[:, number]
+        columns |= split_columns(self.recipe, self.recipe.layers, rows.vectors)
 
         def cut(extent: Extent) -> tuple[memoryview, str]:
             part = columns[extent.column][extent.first : extent.first + extent.rows]
@@ -160,11 +160,13 @@ def _write_zeros(file: IO[bytes], recipe: Recipe, rows: int, checks: bytes) -> N
     import pyarrow.parquet as pq
 
     element = pa.field("element", pa.from_numpy_dtype(recipe.dtype), nullable=False)
-    vector = pa.list_(element, recipe.width)
+    width = recipe.width // len(recipe.poolings)
+    vector = pa.list_(element, width)
+    names = [column for layer in recipe.layers for column in name_columns(recipe, layer)]
     fields = [
         pa.field("key", pa.binary(16), nullable=False),
         pa.field("n_tokens", pa.int32(), nullable=False),
-        *(pa.field(name_layer(layer), vector, nullable=False) for layer in recipe.layers),
+        *(pa.field(name, vector, nullable=False) for name in names),
     ]
     about = {
         "backbone": recipe.backbone,
@@ -172,12 +174,12 @@ def _write_zeros(file: IO[bytes], recipe: Recipe, rows: int, checks: bytes) -> N
         "recipe": json.dumps(recipe.contents),
     }
     schema = pa.schema(fields, metadata=about)
-    zeros = wrap_numbers(np.zeros(rows * recipe.width, recipe.dtype))
+    zeros = wrap_numbers(np.zeros(rows * width, recipe.dtype))
     keys = pa.py_buffer(bytes(16 * rows))
     columns = [
         pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), rows, [None, keys]),
         wrap_numbers(np.zeros(rows, np.int32)),
-        *(pa.FixedSizeListArray.from_arrays(zeros, type=vector) for _ in recipe.layers),
+        *(pa.FixedSizeListArray.from_arrays(zeros, type=vector) for _ in names),
     ]
     with pq.ParquetWriter(
         file,

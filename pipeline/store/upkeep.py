@@ -33,7 +33,8 @@ from pipeline.store.manifest import (
     MANIFEST,
     Manifest,
     Shard,
-    name_layer,
+    name_columns,
+    split_columns,
     write_manifest,
 )
 from pipeline.store.reader import read_keys, read_rows, read_vectors, read_whole_shard
@@ -290,8 +291,8 @@ def export_vectors(
     :param folder: the store.
     :param keys: keys of N rows, duplicates allowed.
     :param layers: numbers of L layers.
-    :param target: ``.npy``: [N, L * D]; ``.safetensors``: one tensor ``layer_NN``, [N, D], a layer;
-        ``.parquet``: one list column a layer, beside the extra columns.
+    :param target: ``.npy``: [N, L * D]; ``.safetensors``: one tensor ``layer_NN``, [N, D], a layer,
+        or one a pooling of it; ``.parquet``: as many list columns, beside the extra columns.
     :param extra: columns to put first into a Parquet file, N values each.
     :returns: the shape of the vectors: N, L, D.
     :raises StoreError: if the name's ending is none of these, or vectors are missing.
@@ -329,8 +330,8 @@ def _export_safetensors(export: _Export) -> None:
     manifest = export.manifest
     vectors = export.read(export.keys)
     tensors = {
-        name_layer(layer): np.ascontiguousarray(vectors[:, number])
-        for number, layer in enumerate(export.layers)
+        column: np.ascontiguousarray(part)
+        for column, part in split_columns(manifest, export.layers, vectors).items()
     }
     with write_aside(export.target) as file:
         file.write(save(tensors, {"fingerprint": manifest.fingerprint}))
@@ -342,10 +343,11 @@ def _export_parquet(export: _Export) -> None:
 
     manifest = export.manifest
     element = pa.field("element", pa.from_numpy_dtype(manifest.dtype), nullable=False)
-    vector = pa.list_(element, manifest.width)
+    vector = pa.list_(element, manifest.width // len(manifest.poolings))
+    names = [column for layer in export.layers for column in name_columns(manifest, layer)]
     schema = pa.schema(
         [pa.field(name, column.type) for name, column in export.extra.items()]
-        + [pa.field(name_layer(layer), vector) for layer in export.layers]
+        + [pa.field(name, vector) for name in names]
     )
     with (
         write_aside(export.target) as file,
@@ -353,7 +355,7 @@ def _export_parquet(export: _Export) -> None:
     ):
         for start, vectors in export.read_chunks():
             columns = [column.slice(start, len(vectors)) for column in export.extra.values()]
-            for number in range(len(export.layers)):
-                flat = np.ascontiguousarray(vectors[:, number]).reshape(-1)
+            for part in split_columns(manifest, export.layers, vectors).values():
+                flat = np.ascontiguousarray(part).reshape(-1)
                 columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=vector))
             writer.write_table(pa.table(columns, schema=schema))

@@ -276,7 +276,8 @@ def _describe_type(
         words = list(dict.fromkeys(words))
         return _join(words) + ("; or null" if type(None) in arguments else "")
     if origin is Literal:
-        return _join([f"`{value}`" for value in arguments])
+        spelt = ["false" if value is False else value for value in arguments]  # as in YAML
+        return _join([f"`{value}`" for value in spelt])
     if origin is dict:
         values = _describe_type(arguments[1], (), links)
         return f"mapping of each {_describe_keys(arguments[0])} to: {values}"

@@ -287,10 +287,10 @@ def test_what_cannot_be(encoder: FrozenTextEncoder, tmp_path: Path) -> None:
         ({"backbone": tmp_path / "none"}, AssetError, "no such folder, and not a hub id"),
         ({"layers": [9]}, SettingsError, "embed.layers: no layer 9; there are 0, 1, 2"),
         ({"layers": 2}, SettingsError, "layers: 'int' object is not iterable"),
-        ({"max_tokens": 2}, SettingsError, "max_tokens: Input should be greater than or equal to"),
+        ({"max_tokens": 2}, SettingsError, "max_tokens: must be >= 3 or auto, got 2"),
         ({"max_tokens": 1000}, SettingsError, "embed.max_tokens: must be <= 512"),
-        ({"precision": "float8"}, SettingsError, "precision: Input should be"),
-        ({"pooling": "median"}, SettingsError, "pooling: must be one of"),
+        ({"precision": "float8"}, SettingsError, "precision: must be one of auto, float32"),
+        ({"pooling": "median"}, SettingsError, "pooling: must be auto or one of mean, cls"),
     ):
         with pytest.raises(error, match=message.replace("(", r"\(")):
             clone(encoder).set_params(**settings).fit(TEXTS).transform(TEXTS)

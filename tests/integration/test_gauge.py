@@ -54,8 +54,8 @@ def gauged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     measure = gauge.measure_fidelity
 
-    def count(*arguments: Any) -> Any:
-        fidelity = measure(*arguments)
+    def count(*arguments: Any, **options: Any) -> Any:
+        fidelity = measure(*arguments, **options)
         calls.append(fidelity.texts)
         return fidelity
 

@@ -201,6 +201,9 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
     }
     assert settings.embed.model_dump() == {
         "max_tokens": 128,
+        "pooling": "mean",
+        "prompt": "none",
+        "normalize": False,
         "layers": "last",
         "dtype": "float32",
         "precision": "float32",
@@ -257,7 +260,7 @@ runtimes: {}
         "`negative_at_most`?",
         "params.yaml: prepare.split: train + validation + test must be 1, got 1.1",
         "params.yaml: prepare.on_bad_row: unknown key; did you mean `on_bad_rows`?",
-        "params.yaml: embed.max_tokens: must be a whole number, got 128.5",
+        "params.yaml: embed.max_tokens: must be a whole number or auto, got 128.5",
         "params.yaml: heads.tasks.spam.loss_wight: unknown key; did you mean `loss_weight`?",
         "params.yaml: heads.learning_rate: must be > 0, got -0.1",
         "params.yaml: runtimes: unknown key; did you mean `runtime`?",
@@ -320,7 +323,7 @@ runtimes: {}
             "heads: {tasks: {spam: {class_weights: {ham: 1}}}}",
             "heads.tasks.spam.class_weights: must give a weight for each of ham, spam, got ham",
         ),
-        ("embed: {max_tokens: 2}", "embed.max_tokens: must be >= 3, got 2"),
+        ("embed: {max_tokens: 2}", "embed.max_tokens: must be >= 3 or auto, got 2"),
         ("fetch: {backbones: []}", "fetch.backbones: must be a list of 1 or more, got []"),
         (
             "fetch: {dataset: ''}",

@@ -287,7 +287,10 @@ def test_every_pooling_gives_padded_and_packed_texts_what_it_gives_each_alone(na
 
 
 def test_a_pooling_that_there_is_not_is_said() -> None:
-    with pytest.raises(SettingsError, match=r"embed\.pooling: must be one of mean, got 'first'"):
+    with pytest.raises(
+        SettingsError,
+        match=r"embed\.pooling: must be one of mean, cls, max, mean_sqrt_len, last, got 'first'",
+    ):
         find_pooling("first")
 
 
