@@ -136,8 +136,11 @@ class _LayerFit:
     ) -> dict[str, LayerScores]:
         """The scores of some tasks, all of whose rows have a label.
 
+        :param layers: the numbers of the L layers, in the order of the vectors.
         :param train: the numbers of the training rows, [n].
         :param held_out: the numbers of the rows to score on, [m].
+        :param tasks: the tasks.
+        :param labels: task → labels of all rows.
         """
         targets = [
             encode_targets(TASK_TYPES[task.type], labels[task.name], len(task.classes))

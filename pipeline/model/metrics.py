@@ -104,7 +104,7 @@ class Answers(ABC):
         :param levels: the number of different scores that each ranking has at most.
         """
         columns = [coarsen_scores(ranking, levels) for ranking in self.rankings]
-        scores = np.stack(columns, axis=1) if columns else rank_nothing()
+        scores: Logits = np.stack(columns, axis=1) if columns else rank_nothing()
         return replace(self, rank=lambda: scores)
 
     @property

@@ -84,6 +84,7 @@ class _Labels(ABC):
     def agree(self, head: SavedHead, values: npt.NDArray[Any], doubts: Floats) -> Any:
         """The value that rows of one text should have; ``None`` if none is better than another.
 
+        :param head: the head of the task.
         :param values: their values, [b], not all the same.
         :param doubts: how little each is believed, [b]; NaN where no head judged it.
         """
