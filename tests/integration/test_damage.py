@@ -29,6 +29,7 @@ FILES = {
     "heads/heads.json": ("report",),
     "heads/heads.safetensors": ("report",),
     "heads/curves.csv": ("report",),
+    "heads/held_out.parquet": ("report",),
     "timings/fetch.json": ("report",),
     "timings/prepare.json": ("report",),
     "timings/embed.json": ("report",),
