@@ -41,6 +41,8 @@ def run_group(project: Project, settings: Settings) -> dict[str, object] | None:
     if not settings.group.split:
         if not path.exists() or path.stat().st_size:
             write_bytes(path, b"")
+            # What an earlier run took is no cost of parts that are not drawn.
+            (project.timings / "group.json").unlink(missing_ok=True)
         return None
     _check_draw(settings.prepare.split)
     manifest = read_manifest(project.store)

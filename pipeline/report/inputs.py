@@ -18,7 +18,7 @@ from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
 from pipeline.store import find_alike
 
-TIMED_STAGES = ("fetch", "prepare", "embed", "train-heads")
+TIMED_STAGES = ("fetch", "prepare", "embed", "group", "train-heads")
 _RELABEL = "run `pipeline prepare`, then `pipeline train-heads`"
 
 

@@ -113,7 +113,9 @@ def test_settings_that_ask_for_no_groups_read_no_vectors(grouped: Project, cli: 
     assert result.returncode == 1
     assert "run `pipeline group`" in result.stderr
     shutil.rmtree(grouped.store)
+    assert (grouped.timings / "group.json").exists()
     assert "nothing to do" in cli("group").stdout
+    assert not (grouped.timings / "group.json").exists()
     assert grouped.groups_file.read_bytes() == b""
     rows = read_labelled_rows(grouped)
     assert not rows.is_grouped
