@@ -9,17 +9,17 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(she
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: run test test-all check docs clean
+.PHONY: run test test-all check browser docs clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
 	dvc repro
 	@pipeline report --show
 
-test: $(VENV)/.installed-test check
+test: $(VENV)/.installed-test browser check
 	python -m pytest -m "not long"
 
-test-all: $(VENV)/.installed-test check
+test-all: $(VENV)/.installed-test browser check
 	KILLS=50 python -m pytest
 
 docs: $(VENV)/.installed-test
@@ -30,6 +30,18 @@ check: $(VENV)/.installed-test
 	ruff format --check .
 	flake8 pipeline
 	mypy
+
+# The tests of the report's page drive Debian's Chromium. Where there is none and none can be
+# installed, they are skipped, and this says so.
+APT_CHROMIUM := DEBIAN_FRONTEND=noninteractive apt-get install -y -q chromium
+browser:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium, for the tests of the report's page"; \
+	  { $(APT_CHROMIUM) || { apt-get update -q && $(APT_CHROMIUM); }; } >/dev/null 2>&1; fi; \
+	command -v chromium >/dev/null || echo "no Chromium here, and it could not be installed:" \
+	  "the tests of the report's page in a browser are skipped (apt-get install chromium)"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it with: make PYTHON=/path/to/python3.11")'

@@ -12,6 +12,7 @@ from pipeline.model.saved import DESCRIPTION
 from pipeline.project import Project
 
 METRICS = "metrics.json"
+FINDINGS = "findings.json"
 CHECKSUMS = "SHA256SUMS"
 # The file, as seen from the report's folder, whose hash says which heads the figures are of.
 SCORED_HEADS = f"../heads/{DESCRIPTION}"
@@ -34,15 +35,33 @@ def read_metrics(project: Project) -> dict[str, dict[str, dict[str, Any]]]:
     :raises StageError: if there is none, or its file is not the one that was written.
     """
     path = project.report / METRICS
-    metrics = read_json(path, stage=_STAGE)
-    stated = _read_checksums(project)
+    metrics = _read_stated(project, METRICS)
     with reading(path, _STAGE):
-        if stated.get(METRICS) != hash_file(path):
-            raise ValueError(f"it is not the file that {path.with_name(CHECKSUMS)} tells of")
         return {
             part: {task: dict(values) | {"rows": values["rows"]} for task, values in tasks.items()}
             for part, tasks in metrics.items()
         }
+
+
+def read_summary(project: Project) -> dict[str, Any]:
+    """Read what the terminal tells of the last report, as ``report/summary.py`` made it.
+
+    :param project: the project that the report is of.
+    :raises StageError: if there is none, or its file is not the one that was written.
+    """
+    record: dict[str, Any] = _read_stated(project, FINDINGS)
+    return record
+
+
+def _read_stated(project: Project, name: str) -> Any:
+    """The content of a file of JSON whose hash the report states."""
+    path = project.report / name
+    content = read_json(path, stage=_STAGE)
+    stated = _read_checksums(project)
+    with reading(path, _STAGE):
+        if stated.get(name) != hash_file(path):
+            raise ValueError(f"it is not the file that {path.with_name(CHECKSUMS)} tells of")
+    return content
 
 
 def check_scored_heads(project: Project) -> None:

@@ -54,7 +54,7 @@ class Findings:
     :param reliability: task → how far probabilities can be believed; not of numbers.
     :param thresholds: task → scores at other thresholds; only of tasks that have some.
     :param points: the map of the corpus.
-    :param clusters: the names of the map's clusters.
+    :param clusters: the names of the map's clusters; their numbers where texts are not to be shown.
     :param costs: what the run has cost.
     """
 
@@ -126,6 +126,8 @@ def collect_findings(
     shown = sample_rows(rows)
     points = draw_map(reader.take(rows.codes[shown]), shown, settings.map)
     clusters = name_clusters(words, rows.codes[points.rows], points.cluster)
+    if settings.texts == "hide":
+        clusters = tuple(str(number) for number in range(1, len(clusters) + 1))
     groupings = _group_rows(rows, texts, columns, points, clusters)
     return Findings(
         numbers=numbers,

@@ -16,6 +16,7 @@ from pipeline.files import check_hash, read_json, reading
 from pipeline.model.decision import Ints
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.project import Project
+from pipeline.report.layers import read_layer_worth, read_path_bound
 from pipeline.store import find_alike
 
 TIMED_STAGES = ("fetch", "prepare", "embed", "group", "train-heads")
@@ -134,6 +135,7 @@ def check_heads(project: Project, backbone: Asset, heads: Heads, fingerprint: st
     with reading(project.heads, "train-heads"):
         for head in heads.heads:
             _check_about(head.about)
+            read_layer_worth(head), read_path_bound(head)
         if not isinstance(heads.training.get("judged_rows", 0), int):
             raise TypeError("judged_rows is no whole number")
         trained_on = dict(heads.recipe["files"]).items()

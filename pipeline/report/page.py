@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -284,12 +284,7 @@ def _describe_findings(content: PageContent) -> dict[str, Any]:
             for found in findings.leaks.find_inflated(content.heads, content.scores[judged])
         ],
         "leaks": describe_leaks(content),
-        "segments": [
-            segment
-            if content.texts is not None or segment.kind != "cluster"
-            else replace(segment, name=segment.name.partition(":")[0])  # no words of texts
-            for segment in findings.segments
-        ],
+        "segments": findings.segments,
         "segment_columns": list(dict.fromkeys(kind.partition(": ")[2] for kind in kinds)),
         "costs": findings.costs.rows,
         "map_points": len(points.rows),

@@ -79,7 +79,7 @@ def build_data(
     pool = TextPool(texts)
     points = _locate_points(rows, findings)
     classes = {head.name: head.classes for head in heads.heads}
-    of_map = describe_map(heads, rows, findings, logits, shows_texts=texts is not None)
+    of_map = describe_map(heads, rows, findings, logits)
     data: dict[str, Any] = {
         "tasks": [
             {"name": head.name, "type": head.type.name, "classes": head.classes}
@@ -198,10 +198,10 @@ def list_classes(error: ErrorRow, numbers: Mapping[str, int]) -> list[int]:
     tag = error.kind.partition(": ")[2]
     if error.kind.startswith(("missing: ", "extra: ")) and tag in numbers:
         return [numbers[tag]]
-    named = [error.actual, error.predicted]
-    if not set(named) & set(numbers):
-        named = [tag for names in named for tag in names.split("; ")]
-    return sorted({numbers[name] for name in named if name in numbers})
+    names: list[str] = []
+    for label in (error.actual, error.predicted):
+        names += [label] if label in numbers else label.split("; ")
+    return sorted({numbers[name] for name in names if name in numbers})
 
 
 def list_suspect_rows(
@@ -270,8 +270,6 @@ def describe_map(
     rows: ScoredRows,
     findings: Findings,
     logits: Mapping[str, Sequence[Logits]],
-    *,
-    shows_texts: bool,
 ) -> dict[str, Any]:
     """The points of the map, and what they are coloured by.
 
@@ -279,21 +277,19 @@ def describe_map(
     :param rows: the rows of the corpus.
     :param findings: what was found.
     :param logits: task → logits of the N distinct texts, [N, O], for each seed.
-    :param shows_texts: whether clusters may be named by words of their texts.
     """
     points = findings.points
     parts = [part for part in ("train", "validation", "test") if part in rows.parts]
     part_of = np.full(len(rows.codes), len(parts), np.int64)
     for number, part in enumerate(parts):
         part_of[rows.parts[part]] = number
-    names = findings.clusters if shows_texts else range(1, len(findings.clusters) + 1)
     return {
         "row": pack_numbers(findings.numbers[points.rows]),
         "x": pack_numbers(np.round((points.x + 1) * 1000)),
         "y": pack_numbers(np.round((points.y + 1) * 1000)),
         "parts": parts,
         "part": pack_numbers(part_of[points.rows]),
-        "clusters": [str(name) for name in names],
+        "clusters": list(findings.clusters),
         "cluster": pack_numbers(points.cluster),
         "tasks": [
             _describe_points(head, rows, points.rows, logits[head.name][0], findings)

@@ -22,6 +22,7 @@ from pipeline.report.charts import (
     TOP,
     Axis,
     Line,
+    draw_bars,
     draw_chart,
     draw_curves,
     draw_history,
@@ -30,6 +31,7 @@ from pipeline.report.charts import (
 from pipeline.report.errors import ErrorRow
 from pipeline.report.findings import Findings
 from pipeline.report.inputs import ScoredRows
+from pipeline.report.layers import read_layer_worth, read_path_bound
 from pipeline.report.plots import Curve, TaskCurves
 from pipeline.report.thresholds import ThresholdCurve
 from pipeline.report.values import format_value, name_step
@@ -105,7 +107,7 @@ def describe_head(
         "reliability": describe_reliability(reliability) if reliability else None,
         "thresholds": describe_thresholds(findings.thresholds.get(head.name, ()), judged),
         "scatter": draw_scatter(rows, head, logits[head.name][0]),
-        "layers_worth": None,
+        "layers_worth": describe_layers(head),
         "path": describe_path(head),
         "search": describe_search(head),
         "figures": draw_figures(head, curves[head.name], judged) if judged.rows else [],
@@ -236,6 +238,32 @@ def describe_search(head: SavedHead) -> dict[str, Any] | None:
     }
 
 
+def describe_layers(head: SavedHead) -> dict[str, Any] | None:
+    """What each layer is worth: a bar for each, and one for all joined.
+
+    :param head: the head.
+    :returns: ``None`` where ``train-heads`` did not measure it.
+    """
+    worth = read_layer_worth(head)
+    if worth is None:
+        return None
+    bars = [
+        (f"layer {layer}", value, "s0" if layer == worth.best else "s5")
+        for layer, value in worth.layers.items()
+    ]
+    bars.append(("all joined", worth.joined, "s7"))
+    values = [value for _, value, _ in bars]
+    axis = Axis("", min(*values, 0.0), max(*values, 1e-12), ())
+    metric = METRICS.get(worth.metric)
+    return {
+        "svg": Markup(draw_bars(bars, axis)),
+        "title": metric.title if metric else worth.metric,
+        "lower": metric.lower_is_better if metric else False,
+        "rows": worth.rows,
+        "best": worth.best,
+    }
+
+
 def describe_path(head: SavedHead) -> dict[str, Any] | None:
     """Held-out scores by weight decay, those of the winner's other settings joined by a line.
 
@@ -268,7 +296,7 @@ def describe_path(head: SavedHead) -> dict[str, Any] | None:
     ]
     return {
         "svg": Markup(draw_chart(x, y, [Line(*own, "s0")], points, uprights)),
-        "bound": head.about.get("path_bound"),
+        "bound": read_path_bound(head),
     }
 
 

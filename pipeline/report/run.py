@@ -10,16 +10,18 @@ import numpy as np
 
 from pipeline.assets import Asset, read_assets
 from pipeline.config import ReportSettings, Settings
-from pipeline.console import say, show_table, warn
+from pipeline.console import say, warn
 from pipeline.files import describe_write_error, format_json, write_together
 from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores, rank_classes
 from pipeline.model.reported import (
     CHECKSUMS,
+    FINDINGS,
     METRICS,
     SCORED_HEADS,
     format_checksums,
     read_metrics,
+    read_summary,
 )
 from pipeline.model.saved import DESCRIPTION, Heads
 from pipeline.project import Project
@@ -34,13 +36,13 @@ from pipeline.report.inputs import (
 from pipeline.report.page import PageContent, render_page
 from pipeline.report.plots import TaskCurves, list_files, trace_precision_recall, trace_roc
 from pipeline.report.scoring import score_parts, score_texts
+from pipeline.report.summary import format_summary, list_warnings, make_summary
 from pipeline.store import CutTexts, read_manifest
 
 _SUMMARY = "summary.json"
 _SUMMARY_METRICS = 2  # of each task: `dvc metrics show` has a column for each
 _PLOTS = "plots"
 _PAGE = "report.html"
-_SHOWN = ("accuracy", "f1", "f1_macro", "roc_auc", "mean_absolute_error", "r2")
 
 
 def run_report(project: Project, settings: Settings) -> dict[str, object]:
@@ -65,6 +67,11 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     findings = collect_findings(project, settings.report, heads, rows, logits, manifest, timings)
     texts = _read_shown_texts(project, settings.report, findings)
     tables = findings.format_files(texts)
+    judged = scores[rows.judged]
+    record = make_summary(
+        heads, rows.judged, judged, findings.baselines, findings.leaks, findings.suspects,
+        findings.segments,
+    )  # fmt: skip
     page = render_page(
         PageContent(
             title=settings.report.title,
@@ -78,7 +85,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
             findings=findings,
             texts=texts,
             timings=timings,
-            files=[*tables, METRICS, _SUMMARY, *(f"{_PLOTS}/{name}" for name in files)],
+            files=[*tables, METRICS, _SUMMARY, FINDINGS, *(f"{_PLOTS}/{name}" for name in files)],
         )
     )
     metrics = {
@@ -89,14 +96,15 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
         **{f"{_PLOTS}/{name}": content for name, content in files.items()},
         **tables,
         METRICS: format_json(metrics),
-        _SUMMARY: format_json({rows.judged: summarize(heads, scores[rows.judged])}),
+        FINDINGS: format_json(record),
+        _SUMMARY: format_json({rows.judged: summarize(heads, judged)}),
         _PAGE: page.encode("utf-8"),
     }
     scored = (project.heads / DESCRIPTION).read_bytes()
     contents[CHECKSUMS] = format_checksums({**contents, SCORED_HEADS: scored})
     write_together({project.report / name: content for name, content in contents.items()})
     _remove_other_plots(project.report / _PLOTS, files)
-    _show_summary(project, assets["backbone"], metrics)
+    _show_summary(project, assets["backbone"], record)
     return {"rows": len(rows.codes), "distinct_texts": len(rows.keys), "heads": len(logits)}
 
 
@@ -116,7 +124,9 @@ def show_report(project: Project) -> None:
     :param project: the project that the report is of.
     :raises StageError: if there is none, or its files are damaged.
     """
-    _show_summary(project, read_assets(project.assets)["backbone"], read_metrics(project))
+    backbone = read_assets(project.assets)["backbone"]
+    read_metrics(project)  # whose damage is to be told before figures are
+    _show_summary(project, backbone, read_summary(project))
 
 
 def trace_curves(
@@ -169,21 +179,14 @@ def _remove_other_plots(folder: Path, files: Mapping[str, bytes]) -> None:
         raise describe_write_error(error, folder) from error
 
 
-def _show_summary(project: Project, backbone: Asset, metrics: Mapping[str, Any]) -> None:
-    """Print a line for each part and task, the backbone, and where the page is."""
-    given = {name for tasks in metrics.values() for values in tasks.values() for name in values}
-    shown = [name for name in _SHOWN if name in given]
-    show_table(
-        ("part", "task", "rows", *(name.replace("_", " ") for name in shown)),
-        [
-            (part, task, values["rows"], *(values.get(name) for name in shown))
-            for part, tasks in metrics.items()
-            for task, values in tasks.items()
-        ],
-    )
-    judged = "test" if "test" in metrics else "validation"
-    say(f"{judged}_unseen: rows of the {judged} part whose vector is that of no training row")
-    if judged != "test":
+def _show_summary(project: Project, backbone: Asset, record: Mapping[str, Any]) -> None:
+    """Print the findings in some ten lines, with the backbone and what must not be missed."""
+    *lines, page = format_summary(record, project.report / _PAGE)
+    for line in lines:
+        say(line)
+    for warning in list_warnings(record):
+        warn(warning)
+    if record["judged"] != "test":
         warn(
             "there is no test part: the figures are of validation rows, by which heads were "
             "chosen, so those of new texts will be lower"
@@ -192,4 +195,4 @@ def _show_summary(project: Project, backbone: Asset, metrics: Mapping[str, Any])
     say(f"backbone: {backbone.id}")
     if wanted and wanted != backbone.id:
         warn(f"{wanted} was wanted and could not be had; these figures are not of it")
-    say(f"page: {project.report / _PAGE}")
+    say(page)

@@ -48,13 +48,17 @@ D = len(LAYERS) * WIDTH
 ROWS = 120
 
 
-def make_project(tasks: dict[str, Sequence[str]], rows: int = ROWS) -> None:
+def make_project(
+    tasks: dict[str, Sequence[str]],
+    rows: int = ROWS,
+    name_text: Callable[[int], str] = "text {}".format,
+) -> None:
     """Write what the earlier stages write, in the working directory; two classes make a binary
     task. Every tenth row repeats the text of row 0, which is in the training part.
 
     Texts and labels are written as version 0.1.0 did, which stated no identity."""
     generator = np.random.default_rng(0)
-    texts = [f"text {0 if row % 10 == 0 else row}" for row in range(rows)]
+    texts = [name_text(0 if row % 10 == 0 else row) for row in range(rows)]
     keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
     vectors = write_store(list(dict.fromkeys(keys)), generator)
     Project().assets.write_text(
@@ -361,7 +365,10 @@ def test_the_summary_can_be_shown_again(
     first = capsys.readouterr().out
     show_report(Project())
     assert capsys.readouterr().out == first
-    assert re.search(r"test_unseen\s+kind\s+\d+ ", first)
+    lines = first.splitlines()
+    assert re.match(r"kind: Macro F1 0\.\d{3} \(0\.\d+ to 0\.\d+\) on 29 test rows; ", lines[1])
+    assert lines[2].startswith("leaks: of 29 test rows, 5 have the text of a training row")
+    assert lines[-1] == "page: cache/report/report.html"
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@
       this.lit = null; // the group that stands out
       this.area = null; // the corners of the rectangle that is being drawn
       this.pointers = new Map();
-      this.by = find("[data-by]");
+      this.by = find("select[data-by]");
       this.of = find("[data-of]");
       this.pick = find("[data-pick]");
       for (const control of [this.by, this.of]) control.addEventListener("change", () => this.recolour());
@@ -671,7 +671,7 @@
   });
 
   // The section that is being read stands out in the bar.
-  const links = new Map(findAll(".bar a").map((link) => [link.hash.slice(1), link]));
+  const links = new Map(findAll(".contents a").map((link) => [link.hash.slice(1), link]));
   const reading = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
