@@ -222,9 +222,9 @@ def test_the_map_zooms_moves_and_takes_an_area(page: Page) -> None:
     canvas.evaluate("e => e.scrollIntoView({ block: 'center' })")
     box = canvas.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 2, steps=3)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 20, steps=3)
     page.mouse.up()
     page.wait_for_function("() => Number(document.querySelector('canvas').dataset.chosen) > 1")
     chosen = int(canvas.get_attribute("data-chosen") or 0)
