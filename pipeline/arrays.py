@@ -59,3 +59,14 @@ def wrap_keys(keys: Sequence[bytes]) -> pa.Array:
         return pa.array(keys, pa.binary(16))
     data = pa.py_buffer(b"".join(keys))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, data])
+
+
+def wrap_rows(keys: npt.NDArray[np.uint8]) -> pa.Array:
+    """An Arrow array of the same keys: fixed-size binary of 16.
+
+    :param keys: uint8, [N, 16].
+    """
+    import pyarrow as pa
+
+    buffer = pa.py_buffer(np.ascontiguousarray(keys))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, buffer])

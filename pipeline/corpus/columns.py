@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import WantedColumn
 from pipeline.config_errors import suggest
 from pipeline.console import say
+from pipeline.corpus.cells import Cells
 from pipeline.errors import DataError
 
 _LISTED_NAMES = 20  # of a source's columns, in a message
 _INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
+
+
+def _hold_in_list(kind: str | None) -> list[Any]:
+    """What holds the cells of a column in memory, as they are."""
+    return []
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,21 @@ class ColumnChoice:
 
     :param wanted: columns that must be there.
     :param all_others: whether the other columns are read too.
+    :param hold: a function that makes what holds the cells of a column, from what the column is to
+        hold, ``None`` if it is not wanted.
     """
 
     wanted: tuple[WantedColumn, ...] = ()
     all_others: bool = True
+    hold: Callable[[str | None], Cells | list[Any]] = _hold_in_list
+
+    def start_column(self, name: str) -> Cells | list[Any]:
+        """What is to hold the cells of a column, still empty.
+
+        :param name: its name in the source, which may differ from the one that is wanted.
+        """
+        alike = _simplify(name)
+        return self.hold(next((w.kind for w in self.wanted if _simplify(w.name) == alike), None))
 
     def may_take(self, name: str) -> bool:
         """Whether a column could be one of those that are read, by its name alone."""

@@ -182,7 +182,7 @@ class _DelimitedFile:
         names_from = "prepare.header" if self.reading.header else "the header"
         names = self.reading.header or first.cells
         picked = self.choice.pick(self.path, names, names_from)
-        columns: Columns = {name: [] for name in picked}
+        columns: Columns = {name: self.choice.start_column(name) for name in picked}
         kept = [(columns[name].append, position) for name, position in picked.items()]
         evidence = Evidence()
         observer = QuoteObserver(dialect, len(names), evidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -33,25 +34,28 @@ class ClassLabels(Protocol):
 
 
 def draw_parts(
-    rows: Ints,
-    unit_of_row: Ints,
+    rows: npt.NDArray[np.integer],
+    unit_of_row: Ints | None,
     labels: Mapping[str, ClassLabels],
     settings: SplitSettings,
     noun: str,
 ) -> Parts:
     """Draw the part of some rows; those of one unit are drawn together.
 
-    :param rows: the numbers of these rows, int64, [b].
-    :param unit_of_row: the number of the unit that each of them is of, int64, [b].
+    :param rows: the numbers of these rows, [b].
+    :param unit_of_row: the number of the unit that each of them is of, int64, [b]; ``None`` if each
+        is one by itself.
     :param labels: the tasks that ``stratify_by`` names, of all rows.
     :param settings: the shares of the parts and how they are drawn.
     :param noun: what a unit is called in a message.
     :returns: the part of each of the rows: [b].
     :raises DataError: if there are too few units for the parts, or too few of a stratum.
     """
-    _, first, unit = np.unique(unit_of_row, return_index=True, return_inverse=True)
-    units = np.arange(len(first))
-    first_row = rows[first]
+    first_row, unit = rows, None
+    if unit_of_row is not None:
+        _, first, unit = np.unique(unit_of_row, return_index=True, return_inverse=True)
+        first_row = rows[first]
+    units = np.arange(len(first_row), dtype=np.int32)
     strata = _join_labels(labels, settings.stratify_by)[first_row] if settings.stratify_by else None
     part_of_unit = np.full(len(units), TRAIN, np.int8)
     try:
@@ -59,12 +63,12 @@ def draw_parts(
             part_of_unit[drawn] = PARTS.index(part)
     except ValueError as error:
         raise _describe_small_corpus(labels, first_row, strata, settings, noun) from error
-    return part_of_unit[unit.reshape(-1)]
+    return part_of_unit if unit is None else part_of_unit[unit.reshape(-1)]
 
 
 def _draw_units(
-    units: npt.NDArray[np.int64], strata: npt.NDArray[np.int64] | None, settings: SplitSettings
-) -> dict[str, npt.NDArray[np.int64]]:
+    units: npt.NDArray[np.int32], strata: npt.NDArray[np.int64] | None, settings: SplitSettings
+) -> dict[str, npt.NDArray[np.int32]]:
     """Draw the units that are not for training and, among these, those that are for testing.
 
     :param units: numbers of what is drawn, from 0, [N].
@@ -72,27 +76,47 @@ def _draw_units(
     :returns: part → its units; later parts take theirs from those of earlier ones.
     :raises ValueError: if there are too few units, or too few of a stratum.
     """
-    from sklearn.model_selection import train_test_split
-
     shares = settings.drawn_shares
     rest_share = round(sum(shares.values()), 12)
-    _, rest = train_test_split(
-        units, test_size=rest_share, random_state=settings.seed, stratify=strata
-    )
+    rest = _draw_share(units, rest_share, settings.seed, strata)
     if "test" not in shares:
         return {"validation": rest}
-    _, test = train_test_split(
-        rest,
-        test_size=round(shares["test"] / rest_share, 12),
-        random_state=settings.seed,
-        stratify=strata[rest] if strata is not None else None,
-    )
-    return {"validation": rest, "test": test}
+    test_share = round(shares["test"] / rest_share, 12)
+    of_rest = strata[rest] if strata is not None else None
+    return {"validation": rest, "test": _draw_share(rest, test_share, settings.seed, of_rest)}
+
+
+def _draw_share(
+    units: npt.NDArray[np.int32],
+    share: float,
+    seed: int,
+    strata: npt.NDArray[np.int64] | None,
+) -> npt.NDArray[np.int32]:
+    """Draw a share of units, as the test part of scikit-learn's ``train_test_split``.
+
+    Without strata that is the start of a permutation, which needs neither the memory of the library
+    nor the time of its import.
+
+    :param share: what is drawn, above 0 and below 1.
+    :param strata: the stratum of each unit, [N].
+    :raises ValueError: if there are too few units, or too few of a stratum.
+    """
+    if strata is not None:
+        from sklearn.model_selection import train_test_split
+
+        drawn: npt.NDArray[np.int32] = train_test_split(
+            units, test_size=share, random_state=seed, stratify=strata
+        )[1]
+        return drawn
+    number = math.ceil(share * len(units))
+    if number == len(units):
+        raise ValueError("nothing is left")
+    return units[np.random.RandomState(seed).permutation(len(units))[:number]]
 
 
 def _describe_small_corpus(
     labels: Mapping[str, ClassLabels],
-    first_row: npt.NDArray[np.int64],
+    first_row: npt.NDArray[np.integer],
     strata: npt.NDArray[np.int64] | None,
     settings: SplitSettings,
     noun: str,

@@ -136,7 +136,9 @@ def hash_labels(kind: str, classes: Sequence[str], values: npt.NDArray[Any]) -> 
     exact = values.astype(_HASHED_TYPES[kind])
     if kind == "number":
         exact[np.isnan(exact)] = np.nan  # which has many bit patterns
-    return hashlib.sha256(about.encode("utf-8") + b"\n" + exact.tobytes()).hexdigest()
+    digest = hashlib.sha256(about.encode("utf-8") + b"\n")
+    digest.update(np.ascontiguousarray(exact).data)
+    return digest.hexdigest()
 
 
 def _take_hash(record: Mapping[str, Any], key: str) -> str:

@@ -41,16 +41,24 @@ def read_json(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
     :raises DataError: naming the line of what is no object.
     """
     names = _Names(choice)
-    records = [names.take(record) for record in _iterate_objects(path, reading, names)]
-    if not records:
+    columns: Columns = {}
+    seen = rows = 0
+    for record in _iterate_objects(path, reading, names):
+        if len(names.taken) > seen:
+            for name in list(names.taken)[seen:]:
+                if names.taken[name]:
+                    columns[name] = choice.start_column(name)
+                    columns[name].extend([None] * rows)
+            seen = len(names.taken)
+        for name, column in columns.items():
+            column.append(record.get(name))
+        rows += 1
+    if not rows:
         return {}
     found = list(names.taken)
     picked = choice.pick(path, found, "an object")
     choice.mention_renamed(path, found)
-    return {
-        name: [record.get(found[position]) for record in records]
-        for name, position in picked.items()
-    }
+    return {name: columns[found[position]] for name, position in picked.items()}
 
 
 def stream_json(path: Path, reading: Reading, choice: ColumnChoice) -> Stream:

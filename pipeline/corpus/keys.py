@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_CHUNK_TEXTS = 16_384
 
 
 def view_keys(keys: pa.Array) -> npt.NDArray[np.uint8]:
@@ -27,7 +31,7 @@ def view_keys(keys: pa.Array) -> npt.NDArray[np.uint8]:
 
 def hash_keys(keys: pa.Array) -> str:
     """SHA-256 over keys, one after another: equal for the same texts in the same order."""
-    return hashlib.sha256(view_keys(keys).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(view_keys(keys)).data).hexdigest()
 
 
 def hash_texts(texts: Sequence[str]) -> list[bytes]:
@@ -37,6 +41,69 @@ def hash_texts(texts: Sequence[str]) -> list[bytes]:
     :returns: 16 bytes each; equal for equal texts and for nothing else.
     """
     return [_hash_bytes(text.encode("utf-8")) for text in texts]
+
+
+def pack_keys(texts: Iterable[str], number: int) -> npt.NDArray[np.uint8]:
+    """The keys of many texts in one array.
+
+    :param texts: texts that can be encoded as UTF-8, [B].
+    :param number: B.
+    :returns: uint8, [B, 16].
+    """
+    keys = np.empty((number, 16), np.uint8)
+    start = 0
+    following = iter(texts)
+    while part := list(itertools.islice(following, _CHUNK_TEXTS)):
+        raw = np.frombuffer(b"".join(hash_texts(part)), np.uint8)
+        keys[start : start + len(part)] = raw.reshape(-1, 16)
+        start += len(part)
+    return keys
+
+
+def number_keys(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """A number for each key, the same for the same key, in the order of first appearance.
+
+    Keys of one first byte at a time are sorted, which takes far less memory than a table of all.
+
+    :param keys: uint8, [B, 16].
+    :returns: int32, [B], from 0.
+    """
+    first_rows = np.empty(len(keys), np.int32)  # the first row that has the key of each row
+    for rows, is_new in _sort_keys(keys):
+        first_rows[rows] = rows[is_new][np.cumsum(is_new) - 1]
+    numbers = np.zeros(len(keys), np.int32)
+    numbers[first_rows] = 1
+    np.cumsum(numbers, out=numbers)
+    numbers -= 1
+    return numbers[first_rows]
+
+
+def count_distinct(keys: npt.NDArray[np.uint8]) -> int:
+    """How many distinct keys there are.
+
+    :param keys: uint8, [B, 16].
+    """
+    return sum(int(is_new.sum()) for _, is_new in _sort_keys(keys))
+
+
+def _sort_keys(
+    keys: npt.NDArray[np.uint8],
+) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:
+    """The rows that have keys of one first byte, for each such byte.
+
+    :yields: rows in the order of their keys, those of equal ones ascending; and whether each has
+        another key than the one before.
+    """
+    halves = keys.view(np.uint64)
+    first_bytes = np.ascontiguousarray(keys[:, 0])
+    for byte in range(256):
+        rows = np.flatnonzero(first_bytes == byte).astype(np.int32)
+        if len(rows):
+            these = halves[rows]
+            order = np.lexsort((these[:, 1], these[:, 0]))
+            is_new = np.ones(len(rows), bool)
+            is_new[1:] = (these[order[1:]] != these[order[:-1]]).any(axis=1)
+            yield rows[order], is_new
 
 
 def find_wrong_text(texts: pa.Array, keys: pa.Array) -> int | None:

@@ -6,7 +6,7 @@ import contextlib
 import decimal
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from pipeline.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_BLOCK_ROWS = 16_384  # of a file, in memory at a time
 _DECIMAL_DIGITS = 76  # of Arrow's widest decimal
 _NOUNS = {"tags": "list of tags"}  # for a kind, where it is not the kind's own name
 _AGAIN = "write the column again as text, numbers or truth values"
@@ -37,18 +38,35 @@ def read_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Columns:
         names = file.schema_arrow.names
         picked = choice.pick(path, names, "the schema")
         chosen = None if choice.all_others else [names[n] for n in picked.values()]
-        table = file.read(columns=chosen)
+        columns: Columns = {name: choice.start_column(name) for name in picked}
+        row = 0
+        for batch in _iterate_batches(file, chosen, _BLOCK_ROWS):
+            for name in list(columns):
+                column = batch.column(batch.schema.names.index(names[picked[name]]))
+                try:
+                    values = _list_values(path, name, column, choice.get_kind(name), row)
+                except DataError as error:
+                    if choice.get_kind(name) is not None:
+                        raise
+                    warn(f"{error.message}; it is left out")
+                    del columns[name]
+                else:
+                    columns[name].extend(values)
+            row += len(batch)
     choice.mention_renamed(path, names)
-    columns: Columns = {}
-    for name, position in picked.items():
-        column = table.column(table.column_names.index(names[position]))
-        try:
-            columns[name] = _list_values(path, name, column, choice.get_kind(name))
-        except DataError as error:
-            if choice.get_kind(name) is not None:
-                raise
-            warn(f"{error.message}; it is left out")
     return columns
+
+
+def _iterate_batches(file: Any, columns: Sequence[str] | None, most: int) -> Iterator[Any]:
+    """The rows of a file in parts that do not take much memory.
+
+    :param file: a ``pyarrow.parquet.ParquetFile``.
+    :param columns: names of the columns; all of them if ``None``.
+    :param most: the most rows of a part.
+    """
+    for group in range(file.num_row_groups):
+        size = _count_block_rows(file.metadata.row_group(group), most)
+        yield from file.iter_batches(size, row_groups=[group], columns=columns)
 
 
 def stream_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Stream:
@@ -72,18 +90,18 @@ def stream_parquet(path: Path, reading: Reading, choice: ColumnChoice) -> Stream
 
     def iterate(block_rows: int) -> Iterator[Block]:
         with _open_parquet(path) as file:
-            for group in range(file.num_row_groups):
-                size = _count_block_rows(file.metadata.row_group(group), block_rows)
-                for batch in file.iter_batches(size, row_groups=[group], columns=chosen):
-                    yield take_values(batch)
+            row = 0
+            for batch in _iterate_batches(file, chosen, block_rows):
+                yield take_values(batch, row)
+                row += len(batch)
 
-    def take_values(batch: pa.RecordBatch) -> Block:
+    def take_values(batch: pa.RecordBatch, row: int) -> Block:
         values = {
             name: batch.column(batch.schema.names.index(schema.names[position]))
             for name, position in picked.items()
         }
         return {
-            name: _list_values(path, name, column, kind) if kind else column
+            name: _list_values(path, name, column, kind, row) if kind else column
             for name, column in values.items()
             for kind in [choice.get_kind(name)]
         }
@@ -137,10 +155,13 @@ def _describe_damage(path: Path, error: Exception) -> DataError:
     )
 
 
-def _list_values(path: Path, name: str, column: pa.ChunkedArray, kind: str | None) -> list[Any]:
-    """The values of a column as Python objects.
+def _list_values(
+    path: Path, name: str, column: pa.Array, kind: str | None, first_row: int
+) -> list[Any]:
+    """The values of a part of a column as Python objects.
 
     :param kind: what the column is to hold; ``None`` if it is not wanted.
+    :param first_row: the number of its first row in the file.
     :raises DataError: naming the first row whose value has no such object, or the type of the
         column if it cannot be a label.
     """
@@ -156,7 +177,7 @@ def _list_values(path: Path, name: str, column: pa.ChunkedArray, kind: str | Non
         values = column.to_pylist()
         return values if convert is None else [v if v is None else convert(v) for v in values]
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise _describe_bad_value(path, name, column, convert, error) from error
+        raise _describe_bad_value(path, name, column, convert, error, first_row) from error
 
 
 def _choose_conversion(value_type: pa.DataType) -> Callable[[Any], Any] | None:
@@ -211,14 +232,15 @@ def _refuse_nested(path: Path, name: str, value_type: pa.DataType, kind: str) ->
 def _describe_bad_value(
     path: Path,
     name: str,
-    column: pa.ChunkedArray,
+    column: pa.Array,
     convert: Callable[[Any], Any] | None,
     error: Exception,
+    first_row: int,
 ) -> DataError:
     """The error that names the first row whose value has no Python object."""
     import pyarrow as pa
 
-    for row, scalar in enumerate(column):
+    for row, scalar in enumerate(column, start=first_row):
         try:
             value = scalar.as_py()
             if convert is not None and value is not None:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Literal["csv", "tsv", "json", "jsonl", "parquet"]
-# Name of a column → its values, one a row, in the order of the file.
-Columns = dict[str, list[Any]]
+# Name of a column → its values, one a row, in the order of the file: a list, or ``Cells``.
+Columns = dict[str, Any]
 # The same of some rows; a column of a Parquet file may stay as Arrow has it.
 Block = Mapping[str, Any]
 BLOCK_CHARACTERS = 2**22  # of the texts of a block, of which some are in memory at a time

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.corpus.cells import Cells, Spool, Table
 from pipeline.corpus.columns import ColumnChoice
 from pipeline.corpus.delimited import read_delimited, stream_delimited
 from pipeline.corpus.json_records import read_json, stream_json
@@ -142,6 +143,36 @@ def read_sources(
     """
     import pandas as pd
 
+    joined, origins = _join_files(sources, choice)
+    # Columns hold Python objects, as pandas would turn whole numbers beside a missing value into
+    # floats.
+    frame = pd.DataFrame(
+        {name: pd.Series(list(values), dtype=object) for name, values in joined.items()},
+        columns=list(joined),
+    )
+    return frame, origins
+
+
+def read_table(
+    sources: Sequence[SourceFiles], choice: ColumnChoice, spool: Spool
+) -> tuple[Table, RowOrigins]:
+    """Read a whole dataset as ``read_sources`` does, in little memory.
+
+    :param sources: its files.
+    :param choice: the columns to take from each file.
+    :param spool: the file that takes the texts.
+    :returns: its columns, whose cells are packed, and which file each row is from.
+    """
+
+    def hold(kind: str | None) -> Cells:
+        return Cells(spool if kind == "text" else None)
+
+    joined, origins = _join_files(sources, replace(choice, hold=hold))
+    return Table(joined), origins
+
+
+def _join_files(sources: Sequence[SourceFiles], choice: ColumnChoice) -> tuple[Columns, RowOrigins]:
+    """The columns of all files, one file after the other."""
     joined: Columns = {}
     origins = RowOrigins()
     for source in sources:
@@ -155,17 +186,13 @@ def read_sources(
             if joined and columns and set(columns) != set(joined):
                 raise _describe_other_columns(path, columns, origins.files[0][0], joined)
             for name, values in columns.items():
-                joined.setdefault(name, []).extend(values)
-    if not any(joined.values()):
+                if name not in joined:
+                    joined[name] = choice.start_column(name)
+                joined[name].extend(values)
+    if not any(map(len, joined.values())):
         what = "has a header but no rows" if joined else "has no rows"
         raise DataError(f"{origins.files[0][0]}: {what}", hint="give a file with rows")
-    # Columns hold Python objects, as pandas would turn whole numbers beside a missing value into
-    # floats.
-    frame = pd.DataFrame(
-        {name: pd.Series(values, dtype=object) for name, values in joined.items()},
-        columns=list(joined),
-    )
-    return frame, origins
+    return joined, origins
 
 
 def _iterate_files(source: SourceFiles, choice: ColumnChoice) -> Iterator[tuple[Path, Columns]]:

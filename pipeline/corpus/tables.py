@@ -7,8 +7,9 @@ the identity of its rows. Files of version 0.1.0 state only which texts the labe
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -438,18 +439,25 @@ class TextReader:
         return texts
 
 
-def write_table(table: pa.Table, file: IO[bytes], group_rows: int | None = None) -> None:
+def write_parts(parts: Iterable[pa.Table], file: IO[bytes], group_rows: int) -> None:
     """Write one of the two files, with a checksum in each page.
 
-    :param table: what it is to hold.
+    :param parts: what it is to hold: tables of one schema, all but the last of ``group_rows`` rows.
     :param file: the file, open for writing.
-    :param group_rows: the number of rows in a row group; what Arrow chooses if left out.
+    :param group_rows: the number of rows in a row group.
     """
     import pyarrow.parquet as pq
 
-    pq.write_table(
-        table, file, compression="zstd", row_group_size=group_rows, write_page_checksum=True
-    )
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for part in parts:
+            if writer is None:
+                writer = stack.enter_context(
+                    pq.ParquetWriter(
+                        file, part.schema, compression="zstd", write_page_checksum=True
+                    )
+                )
+            writer.write_table(part, row_group_size=group_rows)
 
 
 def _read_table(path: Path, columns: list[str] | None) -> Any:

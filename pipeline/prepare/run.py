@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import wrap_numbers, wrap_rows
 from pipeline.assets import ONE_TEXT, SIZES, Asset, check_files, read_assets
 from pipeline.config import (
     GivenSplit,
@@ -20,14 +22,15 @@ from pipeline.config import (
     normalize_value,
 )
 from pipeline.console import count, say, show_table, warn
+from pipeline.corpus.cells import Cells, ChosenTexts, Spool, Table
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.columns import ColumnChoice
 from pipeline.corpus.draw import Parts
 from pipeline.corpus.file_sets import list_local_files
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
-from pipeline.corpus.keys import hash_texts
+from pipeline.corpus.keys import count_distinct, number_keys, pack_keys
 from pipeline.corpus.reading import Reading
-from pipeline.corpus.sources import RowOrigins, SourceFiles, describe_row, read_sources
+from pipeline.corpus.sources import RowOrigins, SourceFiles, describe_row, read_table
 from pipeline.corpus.tables import (
     PARTS,
     describe_label,
@@ -35,7 +38,7 @@ from pipeline.corpus.tables import (
     describe_texts,
     encode_labels,
     make_segments_table,
-    write_table,
+    write_parts,
 )
 from pipeline.corpus.texts import find_fault, fold_text
 from pipeline.errors import DataError, StageError
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 Describe = Callable[[int], str]
 _NAMED_ROWS = 5  # that an error or a warning names, of those that cannot be used
 _GROUP_ROWS = 16_384  # in a row group of texts.parquet: a reader holds one group at a time
+_LABELS_GROUP_ROWS = 1_048_576  # in a row group of labels.parquet
 _COUNTED_CLASSES = 30  # of a label, in the summary
 _NAMED_CLASSES = 10  # that an error lists, of those that a label knows
 _UNTRAINED_CLASSES = 5  # that a warning names, of those without a training row
@@ -63,12 +67,12 @@ class LabelledTexts:
     """The rows of the source that can be used.
 
     :param rows: int64, [B]: the position of each row in the source, from 0.
-    :param texts: [B].
+    :param texts: [B]; of many rows they may stand on the disk.
     :param labels: task → its labels, [B] each.
     """
 
     rows: npt.NDArray[np.int64]
-    texts: list[str]
+    texts: Sequence[str]
     labels: Mapping[str, Labels]
 
 
@@ -101,32 +105,40 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
     wanted, may_be_any = own.list_columns()
     kept = settings.report.list_columns()
     sources = list_source_files(project, dataset, own)
-    frame, origins = read_sources(sources, ColumnChoice((*wanted, *kept), all_others=may_be_any))
-    try:
-        given = read_given_parts(frame, own)
-        left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else set()
-        context = LabelingContext(project, settings.runtime)
-        corpus, bad = select_rows(frame, own, files, left_out, origins.describe, context)
-    except DataError as error:
-        name = origins.files[0][0] if len(origins.files) == 1 else dataset.id
-        raise DataError(f"{name}: {error.message}", hint=error.hint) from error
-    check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
-    keys = hash_texts(corpus.texts)
-    alike = hash_texts([fold_text(text) for text in corpus.texts])
-    given = given[corpus.rows] if given is not None else None
-    split = split_rows(alike, corpus.labels, own.split, given)
-    segments = {want.name: frame[want.name].iloc[corpus.rows].tolist() for want in kept}
-    _write_corpus(project, corpus, keys, split, own.labels, segments)
-    _show_summary(dataset.id, len(frame), bad, corpus, keys, alike, split, origins)
-    _hint_at_dvc(project, corpus.labels.values())
-    return {
-        "rows": len(corpus.texts),
-        "distinct_texts": len(set(keys)),
-        "dropped": len(bad.dropped),
-    }
+    with Spool(project.cache) as spool:
+        choice = ColumnChoice((*wanted, *kept), all_others=may_be_any)
+        table, origins = read_table(sources, choice, spool)
+        try:
+            given = read_given_parts(table, own)
+            left_out = set(np.flatnonzero(given == LEFT_OUT).tolist()) if given is not None else ()
+            context = LabelingContext(project, settings.runtime)
+            corpus, bad = select_rows(table, own, files, left_out, origins.describe, context)
+        except DataError as error:
+            name = origins.files[0][0] if len(origins.files) == 1 else dataset.id
+            raise DataError(f"{name}: {error.message}", hint=error.hint) from error
+        total = len(table)
+        segments = {want.name: _take_cells(table[want.name], corpus.rows) for want in kept}
+        del table  # all that is left of it are the texts, on the disk
+        check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
+        alike = number_keys(pack_keys(map(fold_text, corpus.texts), len(corpus.texts)))
+        given = given[corpus.rows] if given is not None else None
+        split = split_rows(alike, corpus.labels, own.split, given)
+        keys = pack_keys(corpus.texts, len(corpus.texts))
+        _write_corpus(project, corpus, keys, split, own.labels, segments)
+        distinct = count_distinct(keys)
+        _show_summary(dataset.id, total, bad, corpus, distinct, alike, split, origins)
+        _hint_at_dvc(project, corpus.labels.values())
+    return {"rows": len(corpus.texts), "distinct_texts": distinct, "dropped": len(bad.dropped)}
 
 
-def read_given_parts(frame: pd.DataFrame, settings: PrepareSettings) -> Parts | None:
+def _take_cells(cells: Sequence[Any], rows: npt.NDArray[np.int64]) -> list[Any]:
+    """The cells of some rows, in their order."""
+    is_taken = np.zeros(len(cells), bool)
+    is_taken[rows] = True
+    return list(itertools.compress(cells, is_taken.tolist()))
+
+
+def read_given_parts(frame: Table | pd.DataFrame, settings: PrepareSettings) -> Parts | None:
     """The part of each row of the source, [B]; ``None`` if parts are drawn.
 
     :param frame: the source's columns.
@@ -135,7 +147,7 @@ def read_given_parts(frame: pd.DataFrame, settings: PrepareSettings) -> Parts | 
     """
     if not isinstance(settings.split, GivenSplit):
         return None
-    return read_parts(frame[settings.split.column].tolist(), settings.split)
+    return read_parts(Table.of(frame)[settings.split.column], settings.split)
 
 
 def _check_asset(project: Project, key: str, asset: Asset) -> Path:
@@ -230,7 +242,7 @@ def find_label_assets(
 
 
 def select_rows(
-    frame: pd.DataFrame,
+    frame: Table | pd.DataFrame,
     settings: PrepareSettings,
     assets: Mapping[str, Path],
     left_out: Collection[int] = (),
@@ -249,8 +261,9 @@ def select_rows(
     :raises DataError: naming the first bad rows, unless they are to be dropped; if no row has a
         label for some task.
     """
-    texts, faults = _read_texts(frame, settings.text_column, left_out)
-    labelled = _clear_missing(frame, settings, left_out)
+    table = Table.of(frame)
+    texts, faults = _read_texts(table, settings.text_column, left_out)
+    labelled = _clear_missing(table, settings, left_out)
     labels = {
         task: _forget_rows(
             make_labeler(task, label, context).label(labelled, texts, assets), left_out
@@ -269,8 +282,9 @@ def select_rows(
     for made in labels.values():
         serves |= made.present
     dropped = {row: why for row, why in reasons.items() if row in faults or not serves[row]}
-    unused = {*dropped, *left_out}
-    usable = np.array([row for row in range(len(texts)) if row not in unused], np.int64)
+    is_used = np.ones(len(texts), bool)
+    is_used[[*dropped, *left_out]] = False
+    usable = np.flatnonzero(is_used)
     if not len(usable):
         listed = _list_rows(reasons, describe)
         raise DataError(f"none of the {len(texts):,} rows can be used; {listed}")
@@ -282,39 +296,32 @@ def select_rows(
     return (
         LabelledTexts(
             rows=usable,
-            texts=[texts[row] for row in usable],
+            texts=texts.choose(usable),
             labels={task: _take_rows(made, usable) for task, made in labels.items()},
         ),
         BadRows(dropped, unlabelled, len(left_out)),
     )
 
 
-def _clear_missing(
-    frame: pd.DataFrame, settings: PrepareSettings, left_out: Collection[int]
-) -> pd.DataFrame:
+def _clear_missing(table: Table, settings: PrepareSettings, left_out: Collection[int]) -> Table:
     """The columns that labels may come from, with ``None`` for each word for a missing label.
 
     All cells of rows that are left out are ``None``: what stands there must be no class.
     """
-    import pandas as pd
-
     words = {normalize_value(word).strip() for word in settings.missing}
     if not words and not left_out:
-        return frame
-    cleared = frame.copy(deep=False)
-    for name in frame.columns:
-        if name == settings.text_column:
-            continue
-        cells = [
-            None
-            if isinstance(cell, str | int | float) and normalize_value(cell).strip() in words
-            else cell
-            for cell in frame[name].tolist()
-        ]
-        for row in left_out:
-            cells[row] = None
-        cleared[name] = pd.Series(cells, index=frame.index, dtype=object)
-    return cleared
+        return table
+    cleared: dict[str, Sequence[Any]] = {}
+    for name in table.columns:
+        cleared[name] = table[name]
+        if name != settings.text_column:
+            cleared[name] = cells = Cells()
+            for row, cell in enumerate(table[name]):
+                is_word = isinstance(cell, str | int | float) and (
+                    normalize_value(cell).strip() in words
+                )
+                cells.append(None if is_word or row in left_out else cell)
+    return Table(cleared)
 
 
 def _forget_rows(labels: Labels, rows: Collection[int]) -> Labels:
@@ -338,17 +345,16 @@ def _refuse_empty_labels(labels: Mapping[str, Labels], describe: Describe) -> No
 
 
 def _read_texts(
-    frame: pd.DataFrame, column: str, left_out: Collection[int]
-) -> tuple[list[str], dict[int, str]]:
+    table: Table, column: str, left_out: Collection[int]
+) -> tuple[ChosenTexts, dict[int, str]]:
     """The texts, [B], empty where there is no usable one, and why there is none: row → reason."""
-    values = frame[column].tolist()
+    values = table[column]
     reasons = {
         row: why
         for row, value in enumerate(values)
         if row not in left_out and (why := find_fault(value))
     }
-    texts = ["" if row in reasons or row in left_out else value for row, value in enumerate(values)]
-    return texts, reasons
+    return ChosenTexts(values, frozenset([*reasons, *left_out])), reasons
 
 
 def _take_rows(labels: Labels, rows: npt.NDArray[np.int64]) -> Labels:
@@ -396,21 +402,20 @@ def _list_rows(reasons: Mapping[int, str], describe: Describe) -> str:
 def _write_corpus(
     project: Project,
     corpus: LabelledTexts,
-    keys: Sequence[bytes],
+    keys: npt.NDArray[np.uint8],
     split: npt.NDArray[np.int8],
     settings: Mapping[str, LabelSettings],
     segments: Mapping[str, Sequence[Any]],
 ) -> None:
     """Write all files, or none: one of them alone would not fit the others.
 
+    :param keys: the key of each row's text: uint8, [B, 16].
     :param settings: task → the settings of its label.
     :param segments: column of the source → the values of the rows, to be kept for the report.
     """
-    import pyarrow as pa
-
-    exact = pa.array(keys, pa.binary(16))
+    exact = wrap_rows(keys)
     with write_aside(project.texts_file) as file:
-        write_table(_make_texts_table(corpus, exact), file, _GROUP_ROWS)
+        write_parts(_iterate_texts(corpus, exact), file, _GROUP_ROWS)
         # A full disk shows here, while neither has its name yet.
         file.flush()
         os.fsync(file.fileno())
@@ -418,48 +423,56 @@ def _write_corpus(
             write_aside(project.segments_file) as segments_file,
             write_aside(project.labels_file) as labels_file,
         ):
-            write_table(make_segments_table(exact, segments), segments_file)
-            write_table(_make_labels_table(corpus, exact, split, settings), labels_file)
+            kept = make_segments_table(exact, segments)
+            write_parts([kept], segments_file, _LABELS_GROUP_ROWS)
+            parts = _iterate_labels(corpus, exact, split, settings)
+            write_parts(parts, labels_file, _LABELS_GROUP_ROWS)
 
 
-def _make_texts_table(corpus: LabelledTexts, keys: pa.Array) -> pa.Table:
+def _iterate_texts(corpus: LabelledTexts, keys: pa.Array) -> Iterator[pa.Table]:
+    """The table of texts, a row group at a time."""
     import pyarrow as pa
 
-    table = pa.table(
-        {
-            "row": pa.array(corpus.rows),
-            "text": pa.array(corpus.texts, pa.string()),
-            "key": keys,
+    metadata = describe_texts(keys)
+    texts = iter(corpus.texts)
+    for start in range(0, len(corpus.rows), _GROUP_ROWS):
+        part = {
+            "row": wrap_numbers(corpus.rows[start : start + _GROUP_ROWS]),
+            "text": pa.array(list(itertools.islice(texts, _GROUP_ROWS)), pa.string()),
+            "key": keys.slice(start, _GROUP_ROWS),
         }
-    )
-    return table.replace_schema_metadata(describe_texts(keys))
+        yield pa.table(part).replace_schema_metadata(metadata)
 
 
-def _make_labels_table(
+def _iterate_labels(
     corpus: LabelledTexts,
     keys: pa.Array,
     split: npt.NDArray[np.int8],
     settings: Mapping[str, LabelSettings],
-) -> pa.Table:
+) -> Iterator[pa.Table]:
+    """The table of labels, a row group at a time."""
     import pyarrow as pa
 
-    fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
-    columns = [pa.array(corpus.rows), pa.array([PARTS[part] for part in split])]
     identities = {}
     for name, task in corpus.labels.items():
-        columns.append(encode_labels(task.values, task.kind))
-        about = describe_label(task.classes, task.kind)
-        fields.append(pa.field(name, columns[-1].type, metadata=about))
-        values = hash_labels(task.kind, task.classes, task.values)
         told = settings[name].model_dump(mode="json")
         if task.sources:
             told["sources"] = dict(sorted(task.sources.items()))
-        identities[name] = LabelIdentity(values, told)
-        for score, numbers in task.scores.items():
-            fields.append(pa.field(score, pa.float64()))
-            columns.append(pa.array(numbers))
+        identities[name] = LabelIdentity(hash_labels(task.kind, task.classes, task.values), told)
     metadata = describe_rows(CorpusIdentity.measure(keys, split, identities))
-    return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
+    names = pa.array(PARTS, pa.string())
+    for start in range(0, len(corpus.rows), _LABELS_GROUP_ROWS):
+        part = slice(start, start + _LABELS_GROUP_ROWS)
+        fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
+        columns = [wrap_numbers(corpus.rows[part]), names.take(wrap_numbers(split[part]))]
+        for name, task in corpus.labels.items():
+            columns.append(encode_labels(task.values[part], task.kind))
+            about = describe_label(task.classes, task.kind)
+            fields.append(pa.field(name, columns[-1].type, metadata=about))
+            for score, numbers in task.scores.items():
+                fields.append(pa.field(score, pa.float64()))
+                columns.append(pa.array(numbers[part]))
+        yield pa.table(columns, schema=pa.schema(fields, metadata=metadata))
 
 
 def _show_summary(
@@ -467,23 +480,23 @@ def _show_summary(
     total: int,
     bad: BadRows,
     corpus: LabelledTexts,
-    keys: Sequence[bytes],
-    alike: Sequence[bytes],
+    distinct: int,
+    alike: npt.NDArray[np.int32],
     split: npt.NDArray[np.int8],
     origins: RowOrigins,
 ) -> None:
     """Say what was written.
 
-    :param keys: the key of each row's text, [B].
-    :param alike: a key that is the same for texts which hardly differ to the eye, [B].
+    :param total: number of rows of the source.
+    :param distinct: number of distinct texts.
+    :param alike: a number that is the same for texts which hardly differ to the eye, [B].
     :param origins: the files that rows come from.
     """
-    distinct = len(set(keys))
     say(
         f"{dataset}: {count(total, 'row')}, {len(corpus.texts):,} used, {distinct:,} distinct "
-        f"texts, {len(keys) - distinct:,} duplicates"
+        f"texts, {len(corpus.texts) - distinct:,} duplicates"
     )
-    unlike = len(set(alike))
+    unlike = int(alike.max()) + 1
     if unlike < distinct:
         say(f"without regard to case, blanks and Unicode form: {count(unlike, 'distinct text')}")
     if bad.left_out:
@@ -491,8 +504,9 @@ def _show_summary(
     _warn_of_bad_rows(bad, origins.describe)
     if not (split == PARTS.index("test")).any():
         say("no test part: the report will show the validation rows")
-    in_training = {key for key, part in zip(alike, split, strict=True) if part == 0}
-    leaks = np.array([key in in_training for key in alike]) & (split > 0)
+    in_training = np.zeros(unlike, bool)
+    in_training[alike[split == 0]] = True
+    leaks = in_training[alike] & (split > 0)
     rows: list[tuple[object, ...]] = [
         ("rows", *_count_parts(np.ones(len(split), bool), split)),
         ("text also in train", None, *_count_parts(leaks, split)[1:]),

@@ -44,11 +44,12 @@ def read_parts(cells: Sequence[Any], settings: GivenSplit) -> Parts:
     for value in part_of_value:
         if value not in rows_of_value:
             warn(f"prepare.split: no row has {value!r} in the column {settings.column!r}")
-    return np.array([part_of_value[_simplify(cell)] for cell in cells], np.int8)
+    found = (part_of_value[_simplify(cell)] for cell in cells)
+    return np.fromiter(found, np.int8, len(cells))
 
 
 def split_rows(
-    keys: Sequence[bytes],
+    alike: npt.NDArray[np.integer],
     labels: Mapping[str, Labels],
     settings: SplitSettings,
     given: Parts | None = None,
@@ -58,7 +59,7 @@ def split_rows(
     With shares of 0.7, 0.15, 0.15 and seed 0 the draw is exactly the notebook's pair of calls to
     scikit-learn's ``train_test_split``.
 
-    :param keys: the key of each row, [B], the same for texts that count as one; with
+    :param alike: a number of each row, [B], the same for texts that count as one; with
         ``keep_duplicates_together`` the distinct ones are split.
     :param labels: the tasks that ``stratify_by`` names.
     :param settings: the shares of the parts, or how they are given, and how rows are drawn.
@@ -68,13 +69,14 @@ def split_rows(
     :raises DataError: if there are too few rows for the parts, or too few of a stratum.
     """
     if given is None:
-        given = np.full(len(keys), TRAIN, np.int8)
+        given = np.full(len(alike), TRAIN, np.int8)
     elif isinstance(settings, GivenSplit):
         _refuse_empty_parts(given, settings)
     split = given.copy()
     if settings.drawn_shares:
-        train = np.flatnonzero(given == TRAIN)
-        split[train] = _draw_parts([keys[row] for row in train.tolist()], train, labels, settings)
+        train = np.flatnonzero(given == TRAIN).astype(np.int32)
+        units = alike[train] if settings.keep_duplicates_together else None
+        split[train] = _draw_parts(units, train, labels, settings)
     return split
 
 
@@ -95,21 +97,23 @@ def _refuse_empty_parts(given: Parts, settings: GivenSplit) -> None:
 
 
 def _draw_parts(
-    keys: Sequence[bytes],
-    rows: npt.NDArray[np.int64],
+    alike: npt.NDArray[np.integer] | None,
+    rows: npt.NDArray[np.int32],
     labels: Mapping[str, Labels],
     settings: SplitSettings,
 ) -> Parts:
     """Draw the part of some rows: [b].
 
-    :param keys: the keys of these rows, [b].
+    :param alike: what is the same for rows that count as one, [b]; ``None`` if none do.
     :param rows: the numbers of these rows, [b].
     """
-    if not settings.keep_duplicates_together:
-        return draw_parts(rows, np.arange(len(keys)), labels, settings, "row")
-    numbers: dict[bytes, int] = {}
-    unit_of_row = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-    return draw_parts(rows, unit_of_row, labels, settings, "distinct text")
+    if alike is None:
+        return draw_parts(rows, None, labels, settings, "row")
+    _, first, of_row = np.unique(alike, return_index=True, return_inverse=True)
+    # Units are drawn by their numbers, which are those of the order of their first rows.
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    return draw_parts(rows, number[of_row], labels, settings, "distinct text")
 
 
 def _simplify(cell: Any) -> str:

@@ -37,6 +37,7 @@ import transformers
 
 from pipeline.architecture import Architecture
 from pipeline.assets import read_assets
+from pipeline.corpus.keys import hash_texts
 from pipeline.corpus.reading import Reading
 from pipeline.corpus.sources import read_source
 from pipeline.device import choose_devices
@@ -45,7 +46,6 @@ from pipeline.embed.engine import Engine
 from pipeline.embed.loading import TOKEN_BUDGET, EnginePlan
 from pipeline.embed.tokens import load_tokenizer
 from pipeline.onednn import has_onednn
-from pipeline.prepare.run import hash_texts
 from pipeline.project import Project
 from tests.benchmarks.table import PeakMemory, describe_machine, present
 from tests.benchmarks.ways import (

@@ -23,10 +23,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.assets import read_assets
+from pipeline.corpus.keys import hash_texts
 from pipeline.device import choose_devices
 from pipeline.embed.fidelity import measure_fidelity
 from pipeline.embed.tokens import find_distinct, load_tokenizer
-from pipeline.prepare.run import hash_texts
 from pipeline.project import Project
 from pipeline.store import Recipe, Rows, StoreUpdate
 from tests.benchmarks.embed import MINILM, make_backbone, read_messages, set_project

@@ -13,6 +13,7 @@ import pytest
 
 import pipeline
 from pipeline.config import ColumnLabel, LabelSettings, VaderLabel
+from pipeline.corpus.keys import hash_texts, pack_keys
 from pipeline.corpus.tables import (
     TextReader,
     read_distinct_keys,
@@ -22,7 +23,7 @@ from pipeline.corpus.tables import (
 from pipeline.errors import StageError
 from pipeline.prepare import run as prepare
 from pipeline.prepare.labelers.base import Labels
-from pipeline.prepare.run import LabelledTexts, hash_texts
+from pipeline.prepare.run import LabelledTexts
 from pipeline.project import Project
 
 
@@ -31,7 +32,8 @@ def write(texts: list[str]) -> None:
     corpus = LabelledTexts(np.arange(len(texts)), texts, {"t": labels})
     split = np.arange(len(texts)).astype(np.int8) % 3
     settings = {"t": ColumnLabel(column="t")}
-    prepare._write_corpus(Project(), corpus, hash_texts(texts), split, settings)
+    keys = pack_keys(texts, len(texts))
+    prepare._write_corpus(Project(), corpus, keys, split, settings, {})
 
 
 def test_labels_of_other_texts_are_refused(project: Path) -> None:
@@ -142,7 +144,8 @@ def write_all_kinds() -> LabelledTexts:
     texts = [f"some text {n % 50}" for n in range(ROWS)]
     corpus = LabelledTexts(np.arange(ROWS), texts, labels)
     split = generator.integers(0, 3, ROWS).astype(np.int8)
-    prepare._write_corpus(Project(), corpus, hash_texts(texts), split, SETTINGS)
+    keys = pack_keys(texts, len(texts))
+    prepare._write_corpus(Project(), corpus, keys, split, SETTINGS, {})
     return corpus
 
 

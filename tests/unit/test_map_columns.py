@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline import neighbours
 from pipeline.cache_commands import export
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
-from pipeline.corpus.tables import describe_label, describe_rows, describe_texts, write_table
+from pipeline.corpus.tables import describe_label, describe_rows, describe_texts, write_parts
 from pipeline.errors import StoreError
 from pipeline.map_columns import make_map_columns
 from pipeline.neighbours import list_neighbours
@@ -104,7 +104,8 @@ def test_a_label_that_is_called_like_a_column_is_refused(
     update(made.store, make_recipe("float32"), texts)
     about = {"row": pa.array(range(20)), "text": pa.array([str(n) for n in texts]), "key": keys}
     with made.texts_file.open("wb") as file:
-        write_table(pa.table(about).replace_schema_metadata(describe_texts(keys)), file)
+        table = pa.table(about).replace_schema_metadata(describe_texts(keys))
+        write_parts([table], file, 1000)
     split, values = np.zeros(20, np.int8), np.arange(20) % 2
     identity = LabelIdentity(hash_labels("class", ("a", "b"), values), {})
     corpus = CorpusIdentity.measure(keys, split, {label: identity})
@@ -116,7 +117,7 @@ def test_a_label_that_is_called_like_a_column_is_refused(
     columns = [pa.array(range(20)), pa.array(["train"] * 20), pa.array(values.astype(np.int32))]
     schema = pa.schema(fields, metadata=describe_rows(corpus))
     with made.labels_file.open("wb") as file:
-        write_table(pa.table(columns, schema=schema), file)
+        write_parts([pa.table(columns, schema=schema)], file, 1000)
     target = project / "out.parquet"
     with pytest.raises(StoreError, match=f"the label '{label}' has the name of a column"):
         export(made, target, "last", *options)

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +21,21 @@ from sklearn.model_selection import train_test_split
 
 from pipeline.config import DrawnSplit, load_settings, parse_settings
 from pipeline.corpus.classes import check_class_order
+from pipeline.corpus.keys import count_distinct, hash_texts, number_keys, pack_keys
 from pipeline.corpus.tables import PARTS, read_labelled_rows
 from pipeline.corpus.texts import fold_text
 from pipeline.errors import DataError, SettingsError, StageError, WriteError
 from pipeline.files import hash_file
 from pipeline.prepare import run as prepare
 from pipeline.prepare.labelers.base import Labels
-from pipeline.prepare.run import hash_texts, run_prepare, split_rows
+from pipeline.prepare.run import run_prepare, split_rows
 from pipeline.project import Project
 from tests.conftest import edit_params
 
 
-def make_keys(rows: int) -> list[bytes]:
-    return [number.to_bytes(16, "big") for number in range(rows)]
+def make_keys(rows: int) -> npt.NDArray[np.int64]:
+    """A number of each row, as of texts that all differ."""
+    return np.arange(rows)
 
 
 def make_labels(indices: Sequence[int] | npt.NDArray[np.int64]) -> Labels:
@@ -103,7 +106,7 @@ def test_another_seed_gives_another_split_of_the_same_sizes() -> None:
 @pytest.mark.parametrize("stratify_by", [(), ("t",)])
 def test_identical_texts_stay_together_when_asked(stratify_by: tuple[str, ...]) -> None:
     numbers = np.random.default_rng(1).integers(0, 60, 300)
-    keys = [make_keys(60)[number] for number in numbers]
+    keys = make_keys(60)[numbers]
     labels = {"t": make_labels(numbers % 2)}
     settings = DrawnSplit(keep_duplicates_together=True, stratify_by=stratify_by)
     together = split_rows(keys, labels, settings)
@@ -118,7 +121,7 @@ def test_too_few_rows(rows: int) -> None:
         split_rows(make_keys(rows), {}, DrawnSplit())
     assert "prepare.split" in (e.value.hint or "")
     with pytest.raises(DataError, match=r"1 distinct text cannot give every part"):
-        split_rows([b"k" * 16] * 50, {}, DrawnSplit(keep_duplicates_together=True))
+        split_rows(np.zeros(50, np.int64), {}, DrawnSplit(keep_duplicates_together=True))
 
 
 @pytest.mark.parametrize("few", [1, 2])
@@ -133,7 +136,7 @@ def test_a_stratum_too_small_is_named(few: int, together: bool) -> None:
 
 def test_a_stratum_that_only_copies_have_is_left_out() -> None:
     """Of identical texts the first one's labels count; the stratum of the second has none left."""
-    keys = [*make_keys(4), make_keys(1)[0]]
+    keys = np.array([0, 1, 2, 3, 0])
     labels = {"t": Labels(("x", "y", "z"), np.array([0, 1, 1, 1, 2], np.int32))}
     with pytest.raises(DataError, match=r"t = x has only 1 of 4 distinct texts"):
         split_rows(keys, labels, DrawnSplit(stratify_by=("t",), keep_duplicates_together=True))
@@ -677,14 +680,14 @@ def test_a_full_disk_changes_no_file(
     set_up(project, [*ROWS, ["ham", "one more"]])
     calls = []
 
-    def fail(table: pa.Table, file: object, **options: object) -> None:
+    def fail(writer: pq.ParquetWriter, table: pa.Table, *options: Any, **more: Any) -> None:
         calls.append(table)
         if len(calls) == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(table, file, **options)
+        write(writer, table, *options, **more)
 
-    write = pq.write_table
-    monkeypatch.setattr(pq, "write_table", fail)
+    write = pq.ParquetWriter.write_table
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
     with pytest.raises(WriteError, match="No space left on device") as caught:
         run()
     assert "free some space" in (caught.value.hint or "")
@@ -716,3 +719,17 @@ def test_the_sms_corpus_gives_the_notebooks_supports(project: Path, real_assets:
     keys = rows.keys.to_pylist()
     trained = {keys[row] for row in train}
     assert sum(keys[row] in trained for row in test) == 81
+
+
+def test_numbers_of_keys_are_those_of_a_dictionary() -> None:
+    generator = np.random.default_rng(0)
+    # Keys that share a half, or differ in the last bit alone, beside duplicates.
+    keys = generator.integers(0, 3, (500, 16)).astype(np.uint8)
+    keys[:, :8] = keys[:1, :8]
+    keys[250:, 8:15] = keys[:1, 8:15]
+    known: dict[bytes, int] = {}
+    expected = [known.setdefault(key.tobytes(), len(known)) for key in keys]
+    assert len(known) < 500
+    assert number_keys(keys).tolist() == expected
+    assert count_distinct(keys) == len(known)
+    assert pack_keys(["a", "é", "a"], 3).tobytes() == b"".join(hash_texts(["a", "é", "a"]))

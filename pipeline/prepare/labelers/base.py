@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import LabelKind, LabelSettings, RuntimeSettings
+from pipeline.corpus.cells import Table
 from pipeline.project import Project
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 UNKNOWN = -1  # the class index of a row without a label
 NO_VALUE = "no value"  # what stands instead of a label where a cell holds nothing
@@ -75,14 +73,13 @@ class Labeler(Protocol):
     ``LabelingContext``.
     """
 
-    def label(
-        self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
-    ) -> Labels:
+    def label(self, frame: Table, texts: Sequence[str], assets: Mapping[str, Path]) -> Labels:
         """Label every row.
 
         :param frame: the source's columns, B rows. Outside the column of texts, a cell that holds
             one of the words of ``prepare.missing`` is ``None``.
-        :param texts: the texts, [B]; rows without a usable one hold an empty string.
+        :param texts: the texts, [B], which are read from the disk as they are iterated over; rows
+            without a usable one hold an empty string.
         :param assets: key of each asset that the settings want → its file on this machine.
         :returns: B labels, with the scores that the settings announce.
         :raises DataError: if the source lacks what the labeler needs.

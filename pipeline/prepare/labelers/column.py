@@ -6,12 +6,13 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import ColumnLabel, LabelKind, ValueLabel, normalize_value
+from pipeline.corpus.cells import Cells, Table
 from pipeline.corpus.classes import sort_classes
 from pipeline.errors import DataError
 from pipeline.prepare.labelers.base import (
@@ -29,9 +30,6 @@ from pipeline.prepare.labelers.class_checks import (
 )
 from pipeline.prepare.labelers.list_text import parse_list, read_listed_cells, resembles_list
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 class ColumnLabeler:
     """What a column of the source says.
@@ -44,9 +42,7 @@ class ColumnLabeler:
         self._task = task
         self._settings = settings
 
-    def label(
-        self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
-    ) -> Labels:
+    def label(self, frame: Table, texts: Sequence[str], assets: Mapping[str, Path]) -> Labels:
         """Label every row. See ``Labeler.label``."""
         column = self._settings.column
         if column not in frame.columns:
@@ -54,7 +50,7 @@ class ColumnLabeler:
                 f"no column {column!r}; the source has {', '.join(map(repr, frame.columns))}",
                 hint=f"correct prepare.labels.{self._task}.column",
             )
-        return label_by_column(self._settings, frame[column].tolist())
+        return label_by_column(self._settings, Table.of(frame)[column])
 
 
 def label_by_column(settings: ColumnLabel, values: Sequence[Any]) -> Labels:
@@ -81,23 +77,28 @@ def label_by_values(settings: ValueLabel, values: Sequence[Any], source: str) ->
 def _read_classes(settings: ValueLabel, values: Sequence[Any], source: str) -> Labels:
     """Class indices, through the label's mapping if it has one."""
     mapping = {normalize_value(k): normalize_value(v) for k, v in (settings.mapping or {}).items()}
-    # Values of different types may be equal, such as 1 and True.
-    cells = [(type(v), v if _is_name(v) else None) for v in values]
-    rows_of_cell = Counter(cells)
-    written = {cell: normalize_value(cell[1]) for cell in rows_of_cell if not is_missing(cell[1])}
-    name_of_cell = {cell: mapping.get(name, name) for cell, name in written.items()}
+    cells, numbers = _number_cells(values)
+    rows_of_cell = np.bincount(numbers, minlength=len(cells)).tolist()
+    written = {
+        number: normalize_value(value)
+        for number, (_, value) in enumerate(cells)
+        if not is_missing(value)
+    }
+    name_of_cell = {number: mapping.get(name, name) for number, name in written.items()}
     counts: Counter[str] = Counter()
     forms: dict[str, dict[str, int]] = {}
-    for cell, name in name_of_cell.items():
-        counts[name] += rows_of_cell[cell]
-        forms.setdefault(written[cell], {})[repr(cell[1])] = rows_of_cell[cell]
+    for number, name in name_of_cell.items():
+        counts[name] += rows_of_cell[number]
+        forms.setdefault(written[number], {})[repr(cells[number][1])] = rows_of_cell[number]
     given = settings.get_classes()
     if given is None:
         _refuse_lists(source, forms)
     classes = given or sort_classes(counts)
     index = {name: number for number, name in enumerate(classes)}
-    index_of_cell = {cell: index.get(name, UNKNOWN) for cell, name in name_of_cell.items()}
-    indices = np.array([index_of_cell.get(cell, UNKNOWN) for cell in cells], np.int32)
+    index_of_cell = np.full(len(cells), UNKNOWN, np.int32)
+    for number, name in name_of_cell.items():
+        index_of_cell[number] = index.get(name, UNKNOWN)
+    indices = index_of_cell[numbers]
     notes = note_oddities(counts, given, forms)
     return Labels(
         classes=classes,
@@ -109,6 +110,29 @@ def _read_classes(settings: ValueLabel, values: Sequence[Any], source: str) -> L
         },
         notes=notes if given or mapping else (*notes, *note_many_classes(counts)),
     )
+
+
+def _number_cells(
+    values: Sequence[Any],
+) -> tuple[list[tuple[type, Any]], npt.NDArray[np.int32]]:
+    """The distinct values with their types, in order of appearance, and the number of each row's.
+
+    Values of different types may be equal, such as 1 and True. Lists and the like are all one.
+
+    :returns: type and value, ``None`` for what cannot be a name; and int32, [B].
+    """
+    number_of_cell: dict[tuple[type, Any], int] = {}
+    numbers = np.empty(len(values), np.int32)
+    start = 0
+    chunks = values.iterate_numbered() if isinstance(values, Cells) else [(values, None)]
+    for cells, of_rows in chunks:
+        keys = ((type(cell), cell if _is_name(cell) else None) for cell in cells)
+        found = (number_of_cell.setdefault(key, len(number_of_cell)) for key in keys)
+        of_cells = np.fromiter(found, np.int32, len(cells))
+        of_chunk = of_cells if of_rows is None else of_cells[of_rows]
+        numbers[start : start + len(of_chunk)] = of_chunk
+        start += len(of_chunk)
+    return list(number_of_cell), numbers
 
 
 def _refuse_lists(source: str, names: Collection[str]) -> None:

@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.config import FunctionLabel
 from pipeline.config_errors import suggest
 from pipeline.console import count, show_progress
+from pipeline.corpus.cells import Table
 from pipeline.errors import DataError, SettingsError
 from pipeline.files import hash_file
 from pipeline.prepare.labelers.base import LabelingContext, Labels, shorten
 from pipeline.prepare.labelers.column import label_by_values
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _BATCH_TEXTS = 1024  # in one call of the function
 _SHOWN_FRAMES = 3  # of a traceback in a message
@@ -48,9 +46,7 @@ class FunctionLabeler:
         self._settings = settings
         self._root = context.project.root
 
-    def label(
-        self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
-    ) -> Labels:
+    def label(self, frame: Table, texts: Sequence[str], assets: Mapping[str, Path]) -> Labels:
         """Label every row; the identity of the labels has the hash of the function's source.
 
         See ``Labeler.label``.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from pipeline.arrays import wrap_keys, wrap_numbers
 from pipeline.config import ModelLabel, RuntimeSettings, ValueLabel, normalize_value
 from pipeline.config_errors import suggest
 from pipeline.console import say, show_progress
+from pipeline.corpus.cells import Table
 from pipeline.corpus.keys import hash_texts
 from pipeline.device import choose_devices
 from pipeline.errors import AssetError, PipelineError, SettingsError
@@ -27,9 +28,6 @@ from pipeline.files import hash_file, parse_json, read_bounded
 from pipeline.prepare.labelers.base import LabelingContext, Labels
 from pipeline.prepare.labelers.column import label_by_values
 from pipeline.prepare.labelers.score_memory import ScoreMemory, Scores
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Scores go to the disk this often, so that a kill costs no more than that and what a batch takes.
 _KEEP_SECONDS = 20.0
@@ -58,9 +56,7 @@ class ModelLabeler:
         self._settings = settings
         self._context = context
 
-    def label(
-        self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
-    ) -> Labels:
+    def label(self, frame: Table, texts: Sequence[str], assets: Mapping[str, Path]) -> Labels:
         """Label every row; ``assets`` holds the model's folder. See ``Labeler.label``."""
         folder = assets[f"{self._task}.model"]
         outputs = self._read_outputs(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from pipeline.arrays import wrap_keys, wrap_numbers
 from pipeline.config import VaderLabel
 from pipeline.console import show_progress
+from pipeline.corpus.cells import Table
 from pipeline.corpus.keys import hash_texts
 from pipeline.errors import AssetError
 from pipeline.files import describe_read_error, hash_json
@@ -20,9 +20,6 @@ from pipeline.prepare.labelers.base import LabelingContext, Labels, shorten
 from pipeline.prepare.labelers.score_memory import ScoreMemory
 from pipeline.prepare.labelers.scoring import score_texts
 from pipeline.prepare.labelers.sentiment import RULES_VERSION
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _KEPT_LEXICONS = 3  # whose scores are remembered, those in use last
 
@@ -40,9 +37,7 @@ class VaderLabeler:
         self._settings = settings
         self._context = context
 
-    def label(
-        self, frame: pd.DataFrame, texts: Sequence[str], assets: Mapping[str, Path]
-    ) -> Labels:
+    def label(self, frame: Table, texts: Sequence[str], assets: Mapping[str, Path]) -> Labels:
         """Label every row; ``assets`` holds the lexicon. See ``Labeler.label``."""
         settings = self._settings
         compound = score_by_vader(texts, assets["lexicon"], self._context)
