@@ -222,14 +222,16 @@ def _describe_lack(project: Project, params: Path) -> str:
 def _try_recipes(project: Project, params: Path) -> list[Recipe]:
     """The recipes that assets and settings may mean; none where those cannot be had."""
     try:
-        return _list_recipes(project, params)
+        return list_recipes(project, params)
     except PipelineError:
         return []
 
 
-def _list_recipes(project: Project, params: Path) -> list[Recipe]:
-    """The recipes that assets and settings may mean.
+def list_recipes(project: Project, params: Path) -> list[Recipe]:
+    """The recipes that assets and settings may mean, as ``auto`` means several.
 
+    :param project: the project.
+    :param params: the settings file.
     :raises PipelineError: if assets, settings or the backbone's configuration cannot be had.
     """
     from pipeline.assets import read_assets
@@ -361,7 +363,7 @@ def merge(project: Project, params: Path) -> dict[str, Any] | None:
     :raises LockedError: if a slice is being embedded.
     """
     keys, first_rows = read_distinct_keys(project.texts_file)
-    recipes = _list_recipes(project, params)
+    recipes = list_recipes(project, params)
     finish_commit(project.store)
     with hold_slices(project.slices) as states:
         recipe = _choose_recipe(project, recipes, states)
@@ -405,6 +407,16 @@ def _count_cut(project: Project, update: StoreUpdate, first_rows: npt.NDArray[np
         backbone = read_assets(project.assets)["backbone"].locate(project)
         with contextlib.suppress(PipelineError):
             count_by_tokenizer(update, project.texts_file, first_rows, backbone)
+
+
+def is_complete(project: Project, recipes: Sequence[Recipe], keys: Any) -> bool:
+    """Whether the store holds all texts of the corpus.
+
+    :param project: the project.
+    :param recipes: recipes that the settings may mean.
+    :param keys: keys of the distinct texts: fixed-size binary of 16.
+    """
+    return any(_holds_all(project, recipe, keys) for recipe in recipes)
 
 
 def _holds_all(project: Project, recipe: Recipe, keys: Any) -> bool:

@@ -438,6 +438,11 @@ def verify(project: Project, params: Path, repair: bool) -> None:
 @_in_project
 def merge(project: Project, params: Path) -> None:
     """Take what `pipeline embed --slice` has embedded into the store, all of it or nothing."""
+    _merge_slices(project, params)
+
+
+def _merge_slices(project: Project, params: Path) -> None:
+    """Take all slices into the store, as its only writer."""
     from pipeline import cache_commands
 
     with _locked(project):
@@ -486,6 +491,67 @@ def prune(project: Project, params: Path, predictions: bool) -> None:
 
     with _locked(project):
         cache_commands.prune(project, params, predictions=predictions)
+
+
+@cli.group(cls=_Commands)
+def cluster() -> None:
+    """Run slices as tasks of datatrove: here, on Slurm or on Ray."""
+
+
+@cluster.command("embed")
+@_in_project
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where tasks run.",
+)
+@click.option(
+    "--slices", type=click.IntRange(1, 9999), default=8, show_default=True, help="Number of tasks."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Tasks at once.  [default: all; on this machine one a GPU, else one]",
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="GPUs of a task; on this machine, the GPUs to use, one for each task.",
+)
+@click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="Its cores.")
+@click.option(
+    "--memory-gb",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Memory of each of its cores, in GB.",
+)
+@click.option("--partition", help="The partition of Slurm.")
+@click.option("--time", default="24:00:00", show_default=True, help="Slurm's limit of a task.")
+@click.option("--qos", help="Slurm's quality of service.")
+@click.option("--print", "is_shown", is_flag=True, help="Print what would be run; run nothing.")
+def cluster_embed(project: Project, params: Path, is_shown: bool, **options: Any) -> None:
+    """Embed what the store lacks in slices, then merge them.
+
+    A task that is lost is started again; the command, run again, does what is missing. Slurm's jobs
+    go on when this command ends: `pipeline cache merge`, or this command again, takes them into the
+    store.
+    """
+    from pipeline import cache_commands
+    from pipeline.cluster import ClusterJob, ClusterOptions, describe_job, run_job
+    from pipeline.corpus.tables import read_distinct_keys
+
+    keys, _ = read_distinct_keys(project.texts_file)
+    recipes = cache_commands.list_recipes(project, params)
+    job = ClusterJob.plan(project, params, ClusterOptions(**options), recipes, keys)
+    if is_shown:
+        click.echo(describe_job(job), nl=False)
+    elif cache_commands.is_complete(project, recipes, keys) or run_job(job):
+        _merge_slices(project, params)
 
 
 @cli.command()

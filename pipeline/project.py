@@ -27,6 +27,7 @@ class Project:
     :ivar scores: the folder of what labelers computed of texts, kept from run to run.
     :ivar store: the folder of the embedding store.
     :ivar slices: the folder of what several machines embed side by side, until the store takes it.
+    :ivar cluster: the folder of marks and logs of slices that run as tasks of a cluster.
     :ivar predictions: the folder of the store of labelled texts' vectors, if they are remembered.
     :ivar heads: the folder of the trained heads.
     :ivar report: the folder of metrics, plots and the page.
@@ -48,6 +49,7 @@ class Project:
         self.scores = self.cache / "scores"
         self.store = self.cache / "embeddings"
         self.slices = self.cache / "slices"
+        self.cluster = self.cache / "cluster"
         self.predictions = self.cache / "predictions"
         self.heads = self.cache / "heads"
         self.report = self.cache / "report"

@@ -1,0 +1,269 @@
+"""`pipeline cluster embed`: slices as tasks of datatrove, on this machine, and what goes to others.
+
+Slurm is not here: `sbatch`, `srun` and `scontrol` are small programs of the test, which run what
+the script says, so that all of it but Slurm itself is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import ClusterJob, ClusterOptions, SliceTask
+from pipeline.project import Project
+from pipeline.store import manifest as layout
+from tests.conftest import ROOT, Cli, edit_params, run_stages
+
+pytest.importorskip("datatrove", reason="the extra `cluster` is not installed")
+
+KILLS = int(os.environ.get("KILLS", "3"))
+TEXTS = 3 * layout.SHARD_ROWS  # processes of their own have shards of the usual size
+
+
+@pytest.fixture
+def corpus(project: Path, tiny_backbone: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    lines = [f"{('ham', 'spam')[n % 3 == 0]}\tmessage {n} of a corpus" for n in range(TEXTS)]
+    (project / "texts.tsv").write_text("label\tmessage\n" + "\n".join(lines) + "\n")
+    edit_params(
+        {
+            "fetch.dataset": "texts.tsv",
+            "fetch.backbones": [str(tiny_backbone)],
+            "embed.max_tokens": 32,
+            "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
+            "heads.tasks": {"spam": {}},
+        }
+    )
+    run_stages(cli, "fetch", "prepare")
+    return project
+
+
+def read_store(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {
+        file.name: file.read_bytes() for file in Project(folder).store.iterdir()
+    }
+    manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]
+    del manifest["fidelity"], manifest["sha256"]
+    return found | {"manifest.json": manifest}
+
+
+def make_alone(folder: Path, cli: Cli) -> dict[str, object]:
+    run_stages(cli, "embed")
+    store = read_store(folder)
+    shutil.rmtree(Project(folder).store)
+    return store
+
+
+def find_children(process: int) -> list[int]:
+    """The processes that a process has started, and theirs, those of `pipeline embed` last."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
+                found += [int(path.parent.name), *find_children(int(path.parent.name))]
+    return found
+
+
+def is_embedding(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"--slice" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return False
+
+
+def test_slices_on_this_machine_are_the_store_of_one_run(corpus: Path, cli: Cli) -> None:
+    alone = make_alone(corpus, cli)
+    run = cli("cluster", "embed", "--slices", "3", "--workers", "2")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "3 slices, 0 of them done before" in run.stdout
+    assert "taken from 3 slices" in run.stdout
+    assert read_store(corpus) == alone
+    (marks,) = Project(corpus).cluster.iterdir()
+    assert sorted(path.name for path in (marks / "completions").iterdir()) == [
+        "00000", "00001", "00002",
+    ]  # fmt: skip
+    again = cli("cluster", "embed", "--slices", "3")
+    assert "nothing to merge" in again.stdout
+
+
+def test_killed_workers_are_noticed_and_started_again(corpus: Path, cli: Cli) -> None:
+    """Kill -9 of what embeds, or of what watches over it, at random moments."""
+    alone = make_alone(corpus, cli)
+    generator = random.Random(0)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "cluster", "embed", "--slices", "3", "--workers", "2"],
+        cwd=corpus,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    kills, started = 0, time.monotonic()
+    while kills < KILLS and run.poll() is None and time.monotonic() - started < 240:
+        if any(map(is_embedding, find_children(run.pid))):
+            time.sleep(generator.uniform(0, 2))
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(generator.choice(find_children(run.pid)), signal.SIGKILL)
+                kills += 1
+    said, _ = run.communicate(timeout=240)
+    assert kills
+    while (
+        run.returncode
+    ):  # a slice that was lost three times without anything new stops the command
+        assert run.returncode == 1, said
+        assert "failed or were lost" in said
+        again = cli("cluster", "embed", "--slices", "3", "--workers", "2")
+        run.returncode, said = again.returncode, again.stdout + again.stderr
+    assert read_store(corpus) == alone
+    assert not find_children(run.pid)
+    assert not Project(corpus).slices.exists()
+
+
+def test_a_slice_that_went_after_its_mark_is_made_again(corpus: Path, cli: Cli) -> None:
+    alone = make_alone(corpus, cli)
+    edit = ClusterOptions(slices=3)
+    keys, recipes = read_plan(corpus)
+    job = ClusterJob.plan(Project(corpus), corpus / "params.yaml", edit, recipes, keys)
+    for rank in (0, 1):
+        job.make_executor()._run_for_rank(rank)
+    assert job.list_missing() == [2]
+    shutil.rmtree(Project(corpus).slices / "slice-0002-of-0003")
+    run = cli("cluster", "embed", "--slices", "3")
+    assert "1 of them done before" in run.stdout, run.stdout + run.stderr
+    assert read_store(corpus) == alone
+
+
+def read_plan(folder: Path) -> tuple[object, list[object]]:
+    from pipeline.cache_commands import list_recipes
+    from pipeline.corpus.tables import read_distinct_keys
+
+    project = Project(folder)
+    return read_distinct_keys(project.texts_file)[0], list_recipes(project, folder / "params.yaml")
+
+
+def test_a_task_that_fails_is_one_message(corpus: Path, cli: Cli) -> None:
+    (Project(corpus).slices).mkdir()
+    (Project(corpus).slices / "slice-0001-of-0001").write_text("a file where a folder should be")
+    run = cli("cluster", "embed", "--slices", "1")
+    assert run.returncode == 1
+    assert "1 slice failed or were lost: 1/1" in run.stderr
+    assert "Error: cannot write" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not find_children(os.getpid()) or all(
+        not is_embedding(process) for process in find_children(os.getpid())
+    )
+
+
+def write_program(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(stat.S_IRWXU)
+
+
+def test_slurm_gets_a_script_that_embeds_the_slices(
+    corpus: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (
+        "--executor", "slurm", "--slices", "2", "--partition", "gpu", "--gpus", "1", "--cpus", "4",
+        "--time", "01:00:00", "--workers", "8",
+    )  # fmt: skip
+    alone = make_alone(corpus, cli)
+    shown = cli("cluster", "embed", *options, "--print").stdout
+    for line in (
+        "#SBATCH --partition=gpu", "#SBATCH --gpus=1", "#SBATCH --cpus-per-task=4",
+        "#SBATCH --time=01:00:00", "#SBATCH --array=0-1%8", "#SBATCH --mem-per-cpu=4G",
+        "launch_pickled_pipeline",
+    ):  # fmt: skip
+        assert line in shown, shown
+    assert "--qos" not in shown
+    lacking = cli("cluster", "embed", *options)
+    assert lacking.returncode == 1
+    assert "there is no program sbatch here" in lacking.stderr
+
+    programs = tmp_path / "programs"
+    for number in (0, 1):  # what Slurm does with the script, once for each task of the array
+        env = f"SLURM_ARRAY_TASK_ID={number} SLURM_NODELIST=here"
+        runs = f'{env} bash "$script" >> {tmp_path}/out 2>&1'
+        text = (
+            f'for script; do :; done\ncase "$(cat $script)" in *merge_stats*) ;; *) {runs} ;; esac'
+        )
+        write_program(programs, f"task-{number}", text)
+    write_program(
+        programs, "sbatch",
+        'for script; do :; done\n'
+        f'cp "$script" {tmp_path}/script\n'
+        f'{programs}/task-0 "$script"\n{programs}/task-1 "$script"\necho "Submitted batch job 42"',
+    )  # fmt: skip
+    write_program(programs, "srun", 'shift 3\nexec "$@"')  # -l -n 1
+    write_program(programs, "scontrol", "echo here")
+    write_program(
+        programs, "launch_pickled_pipeline",
+        f'exec {sys.executable} -P -c "from datatrove.tools.launch_pickled_pipeline import main; '
+        'main()" "$@"',
+    )  # fmt: skip
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    run = cli("cluster", "embed", *options)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "when the jobs have ended, run `pipeline cache merge`" in run.stdout
+    merged = cli("cache", "merge")
+    assert merged.returncode == 0, merged.stderr + (tmp_path / "out").read_text()
+    assert read_store(corpus) == alone
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--executor", "slurm"), "--partition: must name a partition of Slurm"),
+        (("--executor", "ray"), "needs ray, which is not installed"),
+    ],
+)
+def test_what_is_missing_is_named(
+    corpus: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    from pipeline import cluster
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    found = cluster.importlib.util.find_spec
+    monkeypatch.setattr(
+        cluster.importlib.util, "find_spec", lambda name: None if name == "ray" else found(name)
+    )
+    run = cli("cluster", "embed", *options)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert "next: " in run.stderr
+
+
+def test_ray_gets_the_resources_of_the_options(corpus: Path) -> None:
+    keys, recipes = read_plan(corpus)
+    options = ClusterOptions(executor="ray", slices=3, workers=2, gpus=1, cpus=4, memory_gb=6)
+    job = ClusterJob.plan(Project(corpus), corpus / "params.yaml", options, recipes, keys)
+    try:
+        executor = job.make_executor()
+    except Exception as error:
+        pytest.skip(f"ray is not installed: {error}")
+    assert executor.tasks == 3
+    assert executor.workers == 2
+    assert (executor.gpus_per_task, executor.cpus_per_task, executor.mem_per_cpu_gb) == (1, 4, 6)
+
+
+def test_the_commands_of_other_executors_are_printed(corpus: Path, cli: Cli) -> None:
+    shown = cli("cluster", "embed", "--slices", "2", "--print").stdout
+    assert shown.splitlines() == [
+        f"pipeline embed --project {corpus} --slice {number}/2" for number in (1, 2)
+    ]
+
+
+def test_a_task_can_be_sent_to_another_machine() -> None:
+    import dill
+
+    task = SliceTask("/shared/project", "/shared/project/params.yaml")
+    assert dill.loads(dill.dumps(task)) == task
