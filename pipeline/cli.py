@@ -283,12 +283,19 @@ def report(project: Project, params: Path, show: bool) -> None:
     "--remember", is_flag=True, help="Keep new vectors in cache/predictions for the next time."
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option(
+    "--slice",
+    "part",
+    metavar="I/N",
+    help="Label every N-th file, from the I-th on, into OUT with the slice in its name.",
+)
 def predict(
     project: Project,
     params: Path,
     folder: Path | None,
     tasks: str | None,
     thresholds: tuple[str, ...],
+    part: str | None,
     **options: Any,
 ) -> None:
     """Label texts: files, folders, standard input (-) or --text.
@@ -304,6 +311,7 @@ def predict(
         raise click.UsageError("give either files, folders or -, or --text")
     from pipeline.config import load_settings, parse_settings
     from pipeline.predict.run import PredictOptions, run_predict
+    from pipeline.store.slices import Slice
 
     if folder is None:
         settings = load_settings(params)
@@ -317,6 +325,7 @@ def predict(
     chosen = PredictOptions(
         tasks=tuple(name.strip() for name in tasks.split(",")) if tasks is not None else None,
         thresholds=dict(map(_parse_threshold, thresholds)),
+        part=Slice.parse(part) if part is not None else None,
         **options,
     )
     click.get_current_context().exit(run_predict(project, settings, chosen))

@@ -97,7 +97,7 @@ def open_inputs(
                 stream = _open_standard_input(stack, settings, column, standard_format)
                 streams.append((_STANDARD_INPUT_NAME, stream))
                 continue
-            for path in _list_files(Path(name), input_format):
+            for path in list_files(Path(name), input_format):
                 stream = _open_file(path, settings, column, input_format)
                 streams.append((str(path), stream))
         yield Inputs(_join_types(streams, column), column, streams)
@@ -130,9 +130,11 @@ def _iterate_standard_lines() -> Iterator[str]:
         yield text.rstrip("\r\n")
 
 
-def _list_files(path: Path, input_format: InputFormat | None) -> list[Path]:
+def list_files(path: Path, input_format: InputFormat | None) -> list[Path]:
     """A file, or the files of a folder in the order of their names.
 
+    :param path: the file or the folder.
+    :param input_format: the format of the files; by the endings of their names if ``None``.
     :raises DataError: if there is none.
     """
     if not path.is_dir():

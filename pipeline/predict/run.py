@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from pipeline.errors import DataError, SettingsError, WriteError
 from pipeline.files import write_aside
 from pipeline.predict.answers import list_columns, make_answers, name_explanation
 from pipeline.predict.explanations import MOST_SPANS, find_words
-from pipeline.predict.inputs import STANDARD_INPUT, InputFormat, Inputs, open_inputs
+from pipeline.predict.inputs import STANDARD_INPUT, InputFormat, Inputs, list_files, open_inputs
 from pipeline.predict.model import Model
 from pipeline.predict.outputs import (
     COMPRESSORS,
@@ -32,6 +32,7 @@ from pipeline.predict.outputs import (
     iterate_names,
 )
 from pipeline.project import Project
+from pipeline.store.slices import Slice
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,6 +63,7 @@ class PredictOptions:
     :param model_column: whether a column tells by which model a row was answered.
     :param remember: whether new vectors are kept for the next time.
     :param force: whether an output that exists is replaced.
+    :param part: the share of the files to label; ``None`` for all.
     """
 
     inputs: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ class PredictOptions:
     model_column: bool = False
     remember: bool = False
     force: bool = False
+    part: Slice | None = None
 
 
 def run_predict(project: Project, settings: Settings, options: PredictOptions) -> int:
@@ -90,6 +93,11 @@ def run_predict(project: Project, settings: Settings, options: PredictOptions) -
     :raises DataError: if an input cannot be read.
     :raises StageError: if heads or backbone are missing, or do not belong together.
     """
+    if options.part is not None:
+        options = _choose_slice(options, options.part)
+        if not options.inputs:
+            say(f"predict: slice {options.part} has no file")
+            return 0
     out_format = _choose_format(options)
     standard_output = sys.stdout
     # Where rows go to standard output, messages may not stand between them.
@@ -121,6 +129,28 @@ def run_predict(project: Project, settings: Settings, options: PredictOptions) -
             with _open_writer(table, options, out_format, standard_output) as writer:
                 table.label(writer)
         return table.finish(options)
+
+
+def _choose_slice(options: PredictOptions, part: Slice) -> PredictOptions:
+    """The same options for every N-th file, and for an output that is named after the slice.
+
+    :raises SettingsError: if what is given is no file, or there is no output to name.
+    """
+    if options.out is None or options.texts or STANDARD_INPUT in options.inputs:
+        raise SettingsError(
+            f"--slice {part}: labels files, and needs -o OUT",
+            hint="give files or folders, and the file to write",
+            source="command line",
+        )
+    listed = [list_files(Path(name), options.input_format) for name in options.inputs]
+    files = [str(path) for paths in listed for path in paths]
+    name, dot, endings = options.out.name.partition(".")
+    mine = part.name.removeprefix("slice-")
+    return replace(
+        options,
+        inputs=tuple(files[part.number - 1 :: part.of]),
+        out=options.out.with_name(f"{name}-{mine}{dot}{endings}"),
+    )
 
 
 class _Table:

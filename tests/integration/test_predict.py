@@ -707,3 +707,41 @@ def test_an_output_is_compressed_by_its_ending(trained: Path, tmp_path: Path, en
         refused = run_cli(trained, "predict", *texts, "-o", str(tmp_path / name))
         assert refused.returncode == 1
         assert "Parquet compresses its columns itself" in refused.stderr
+
+
+def test_slices_of_files_label_each_row_once(cli_there: Cli, trained: Path, tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    texts = read_texts(trained)[:50]
+    for number in range(5):
+        frame = pd.DataFrame({"body": texts[10 * number : 10 * number + 10]})
+        frame.to_csv(inputs / f"{number}.csv", index=False)
+    whole = cli_there("predict", str(inputs), "-o", str(tmp_path / "out.csv.gz"))
+    assert whole.returncode == 0, whole.stderr
+    for number in (1, 2, 3):
+        result = cli_there(
+            "predict", str(inputs), "-o", str(tmp_path / "out.csv.gz"), "--slice", f"{number}/3"
+        )
+        assert result.returncode == 0, result.stderr
+    parts = [pd.read_csv(tmp_path / f"out-000{n}-of-0003.csv.gz") for n in (1, 2, 3)]
+    assert [len(part) for part in parts] == [20, 20, 10]
+    expected = pd.read_csv(tmp_path / "out.csv.gz")
+    found = pd.concat(parts).set_index("body").loc[expected["body"].drop_duplicates()]
+    pd.testing.assert_frame_equal(
+        found.groupby(level=0).first(), expected.groupby("body").first(), rtol=1e-5
+    )
+    nothing = cli_there("predict", str(inputs), "-o", str(tmp_path / "out.csv"), "--slice", "7/7")
+    assert nothing.returncode == 0
+    assert "slice 7/7 has no file" in nothing.stdout
+    assert not list(tmp_path.glob("out-0007*"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--text", "a", "-o", "o.csv"), ("-", "-o", "o.csv"), ("tickets.csv",)]
+)
+def test_a_slice_is_of_files_and_into_a_file(cli_there: Cli, arguments: tuple[str, ...]) -> None:
+    refused = cli_there("predict", *arguments, "--slice", "1/2")
+    assert refused.returncode == 1
+    assert "--slice 1/2: labels files, and needs -o OUT" in refused.stderr
+    wrong = cli_there("predict", "tickets.csv", "-o", "o.csv", "--slice", "3/2")
+    assert "must be I/N" in wrong.stderr
