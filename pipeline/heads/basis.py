@@ -37,7 +37,7 @@ def find_basis(features: torch.Tensor, max_directions: int = MAX_DIRECTIONS) -> 
     :param features: float32, [B, D].
     :param max_directions: the largest V.
     """
-    sample = features[:: max(1, len(features) // _SAMPLE_ROWS)]
+    sample = features[choose_rows(len(features))]
     D = features.shape[1]
     V = min(max_directions, D, len(sample))
     generator = torch.Generator().manual_seed(0)
@@ -48,3 +48,11 @@ def find_basis(features: torch.Tensor, max_directions: int = MAX_DIRECTIONS) -> 
     squares, rotation = torch.linalg.eigh(multiply(projected.T, projected.T) / len(sample))
     squares = squares.clamp_min(0)
     return Basis(span @ rotation, squares, 0.0 if V == D else float(squares[0]))
+
+
+def choose_rows(rows: int) -> torch.Tensor:
+    """The numbers of the rows that directions are found by: int64, ascending.
+
+    :param rows: the number of rows to choose among.
+    """
+    return torch.arange(0, rows, max(1, rows // _SAMPLE_ROWS))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.heads.basis import Basis, find_basis
+from pipeline.heads.basis import Basis, choose_rows, find_basis
 from pipeline.model.weights import Centers
 
 Floats = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Batch = tuple[torch.Tensor, torch.Tensor]
+Item = TypeVar("Item")
 # Which rows a block of features is of: all of them in order, or row numbers, int64, [B].
 RowIndex = slice | torch.Tensor
 Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
@@ -26,6 +29,8 @@ BLOCK_ROWS = 8192
 _LEAST_DEVIATION = 0.01
 # Rows that are widened to float64 at a time: 256 of them stay in a core's cache.
 _FIT_ROWS = 256
+# Rows that are widened to float32 and scaled at a time: 1,024 of them, 768 wide, are 3 MB.
+_SCALED_ROWS = 1024
 
 
 class FeatureMap(Protocol):
@@ -68,18 +73,17 @@ class Scaling:
 
         :param features: float32, [B, D].
         """
-        starts = range(0, len(features), _FIT_ROWS)
-        return cls.fit_blocks(features[start : start + _FIT_ROWS] for start in starts)
+        return cls.fit_blocks([features])
 
     @classmethod
-    def fit_blocks(cls, blocks: Iterable[Floats]) -> Scaling:
+    def fit_blocks(cls, blocks: Iterable[Vectors]) -> Scaling:
         """Mean and population deviation of training rows that come in blocks, in one pass.
 
-        :param blocks: float32, [B, D] each, with one row at least.
+        :param blocks: float16 or float32, [B, D] each.
         """
         rows = 0
         total = squares = shift = np.zeros(0)
-        for block in blocks:
+        for block in _split_rows(blocks):
             wide = block.astype(np.float64)
             if not rows:
                 # Squares are summed of differences from a point near the mean: those of large
@@ -117,6 +121,12 @@ class Scaling:
         return folded.astype(np.float32), shifted.astype(np.float32)
 
 
+def _split_rows(blocks: Iterable[Vectors]) -> Iterator[Vectors]:
+    for block in blocks:
+        for start in range(0, len(block), _FIT_ROWS):
+            yield block[start : start + _FIT_ROWS]
+
+
 class MemoryFeatures:
     """Features that lie in memory, scaled: training rows first, then validation rows.
 
@@ -139,6 +149,14 @@ class MemoryFeatures:
         for rows in torch.split(order, size):
             yield rows, self.features[rows.to(self.features.device)]
 
+    def take(self, rows: torch.Tensor, train_rows: int) -> MemoryFeatures:
+        """Some of the rows.
+
+        :param rows: their numbers, int64, [B].
+        :param train_rows: the number of them, from the first, that are for training.
+        """
+        return MemoryFeatures(self.features[rows.to(self.features.device)], train_rows)
+
     @cached_property
     def basis(self) -> Basis:
         """The directions in which the training rows vary most."""
@@ -146,7 +164,11 @@ class MemoryFeatures:
 
 
 class StreamedFeatures:
-    """Features that are read from the store whenever they are wanted, a window at a time.
+    """Features that are made anew of stored vectors whenever they are wanted, some rows at a time.
+
+    What is read next is read while the block before it is computed with. Vectors are widened and
+    scaled a few rows at a time, which the processor's caches hold, so that each pass over the rows
+    goes through memory once, in the type that they are stored in.
 
     :param read: a function of a number of rows, a batch size, and a seed or ``None`` for the order
         of the store, that gives unscaled vectors of the rows below that number in batches: row
@@ -170,13 +192,17 @@ class StreamedFeatures:
         self._read = read
         self._block_rows = block_rows
         self.rows, self.train_rows, self.width = rows, train_rows, len(scaling.mean)
-        self._scaling = scaling
         self._device = device
+        self._mean = torch.from_numpy(scaling.mean.astype(np.float32)).to(device)
+        self._factor = torch.from_numpy((1 / scaling.deviation).astype(np.float32)).to(device)
 
     def blocks(self) -> Iterator[tuple[RowIndex, torch.Tensor]]:
         """All rows, in the order of the store."""
-        for rows, features in self._read(self.rows, self._block_rows, None):
-            yield torch.from_numpy(rows).to(self._device), self._scale(features)
+        for rows, vectors in read_ahead(self._read(self.rows, self._block_rows, None)):
+            numbers = torch.from_numpy(rows).to(self._device)
+            for start in range(0, len(rows), _SCALED_ROWS):
+                some = slice(start, start + _SCALED_ROWS)
+                yield numbers[some], self._scale(vectors[some])
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Training rows, windows and the rows in them shuffled anew.
@@ -186,17 +212,48 @@ class StreamedFeatures:
         :yields: row numbers, int64, [B], and their features, [B, D].
         """
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        for rows, features in self._read(self.train_rows, size, seed):
-            yield torch.from_numpy(rows), self._scale(features)
+        for rows, vectors in self._read(self.train_rows, size, seed):
+            yield torch.from_numpy(rows), self._scale(vectors)
+
+    def take(self, rows: torch.Tensor, train_rows: int) -> MemoryFeatures:
+        """Some of the rows, which are read once and then lie in memory.
+
+        :param rows: their numbers, int64, [B].
+        :param train_rows: the number of them, from the first, that are for training.
+        """
+        position = torch.full((self.rows,), -1)
+        position[rows] = torch.arange(len(rows))
+        taken = torch.empty(len(rows), self.width, device=self._device)
+        for numbers, vectors in read_ahead(self._read(self.rows, self._block_rows, None)):
+            at = position[torch.from_numpy(numbers)]
+            wanted = (at >= 0).numpy()
+            if wanted.any():
+                taken[at[wanted].to(self._device)] = self._scale(vectors[wanted])
+        return MemoryFeatures(taken, train_rows)
 
     @cached_property
     def basis(self) -> Basis:
-        """The directions in which a block of the training rows varies most."""
-        _, features = next(iter(self._read(self.train_rows, self._block_rows, 0)))
-        return find_basis(self._scale(features))
+        """The directions in which the training rows vary most."""
+        return find_basis(self.take(choose_rows(self.train_rows), self.train_rows).features)
 
-    def _scale(self, features: Floats) -> torch.Tensor:
-        return torch.from_numpy(self._scaling.apply(features)).to(self._device)
+    def _scale(self, vectors: Vectors) -> torch.Tensor:
+        """Scaled features of vectors, [B, D], in float32."""
+        stored = torch.from_numpy(np.ascontiguousarray(vectors))
+        features = stored.to(self._device, torch.float32, copy=True)
+        return features.sub_(self._mean).mul_(self._factor)
 
 
 Features = MemoryFeatures | StreamedFeatures
+
+
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each of which is made while the one before it is used.
+
+    :param items: what to go through, in a thread of its own.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, source, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, source, None)
+            yield item

@@ -226,7 +226,9 @@ class PathSearch:
                 return steps[:number]
         return steps
 
-    def refit(self, steps: Sequence[Step], features: Features) -> list[Step]:
+    def refit(
+        self, steps: Sequence[Step], features: Features, start: Step | None = None
+    ) -> list[Step]:
         """Steps of one family that were fitted on one split, fitted in all folds.
 
         They are walked anew, from constant heads: heads that started from those of the split would
@@ -234,11 +236,13 @@ class PathSearch:
 
         :param steps: the steps, one at least.
         :param features: the features of the family.
+        :param start: a step of as many fits to start from, whose heads have seen no row that these
+            are judged by; ``None`` for constant heads.
         """
         made: list[Step] = []
         walk = _Walk(self, steps[0].family, features, self.targets)
         for step in sorted(steps, key=lambda one: -one.decay):
-            made.append(walk.fit(step.decay, made[-1] if made else None))
+            made.append(walk.fit(step.decay, made[-1] if made else start))
         return made
 
     def finish(self, finals: Sequence[Step]) -> Found:
@@ -289,6 +293,18 @@ class PathSearch:
         """The best score of a step under any logit adjustment, with the lowest of their losses."""
         scores = self._score(list(self.list_trials(step)), targets)
         return replace(scores[0], loss=min(of.loss for of in scores))
+
+    def rank(self, scores: Sequence[Score]) -> list[int]:
+        """The number of the best step by score, and of the best by loss, if it is another.
+
+        :param scores: those of some steps, one at least.
+        """
+        best = 0
+        for number, of in enumerate(scores):
+            if is_better(self.task, of, scores[best]):
+                best = number
+        losses = [of.loss if np.isfinite(of.loss) else np.inf for of in scores]
+        return list(dict.fromkeys([best, int(np.argmin(losses))]))
 
     def read_labels(self, targets: Targets) -> npt.NDArray[np.generic]:
         """The labels of the judged rows."""
@@ -344,11 +360,11 @@ class _Walk:
         scores: list[Score] = []
         factor = _FACTOR**2 if self._is_dear else _FACTOR
         self._follow(_FIRST, 1 / factor, scores)
-        if self._rank(scores)[0] == 0:
+        if self.search.rank(scores)[0] == 0:
             self._follow(_FIRST * factor, factor, scores)
         if self._is_dear:
             return self.steps
-        for best in self._rank(scores):
+        for best in self.search.rank(scores):
             for decay in (
                 self.steps[best].decay * _FACTOR**0.5,
                 self.steps[best].decay / _FACTOR**0.5,
@@ -362,7 +378,7 @@ class _Walk:
         waited, last = 0, self.steps[0] if self.steps else None
         patience = 1 if self._is_dear else _PATIENCE
         while _WEAKEST * 0.99 <= decay <= _STRONGEST * 1.01 and waited < patience:
-            best = [scores[number] for number in self._rank(scores)] if scores else []
+            best = [scores[number] for number in self.search.rank(scores)] if scores else []
             self._add(decay, last, scores)
             last, new = self.steps[-1], scores[-1]
             noise = _NOISE_SHARE * estimate_noise(self.search.task, len(self.targets.judged))
@@ -370,15 +386,6 @@ class _Walk:
             is_news = is_news or new.loss < best[-1].loss
             waited = 0 if is_news else waited + 1
             decay *= factor
-
-    def _rank(self, scores: Sequence[Score]) -> list[int]:
-        """The number of the best step by score, and of the best by loss, if it is another."""
-        best = 0
-        for number, of in enumerate(scores):
-            if is_better(self.search.task, of, scores[best]):
-                best = number
-        losses = [of.loss if np.isfinite(of.loss) else np.inf for of in scores]
-        return list(dict.fromkeys([best, int(np.argmin(losses))]))
 
     def _add(self, decay: float, start: Step | None, scores: list[Score]) -> None:
         self.steps.append(self.fit(decay, start))

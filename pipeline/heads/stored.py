@@ -16,10 +16,15 @@ from pipeline.heads.features import (
     Features,
     Floats,
     MemoryFeatures,
+    Reader,
     Scaling,
     StreamedFeatures,
+    Vectors,
+    read_ahead,
 )
-from pipeline.store import read_vectors, stream_vectors
+from pipeline.store import VectorStream, read_manifest, read_vectors
+
+Piece = tuple[npt.NDArray[np.int64], Vectors]  # row numbers, [B], and vectors, [B, D]
 
 # The number of rows that are shuffled together, at least; fewer would hardly be shuffled.
 _MIN_WINDOW_ROWS = 1024
@@ -61,16 +66,23 @@ class StoredFeatures:
         self._device = device
         self._held: dict[tuple[int, ...], tuple[Features, Scaling]] = {}
         self._vectors: Floats | None = None
+        self._itemsize = np.dtype(read_manifest(folder).dtype).itemsize
+        self._is_held = False
+        numbers = len(keys) * len(layers) * width
         # Twice in float32: as they are read, and scaled.
-        needed = 2 * 4 * len(keys) * len(layers) * width
-        if needed <= memory_bytes:
+        if 2 * 4 * numbers <= memory_bytes:
             self._vectors = read_vectors(self._folder, keys, self._layers)
-        else:
-            say(
-                f"the vectors would take {format_bytes(needed)} of the "
-                f"{format_bytes(int(memory_bytes))} that they may: reading them from the store as "
-                "they are wanted"
+            return
+        self._is_held = 2 * self._itemsize * numbers <= memory_bytes
+        say(
+            f"the vectors would take {format_bytes(2 * 4 * numbers)} of the "
+            f"{format_bytes(int(memory_bytes))} that they may: "
+            + (
+                "keeping them as the store has them, and widening some rows at a time"
+                if self._is_held
+                else "reading them from the store as they are wanted"
             )
+        )
 
     def __call__(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         """The features of some layers, joined, and the scaling that made them."""
@@ -93,24 +105,41 @@ class StoredFeatures:
 
     def _stream(self, layers: tuple[int, ...]) -> tuple[Features, Scaling]:
         width = len(layers) * self._width
-        # In memory at once are a window and what is left of the one before, both as they are read
-        # and scaled, in float32: 16 bytes a number.
-        window = max(_MIN_WINDOW_ROWS, int(self._memory_bytes / (16 * width)))
+        # In memory at once are a window, the next one, which is being read, and a shuffled copy.
+        window = max(_MIN_WINDOW_ROWS, int(self._memory_bytes / (4 * self._itemsize * width)))
         block = min(window, BLOCK_ROWS)
+        if self._is_held:
+            read = _read_held(
+                read_vectors(self._folder, self._keys, layers, dtype=None).reshape(-1, width)
+            )
+        else:
+            stream = VectorStream(self._folder, self._keys, layers, dtype=None)
 
-        def read(
-            rows: int, batch: int, seed: int | None
-        ) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
-            for numbers, vectors in stream_vectors(
-                self._folder, self._keys[:rows], layers, batch, window_rows=window, seed=seed
-            ):
-                yield numbers, vectors.reshape(len(vectors), -1)
+            def read(rows: int, batch: int, seed: int | None) -> Iterator[Piece]:
+                rows_at_once = window if seed is not None else block
+                for numbers, vectors in stream.read(
+                    batch, rows=rows, window_rows=rows_at_once, seed=seed
+                ):
+                    yield numbers, vectors.reshape(len(vectors), width)
 
         scaling = Scaling.identity(width)
         if self._standardize:
-            blocks = (features for _, features in read(self._train_rows, block, None))
-            scaling = Scaling.fit_blocks(blocks)
+            pieces = read_ahead(read(self._train_rows, block, None))
+            scaling = Scaling.fit_blocks(vectors for _, vectors in pieces)
         features = StreamedFeatures(
             read, len(self._keys), self._train_rows, scaling, self._device, block
         )
         return features, scaling
+
+
+def _read_held(vectors: Vectors) -> Reader:
+    """A function that gives vectors in memory, [B, D], as one that reads them from the store."""
+
+    def read(rows: int, batch: int, seed: int | None) -> Iterator[Piece]:
+        order = None if seed is None else np.random.default_rng(seed).permutation(rows)
+        for start in range(0, rows, batch):
+            stop = min(start + batch, rows)
+            numbers = np.arange(start, stop) if order is None else order[start:stop]
+            yield numbers, vectors[start:stop] if order is None else vectors[numbers]
+
+    return read

@@ -30,6 +30,7 @@ from pipeline.heads.module import (
     load_batches,
 )
 from pipeline.heads.path import Found, PathSearch, Step
+from pipeline.heads.sample import draw_sample
 from pipeline.heads.targets import Targets
 from pipeline.heads.tasks import Task
 from pipeline.heads.trainer import FollowSteps, KeepBest, make_trainer, run_trainer
@@ -144,13 +145,12 @@ def fit_heads(
     """
     started = time.perf_counter()
     if any(c.weight_decay is None for c in configurations):
-        heads, epochs = _follow_paths(
+        heads, epochs, judged_rows = _follow_paths(
             features_of, targets, tasks, configurations, settings, device, advance
         )
         seconds = time.perf_counter() - started
         number = max(len(head.tried) for head in heads)
         unfolded = tuple(h.task.name for h in heads if not h.folded) if targets.fits > 1 else ()
-        judged_rows = targets.rows - targets.first_judged
         return Fit(heads, number, judged_rows, epochs, seconds, targets.folds, unfolded)
     candidates: dict[int, dict[str, Candidate]] = {}
     epochs = 0
@@ -228,8 +228,11 @@ def _follow_paths(
     settings: HeadsSettings,
     device: str,
     advance: Advance,
-) -> tuple[tuple[TrainedHead, ...], int]:
-    """Heads whose weight decay is found along a path, and the number of steps of the full fits."""
+) -> tuple[tuple[TrainedHead, ...], int, int]:
+    """Heads whose weight decay is found along a path.
+
+    :returns: them, the number of steps of the full fits, and the number of rows that judged them.
+    """
     held: dict[Hashable, tuple[Features, FeatureMap]] = {}
 
     def take_features(configuration: Configuration) -> tuple[Features, FeatureMap]:
@@ -239,21 +242,30 @@ def _follow_paths(
             held[key] = make_features(features_of, configuration)
         return held[key]
 
-    searches = [PathSearch(task, configurations, targets) for task in tasks]
+    width = max(features_of(layers)[0].width for layers in {c.layers for c in configurations})
+    is_linear = all(configuration.head == "linear" for configuration in configurations)
+    sample = draw_sample(targets, width, settings.seed) if is_linear else None
+
+    def take_searched(configuration: Configuration) -> Features:
+        features, _ = take_features(configuration)
+        return features if sample is None else sample.take(configuration.layers, features)
+
+    searched = targets if sample is None else sample.targets
+    searches = [PathSearch(task, configurations, searched) for task in tasks]
     families = dict.fromkeys(family for search in searches for family in search.families)
     counter = _StepCounter(advance, searches)
     for family in _sort_by_features(families):
         for search in searches:
             if family in search.families and not search.can_skip(family):
                 with counter.count_walk() as step:
-                    search.walk(family, take_features(family)[0], step)
+                    search.walk(family, take_searched(family), step)
     finals: dict[int, list[Step]] = {number: [] for number in range(len(searches))}
     finalists = [search.list_finalists() for search in searches]
     for family in reversed(_sort_by_features(families)):  # the last one's features are at hand
         for number, search in enumerate(searches):
             steps = [step for step in finalists[number] if step.family == family]
             if steps:
-                finals[number] += search.refit(steps, take_features(family)[0])
+                finals[number] += search.refit(steps, take_searched(family))
     counter.finish_walks()
     found = [search.finish(finals[number]) for number, search in enumerate(searches)]
     heads: dict[str, TrainedHead] = {}
@@ -261,6 +273,9 @@ def _follow_paths(
     order = sorted(range(len(tasks)), key=lambda n: found[n].best.configuration.head)
     for number in order:
         features, made = take_features(found[number].best.step.family)
+        if sample is not None:
+            whole = PathSearch(tasks[number], configurations, sample.split)
+            found[number] = sample.judge(whole, found[number], features)
         is_dear = searches[number].is_dear(features.width)
         head = _fit_best(
             tasks[number], found[number], features, made, targets, settings, device, is_dear
@@ -268,7 +283,8 @@ def _follow_paths(
         heads[tasks[number].name] = head
         epochs += head.candidate.epoch
         counter.count_head()
-    return tuple(heads[task.name] for task in tasks), epochs
+    judged_rows = max(of_task.judged_rows for of_task in found)
+    return tuple(heads[task.name] for task in tasks), epochs, judged_rows
 
 
 class _StepCounter:

@@ -302,7 +302,7 @@ def sweep_thresholds(ranking: Ranking, times: Floats | None = None) -> Sweep:
     return Sweep(hits=passed[..., 1], false_alarms=passed[..., 0])
 
 
-def coarsen_scores(ranking: Ranking, levels: int) -> npt.NDArray[np.int64]:
+def coarsen_scores(ranking: Ranking, levels: int) -> Logits:
     """Few scores in the order of many: equal ones stay equal, and near ones become so.
 
     Half of the levels part all rows into groups of one size, half the rows of the class, so that a
@@ -310,9 +310,9 @@ def coarsen_scores(ranking: Ranking, levels: int) -> npt.NDArray[np.int64]:
 
     :param ranking: the rows and their scores.
     :param levels: the number of different scores at most.
-    :returns: int64, [B].
+    :returns: whole numbers, float32, [B].
     """
-    found = np.zeros(len(ranking.scores), np.int64)
+    found = np.zeros(len(ranking.scores), np.float32)
     for some in (ranking.scores, ranking.scores[ranking.is_class]):
         below = np.searchsorted(np.sort(some), ranking.scores)  # how many are lower, of each
         found += below * (levels // 2 - 1) // max(len(some), 1)

@@ -35,6 +35,7 @@ from pipeline.store.manifest import (
     write_manifest,
 )
 from pipeline.store.reader import (
+    VectorStream,
     read_keys,
     read_rows,
     read_token_counts,
@@ -54,6 +55,7 @@ __all__ = [
     "Snapshot",
     "StoreUpdate",
     "Update",
+    "VectorStream",
     "aside_folder",
     "count_lengths",
     "find_alike",

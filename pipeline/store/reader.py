@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,18 @@ def _plan_shard(
         if rows != shard.rows:
             raise _damaged(path, f"{rows:,} rows of {column}, should be {shard.rows:,}")
     return blocks
+
+
+def _select_blocks(planned: Sequence[Block], rows: npt.NDArray[np.int64]) -> Sequence[Block]:
+    """The blocks, in the order of their rows, from the first to the last that holds some of them.
+
+    :param rows: rows of the store, int64, ascending.
+    """
+    if not len(rows):
+        return []
+    low = bisect_right(planned, rows[0], key=lambda block: block.first + block.rows)
+    high = bisect_right(planned, rows[-1], key=lambda block: block.first)
+    return planned[low:high]
 
 
 def _damaged(path: Path, what: object) -> StoreError:
@@ -234,7 +247,7 @@ def read_vectors(
     folder: Path,
     keys: pa.Array | Sequence[bytes],
     layers: Sequence[int],
-    dtype: npt.DTypeLike = np.float32,
+    dtype: npt.DTypeLike | None = np.float32,
     *,
     threads: int | None = None,
     fingerprint: str | None = None,
@@ -244,7 +257,8 @@ def read_vectors(
     :param folder: the store.
     :param keys: keys of B texts, duplicates allowed.
     :param layers: numbers of the L layers to read, in the order wanted.
-    :param dtype: type of the result; the stored numbers are converted if need be.
+    :param dtype: type of the result, to which stored numbers are converted if need be; ``None``
+        for that of the store.
     :param threads: number of threads that read at once; all cores if ``None``.
     :param fingerprint: fingerprint of the vectors wanted, for who reads several times; any if
         ``None``.
@@ -256,7 +270,8 @@ def read_vectors(
     def read(snapshot: Snapshot) -> npt.NDArray[Any]:
         _check_layers(folder, snapshot.manifest, layers)
         positions = locate(snapshot, keys)
-        vectors = np.empty((len(positions), len(layers), snapshot.manifest.width), dtype)
+        shape = (len(positions), len(layers), snapshot.manifest.width)
+        vectors = np.empty(shape, dtype or snapshot.manifest.dtype)
         into = split_columns(snapshot.manifest, layers, vectors)
         gather_rows(snapshot, positions, into, threads)
         return vectors
@@ -292,9 +307,6 @@ def stream_vectors(
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
     """Vectors in batches, for a corpus whose vectors do not fit into memory.
 
-    Windows of neighbouring rows are read one after another, in an order drawn by the seed, and
-    the rows of a window are shuffled; at most one window and one batch are in memory.
-
     :param folder: the store.
     :param keys: keys of N texts, duplicates allowed.
     :param layers: numbers of the L layers to read, in the order wanted.
@@ -305,35 +317,101 @@ def stream_vectors(
     :yields: which of the keys, int64, [B], and their vectors, [B, L, D].
     :raises StoreError: as ``read_vectors``, and if the store gets another fingerprint meanwhile.
     """
-    wanted = _to_array(keys)
-    at_start, positions = read_steadily(folder, lambda now: (now, locate(now, wanted)))
-    manifest = at_start.manifest
-    _check_layers(folder, manifest, layers)
-    order = np.argsort(positions, kind="stable")
-    windows = [order[start : start + window_rows] for start in range(0, len(order), window_rows)]
-    generator = np.random.default_rng(seed)
-    if seed is not None:
-        windows = [windows[number] for number in generator.permutation(len(windows))]
-    rest = np.empty(0, np.int64)
-    held = np.empty((0, len(layers), manifest.width), dtype)
-    for number, window in enumerate(windows):
-        rows = generator.permutation(window) if seed is not None else window
-        vectors = np.empty((len(rows), len(layers), manifest.width), dtype)
+    stream = VectorStream(folder, keys, layers, dtype)
+    yield from stream.read(batch_rows, window_rows=window_rows, seed=seed)
 
-        def fill(
-            now: Snapshot,
-            rows: npt.NDArray[np.int64] = rows,
-            into: Mapping[str, npt.NDArray[Any]] = split_columns(manifest, layers, vectors),
-        ) -> None:
-            at = positions[rows] if now is at_start else locate(now, wanted.take(rows))
-            gather_rows(now, at, into)
 
-        read_steadily(folder, fill, start=at_start, fingerprint=manifest.fingerprint)
-        rest, held = np.concatenate([rest, rows]), np.concatenate([held, vectors])
-        full = len(rest) if number == len(windows) - 1 else len(rest) // batch_rows * batch_rows
-        for start in range(0, full, batch_rows):
-            yield rest[start : start + batch_rows][:full], held[start : start + batch_rows][:full]
-        rest, held = rest[full:], held[full:]
+class VectorStream:
+    """The vectors of some texts, to be read in batches again and again.
+
+    Windows of neighbouring rows are read one after another, in an order drawn by the seed, and
+    the rows of a window are shuffled; at most one window and one batch are in memory. Where the
+    texts stand in the store is found once.
+
+    :param folder: the store.
+    :param keys: keys of N texts, duplicates allowed.
+    :param layers: numbers of the L layers to read, in the order wanted.
+    :param dtype: type of the vectors; ``None`` for that of the store.
+    :raises StoreError: if a layer or a key is not in the store.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keys: pa.Array | Sequence[bytes],
+        layers: Sequence[int],
+        dtype: npt.DTypeLike | None = np.float32,
+    ) -> None:
+        self._folder, self._keys, self._layers = folder, _to_array(keys), tuple(layers)
+        self._at_start, self._positions = read_steadily(
+            folder, lambda now: (now, locate(now, self._keys))
+        )
+        _check_layers(folder, self._at_start.manifest, layers)
+        self._dtype = np.dtype(self._at_start.manifest.dtype if dtype is None else dtype)
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+        self._blocks: list[Block] | None = None
+
+    def read(
+        self,
+        batch_rows: int,
+        *,
+        rows: int | None = None,
+        window_rows: int = 65_536,
+        seed: int | None = None,
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        """Read the vectors once.
+
+        :param batch_rows: number of rows of each batch but the last.
+        :param rows: number of texts, from the first, that are read; all if ``None``.
+        :param window_rows: number of rows of a window; the more, the better the shuffle.
+        :param seed: seed of the order; ``None`` keeps that of the store.
+        :yields: which of the keys, int64, [B], and their vectors, [B, L, D].
+        :raises StoreError: as ``read_vectors``, and if the store has another fingerprint now.
+        """
+        order = self._sort(len(self._positions) if rows is None else rows)
+        starts = range(0, len(order), window_rows)
+        windows = [order[start : start + window_rows] for start in starts]
+        generator = np.random.default_rng(seed)
+        if seed is not None:
+            windows = [windows[number] for number in generator.permutation(len(windows))]
+        rest, held = np.empty(0, np.int64), self._make(0)
+        for number, window in enumerate(windows):
+            chosen = generator.permutation(window) if seed is not None else window
+            vectors = self._read_window(chosen)
+            if len(rest):
+                chosen, vectors = np.concatenate([rest, chosen]), np.concatenate([held, vectors])
+            is_last = number == len(windows) - 1
+            full = len(chosen) if is_last else len(chosen) // batch_rows * batch_rows
+            for start in range(0, full, batch_rows):
+                yield chosen[start : start + batch_rows], vectors[start : start + batch_rows]
+            rest, held = chosen[full:], vectors[full:]
+
+    def _make(self, rows: int) -> npt.NDArray[Any]:
+        shape = (rows, len(self._layers), self._at_start.manifest.width)
+        return np.empty(shape, self._dtype)
+
+    def _sort(self, rows: int) -> npt.NDArray[np.int64]:
+        """The numbers of the first texts, in the order of the store."""
+        if rows not in self._orders:
+            self._orders[rows] = np.argsort(self._positions[:rows], kind="stable")
+        return self._orders[rows]
+
+    def _read_window(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        vectors = self._make(len(chosen))
+        into = split_columns(self._at_start.manifest, self._layers, vectors)
+
+        def fill(now: Snapshot) -> None:
+            if now is not self._at_start:
+                gather_rows(now, locate(now, self._keys.take(chosen)), into)
+                return
+            if self._blocks is None:
+                rising = self._positions[self._sort(len(self._positions))]
+                self._blocks = plan_blocks(now, list(into), rising)
+            gather_rows(now, self._positions[chosen], into, planned=self._blocks)
+
+        fingerprint = self._at_start.manifest.fingerprint
+        read_steadily(self._folder, fill, start=self._at_start, fingerprint=fingerprint)
+        return vectors
 
 
 def _check_layers(folder: Path, manifest: Manifest, layers: Sequence[int]) -> None:
@@ -377,6 +455,8 @@ def gather_rows(
     positions: npt.NDArray[np.int64],
     into: Mapping[str, npt.NDArray[Any]],
     threads: int | None = None,
+    *,
+    planned: Sequence[Block] | None = None,
 ) -> None:
     """Copy the blocks that hold wanted rows into preallocated arrays, several at a time.
 
@@ -385,6 +465,7 @@ def gather_rows(
     :param into: column → an array to fill: [B, 1] of ``n_tokens``; [B, D] of a layer, or of one of
         its poolings that pooling's part of D.
     :param threads: number of threads that read at once; all cores if ``None``.
+    :param planned: all blocks of these columns, if they are known.
     :raises StoreError: if a shard is missing or damaged.
     """
     import os
@@ -395,7 +476,10 @@ def gather_rows(
     in_order = bool((np.diff(positions) > 0).all())
     order = np.arange(len(positions)) if in_order else np.argsort(positions, kind="stable")
     rising = positions[order]
-    planned = plan_blocks(snapshot, list(into), rising)
+    if planned is None:
+        planned = plan_blocks(snapshot, list(into), rising)
+    else:
+        planned = _select_blocks(planned, rising)
     ends = np.searchsorted(rising, [(b.first, b.first + b.rows) for b in planned]).tolist()
     bounds = {id(block): (low, high) for block, (low, high) in zip(planned, ends, strict=True)}
     wanted = [block for block in planned if bounds[id(block)][0] < bounds[id(block)][1]]

@@ -112,6 +112,28 @@ def write_vectors(project: Project, recipe: Any, rows: int) -> None:
     update.commit()
 
 
+def measure_stages(folder: Path, rows: int, max_memory: float | None) -> list[dict[str, Any]]:
+    """What training and the report take on so many rows, with each score of the test part.
+
+    :param folder: where the project is, or is to be written.
+    :param max_memory: gigabytes that vectors may take; ``None`` for half of the machine's.
+    """
+    write_project(folder, rows)
+    settings = folder / "params.yaml"
+    changed = yaml.safe_load(settings.read_text()) | {"runtime": {"max_memory": max_memory}}
+    settings.write_text(yaml.safe_dump(changed, sort_keys=False))
+    case = f"{rows:,} × {WIDTH} synthetic rows, two tasks"
+    measured = [
+        {"case": case, "stage": stage, **run_stage(folder, stage)}
+        for stage in ("train-heads", "report")
+    ]
+    test = json.loads((folder / "cache" / "report" / "metrics.json").read_text())["test"]
+    scores = [
+        {"case": case, "stage": f"macro-F1 of {t}", "score": test[t]["f1_macro"]} for t in test
+    ]
+    return [*measured, *scores]
+
+
 _STAGE = """
 import json, resource, sys, time
 from pathlib import Path

@@ -25,6 +25,8 @@ _SHOWN = {
     "forward_cpu_seconds": ("forward, CPU", "{:.2f} s"),
     "fit_seconds": ("fit", "{:.2f} s"),
     "seconds": ("seconds", "{:.2f}"),
+    "cpu_seconds": ("seconds of CPU", "{:.1f}"),
+    "wall_seconds": ("seconds", "{:.1f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "tflops": ("TFLOP/s", "{:.3f}"),
     "share_of_matmul": ("of matmul", "{:.0%}"),

@@ -1,0 +1,102 @@
+"""A sample of very many rows, on which the weight decay is searched before heads train on all.
+
+The best weight decay of a mean loss falls with the number of rows, but no faster than their number
+grows: the mean over twice the rows has half the variance, while what a linear head cannot learn
+stays. So heads of all rows are fitted, and judged, under the decay that was best for the sample,
+under that decay times the share of the rows that the sample holds, and between both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from pipeline.heads.choosing import Score
+from pipeline.heads.features import Features, MemoryFeatures
+from pipeline.heads.path import Found, PathSearch
+from pipeline.heads.targets import Targets
+
+# Rows of the training part that are sampled, if that many are less than half of them, and of those
+# that configurations are judged by. The features of a sample take at most so many numbers: 1 GB.
+_TRAIN_ROWS = 40_000
+_JUDGED_ROWS = 20_000
+_MAX_NUMBERS = 240_000_000
+# Steps of half the logarithm of the sample's share, in which decays of all rows follow.
+_FEWEST_STEPS, _MOST_STEPS = 3, 6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some of the rows, to search on, and one split of all rows, to judge what was found.
+
+    :param targets: the labels of the sample, with one fit.
+    :param rows: the numbers of its rows among all, int64, training rows first.
+    :param split: all rows, with one fit.
+    """
+
+    targets: Targets
+    rows: torch.Tensor
+    split: Targets
+    _held: dict[Hashable, MemoryFeatures] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of the training rows that the sample holds."""
+        return self.targets.train_rows / self.split.train_rows
+
+    def take(self, key: Hashable, features: Features) -> MemoryFeatures:
+        """The sample's features; those that were taken last are at hand.
+
+        :param key: what tells the features from others.
+        :param features: the features of all rows.
+        """
+        if key not in self._held:
+            self._held.clear()
+            self._held[key] = features.take(self.rows, self.targets.train_rows)
+        return self._held[key]
+
+    def judge(self, search: PathSearch, found: Found, features: Features) -> Found:
+        """Fit what was found on the sample on all rows, under decays that more rows may call for.
+
+        They are the decay of the sample, that times its share of the rows, and one between; and
+        weaker ones as long as the weakest is the best.
+
+        :param search: the search of the task on one split of all rows.
+        :param found: what was found on the sample.
+        :param features: the features, of all rows, of the family that won.
+        """
+        best = found.best.step
+        steps, scores = [best], list[Score]()
+        while len(scores) < _FEWEST_STEPS or (
+            len(scores) < _MOST_STEPS and len(scores) - 1 in search.rank(scores)
+        ):
+            decay = best.decay * self.share ** (len(scores) / 2)
+            steps += search.refit([replace(best, decay=decay)], features, steps[-1])
+            scores.append(search.judge(steps[-1], self.split))
+        return replace(search.finish(steps[1:]), folded=False)
+
+
+def draw_sample(targets: Targets, width: int, seed: int) -> Sample | None:
+    """Draw a sample; ``None`` if rows are so few that all of them are searched on.
+
+    :param targets: labels and masks of all rows.
+    :param width: the number of features.
+    :param seed: the seed of the draw.
+    """
+    most = _MAX_NUMBERS // width
+    wanted, to_judge = min(_TRAIN_ROWS, 2 * most // 3), min(_JUDGED_ROWS, most // 3)
+    if targets.train_rows < 2 * wanted or wanted < width:
+        return None
+    split = targets.take_full_fit()
+    if targets.fits > 1 and targets.rows - targets.train_rows < _JUDGED_ROWS:
+        split = targets.leave_out(0)
+    generator = torch.Generator().manual_seed(seed)
+    cut = targets.train_rows
+    trained = torch.randperm(cut, generator=generator)[:wanted]
+    judged = cut + torch.randperm(targets.rows - cut, generator=generator)[:to_judge]
+    rows = torch.cat([trained.sort().values, judged.sort().values])
+    at = rows.to(split.masks.device)
+    labels = {name: values[at] for name, values in split.labels.items()}
+    return Sample(Targets(labels, split.masks[at], wanted), rows, split)
