@@ -8,7 +8,6 @@ under that decay times the share of the rows that the sample holds, and between 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -39,23 +38,23 @@ class Sample:
     targets: Targets
     rows: torch.Tensor
     split: Targets
-    _held: dict[Hashable, MemoryFeatures] = field(default_factory=dict)
+    _held: dict[int, tuple[Features, MemoryFeatures]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
         """The share of the training rows that the sample holds."""
         return self.targets.train_rows / self.split.train_rows
 
-    def take(self, key: Hashable, features: Features) -> MemoryFeatures:
+    def take(self, features: Features) -> MemoryFeatures:
         """The sample's features; those that were taken last are at hand.
 
-        :param key: what tells the features from others.
         :param features: the features of all rows.
         """
-        if key not in self._held:
+        if id(features) not in self._held:
             self._held.clear()
-            self._held[key] = features.take(self.rows, self.targets.train_rows)
-        return self._held[key]
+            taken = features.take(self.rows, self.targets.train_rows)
+            self._held[id(features)] = features, taken
+        return self._held[id(features)][1]
 
     def judge(self, search: PathSearch, found: Found, features: Features) -> Found:
         """Fit what was found on the sample on all rows, under decays that more rows may call for.

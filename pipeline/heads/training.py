@@ -19,7 +19,7 @@ from pipeline.errors import DataError
 from pipeline.heads.choosing import Calibration, Score, calibrate_head, choose_configuration
 from pipeline.heads.configurations import Configuration, group_by_shape
 from pipeline.heads.features import FeatureMap, Features, Floats, Scaling
-from pipeline.heads.kernel import fit_kernel
+from pipeline.heads.kernel import MAX_CENTERS, fit_kernel
 from pipeline.heads.module import (
     TOLERANCE,
     AllRows,
@@ -242,13 +242,12 @@ def _follow_paths(
             held[key] = make_features(features_of, configuration)
         return held[key]
 
-    width = max(features_of(layers)[0].width for layers in {c.layers for c in configurations})
-    is_linear = all(configuration.head == "linear" for configuration in configurations)
-    sample = draw_sample(targets, width, settings.seed) if is_linear else None
+    widths = [_measure_width(features_of, targets, c) for c in configurations]
+    sample = draw_sample(targets, max(widths), settings.seed)
 
     def take_searched(configuration: Configuration) -> Features:
         features, _ = take_features(configuration)
-        return features if sample is None else sample.take(configuration.layers, features)
+        return features if sample is None else sample.take(features)
 
     searched = targets if sample is None else sample.targets
     searches = [PathSearch(task, configurations, searched) for task in tasks]
@@ -285,6 +284,13 @@ def _follow_paths(
         counter.count_head()
     judged_rows = max(of_task.judged_rows for of_task in found)
     return tuple(heads[task.name] for task in tasks), epochs, judged_rows
+
+
+def _measure_width(features_of: FeaturesOf, targets: Targets, configuration: Configuration) -> int:
+    """The number of features of a configuration, about, before those of kernel heads are made."""
+    if configuration.head == "kernel":
+        return min(MAX_CENTERS, targets.train_rows)
+    return features_of(configuration.layers)[0].width
 
 
 class _StepCounter:

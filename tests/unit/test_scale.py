@@ -119,14 +119,14 @@ def test_what_is_read_ahead_is_all_and_in_order_and_so_are_errors() -> None:
         next(ahead)
 
 
-def find_decay(features: np.ndarray, values: np.ndarray, seed: int = 0) -> Fit:
+def find_decay(features: np.ndarray, values: np.ndarray, head: str = "linear") -> Fit:
     counts = tuple(np.bincount(values[:TRAIN]).tolist())
     task = Task("y", "multiclass", ("a", "b", "c"), LabelSummary(counts, TRAIN), metric="loss")
     targets = make_targets(
         [task], {"y": values[:JUDGED]}, TRAIN, draw_folds(np.arange(TRAIN), 5, 0), "cpu"
     )
     scaling = Scaling.identity(WIDTH)
-    settings = HeadsSettings(head="linear", seed=seed)
+    settings = HeadsSettings(head=head)
     scaled = torch.from_numpy(features[:JUDGED])
     return fit_heads(
         lambda _: (MemoryFeatures(scaled, TRAIN), scaling),
@@ -162,6 +162,25 @@ def test_a_sample_finds_heads_as_likely_as_a_tuned_logistic_regression(
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     found = log_loss(values[JUDGED:], shares / shares.sum(axis=1, keepdims=True))
     assert found <= min(losses) + 0.004
+
+
+def test_kernel_heads_of_many_rows_are_those_of_a_search_on_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A class that lies within a sphere, which no linear head can tell."""
+    monkeypatch.setattr("pipeline.heads.kernel._MAX_COMPARISONS", 300 * JUDGED)
+    rng = np.random.default_rng(6)
+    features = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
+    values = np.digitize(np.square(features[:, :3]).sum(axis=1), [1.5, 4.0])
+    scores = []
+    for rows in (TRAIN, 400):
+        monkeypatch.setattr(sampling, "_TRAIN_ROWS", rows)
+        (head,) = find_decay(features, values, "kernel").heads
+        assert head.candidate.head.weight.shape == (3, 300)
+        found = head.candidate.head.compute_logits(features[JUDGED:]).argmax(axis=1)
+        scores.append(float((found == values[JUDGED:]).mean()))
+    assert scores[0] > 0.7  # the most frequent class has 0.4
+    assert scores[1] >= scores[0] - 0.01
 
 
 def test_few_rows_are_searched_whole() -> None:
