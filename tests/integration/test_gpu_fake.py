@@ -295,14 +295,15 @@ def test_a_torch_whose_kernel_has_no_window_attends_by_runs() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_means_by_segments_are_means_by_runs() -> None:
-    """The operator by which a GPU pools takes tensors of a CPU, too."""
+@pytest.mark.parametrize("name", POOLINGS)
+def test_a_gpus_poolings_are_those_of_a_cpu(name: str) -> None:
+    """The operators by which a GPU pools take tensors of a CPU, too."""
     states = torch.randn(int(LENGTHS.sum()), 32, generator=torch.Generator().manual_seed(0))
-    packing = Packing(LENGTHS)
     with (
         mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch.object(torch.Tensor, "to", lambda tensor, *_, **__: tensor),
     ):
-        by_segments = POOLINGS["mean"].make_packed(packing, GPU)
-    by_runs = POOLINGS["mean"].make_packed(packing, torch.device("cpu"))
-    torch.testing.assert_close(by_segments(states), by_runs(states), rtol=1e-5, atol=1e-6)
+        found = POOLINGS[name].make_packed(Packing(LENGTHS), GPU)(states)
+    texts = states.split(LENGTHS.tolist())
+    expected = torch.stack([POOLINGS[name].pool_text(text) for text in texts])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
