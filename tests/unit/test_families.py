@@ -121,11 +121,14 @@ def test_texts_of_many_lengths_do_not_touch_each_other(kind: str, tmp_path: Path
     check_equal(pack(model, tmp_path), model, draw_ids(lengths), lengths)
 
 
-@pytest.mark.parametrize("window", [1, 2, 7, 64, 127, 128, 129, 600])
+@pytest.mark.parametrize("window", [0, 1, 2, 7, 64, 127, 128, 129, 600])
 @pytest.mark.parametrize("length", [40, 128, 129, 700])
 def test_modernbert_past_its_local_window(window: int, length: int, tmp_path: Path) -> None:
     config = make_config(
-        "modernbert", local_attention=2 * window, max_position_embeddings=8192, num_hidden_layers=4
+        "modernbert",
+        local_attention=2 * window + 1,
+        max_position_embeddings=8192,
+        num_hidden_layers=4,
     )
     model = make_model(config)
     lengths = np.array([length, length, 5])
