@@ -32,6 +32,7 @@ from pipeline.project import Project
 from pipeline.report import run
 from pipeline.report.run import run_report, show_report
 from pipeline.store import Recipe, Rows, StoreUpdate, read_manifest, read_vectors
+from pipeline.store.manifest import SHARD_ROWS
 
 HOSTILE = ["<b>bold</b>", 'a "quoted", class', "slash/and\nline", "$x^2$ & _y"]
 BACKBONE = {
@@ -151,7 +152,9 @@ def write_store(keys: list[bytes], generator: np.random.Generator) -> dict[bytes
     recipe = Recipe("acme/second", contents, (0, 1, 2), WIDTH, "float16")
     vectors = generator.standard_normal((len(keys), 3, WIDTH)).astype(np.float16)
     update = StoreUpdate(Project().store, recipe, pa.array(keys, pa.binary(16)))
-    update.write_shard(0, Rows(np.ones(len(keys), np.int32), vectors))
+    for start in range(0, len(keys), SHARD_ROWS):
+        part = vectors[start : start + SHARD_ROWS]
+        update.write_shard(start, Rows(np.ones(len(part), np.int32), part))
     update.commit()
     read = vectors[:, LAYERS].astype(np.float32)
     return dict(zip(keys, read.reshape(len(keys), -1), strict=True))

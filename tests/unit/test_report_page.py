@@ -205,6 +205,19 @@ def test_texts_leave_the_machine_only_if_they_may(project: Path, texts: str) -> 
     assert ("text" in header) == (texts == "show")
 
 
+def test_a_page_of_many_rows_stays_small(project: Path) -> None:
+    rows = 30_000
+    make_project(TASKS, rows, lambda row: f"{row} " + "длинный текст " * 40)
+    run_report(Project(), Settings())
+    page = (Project().report / "report.html").read_bytes()
+    assert 1_000_000 < len(page) < 3_000_000
+    (content,) = re.findall(rb'<script type="application/json" id="data">(.*?)</script>', page)
+    data = json.loads(content)
+    assert len([error for error in data["errors"] if error[0] == 1]) == 1000
+    assert len(data["map"]["text"]) == 20_000
+    assert min(map(len, data["map"]["text"])) > 10
+
+
 def test_the_stage_imports_no_matplotlib(project: Path) -> None:
     make_project({"spam": ["ham", "spam"]})
     sys.modules.pop("matplotlib", None)
