@@ -910,8 +910,9 @@ class EmbedSettings(Section):
     )
     precision: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto",
-        description="The type in which vectors are computed; `auto` is float16 on a GPU and "
-        "float32 on a CPU.",
+        description="The type in which vectors are computed. `auto` is float16 on a GPU, bfloat16 "
+        "on a CPU that multiplies it natively (AVX512-BF16 or AMX), else float32; the type of a "
+        "store that is there already stays.",
     )
 
     @model_validator(mode="after")

@@ -25,7 +25,13 @@ from pipeline.corpus.texts import find_fault
 from pipeline.errors import DataError, LockedError, SettingsError, StoreError
 from pipeline.files import hold_lock
 from pipeline.project import user_cache
-from pipeline.recipe import Precision, make_recipe, resolve_precision, resolve_text_recipe
+from pipeline.recipe import (
+    Precision,
+    list_possible_precisions,
+    make_recipe,
+    resolve_precision,
+    resolve_text_recipe,
+)
 from pipeline.store import (
     Recipe,
     Rows,
@@ -68,8 +74,9 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         output of the embedding layer, -1 the last layer.
     :param max_tokens: length to cut longer texts to, special tokens counted in; ``auto`` is what
         the backbone declares.
-    :param precision: the type of weights and activations; ``auto`` is float16 on a GPU and float32
-        on a CPU.
+    :param precision: the type of weights and activations; ``auto`` is that of the store that is
+        there, else float16 on a GPU, bfloat16 on a CPU that multiplies it natively, and float32 on
+        others.
     :param pooling: way to make a text's vector of its tokens', or several, whose vectors are
         joined, as ``embed.pooling`` has them; ``auto`` is what the backbone declares.
     :param prompt: ``none``, the name of one of the backbone's prompts, or a text to put before
@@ -248,23 +255,25 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _choose_recipe(self, keys: Sequence[bytes]) -> tuple[Recipe, set[bytes]]:
         """What the vectors are to be, and the keys of the texts that have such vectors.
 
-        Only torch knows whether ``auto`` means a GPU. If a store of either precision has all the
-        texts, as on a machine that has embedded them, torch is not asked.
+        The precision of a store that is there already wins over what ``auto`` means on this
+        machine: of several, that of the store that has most of the texts.
 
         :param keys: the keys of the texts wanted.
         """
         first = self.devices if isinstance(self.devices, str) else str(self.devices[0])
-        if self.precision == "auto" and first == "auto":
-            for precision in ("float32", "float16"):
-                recipe = self._make_recipe(precision)
-                known = _read_known(self._name_store(recipe))
-                if known.issuperset(keys):
-                    return recipe, known
-            from pipeline.device import choose_devices
+        wanted = set(keys)
+        best: tuple[Recipe, set[bytes]] | None = None
+        for precision in list_possible_precisions(self.precision, first):
+            recipe = self._make_recipe(precision)
+            known = _read_known(self._name_store(recipe))
+            if known and (best is None or len(known & wanted) > len(best[1] & wanted)):
+                best = recipe, known
+        if best is not None:
+            return best
+        from pipeline.device import choose_devices
 
-            first = choose_devices("auto")[0].type
-        precision = resolve_precision(self.precision, first.partition(":")[0])
-        recipe = self._make_recipe(precision)
+        device = choose_devices(self.devices)[0].type
+        recipe = self._make_recipe(resolve_precision(self.precision, device))
         return recipe, _read_known(self._name_store(recipe))
 
     def _embed(self, folder: Path, recipe: Recipe, texts: Mapping[bytes, str]) -> None:

@@ -29,6 +29,20 @@ def has_onednn(dtype: torch.dtype) -> bool:
     return hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
 
 
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself, by AVX512-BF16 or AMX, and oneDNN uses it.
+
+    Others widen the numbers to float32 first, which takes longer than float32 does.
+    """
+    if not has_onednn(torch.bfloat16):
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        able = torch.cpu.get_capabilities()  # of an Arm processor it has other keys
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The product a bᵀ, by oneDNN where it can, else by torch. No gradient passes through it.
 

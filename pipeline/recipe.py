@@ -23,8 +23,8 @@ _ALGORITHM = 1
 # What settings that came later mean to a store that was made before them. They stand in a recipe
 # where they are something else, so that its fingerprint is as it was.
 _UNSAID: Mapping[str, Any] = {"normalize": False, "prompt": ""}
-# What `auto` may mean, by the device.
-_AUTOMATIC: tuple[Precision, ...] = ("float32", "float16")
+# What `auto` may mean, by the device and what it can do.
+_AUTOMATIC: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ def list_possible_recipes(asset: Asset, folder: Path, settings: Settings) -> Ite
     """
     architecture = Architecture.read(folder)
     text_recipe = resolve_text_recipe(settings.embed, architecture, folder)
-    for precision in list_possible_precisions(settings):
+    possible = list_possible_precisions(settings.embed.precision, str(settings.runtime.devices))
+    for precision in possible:
         yield make_recipe(asset, architecture, settings.embed, text_recipe, precision)
 
 
@@ -197,26 +198,39 @@ def _describe_contents(
 
 
 def resolve_precision(precision: Precision | Literal["auto"], device: str) -> Precision:
-    """The precision that a setting means on a device.
+    """The precision that a setting means on a device of this machine.
+
+    ``auto`` is float16 on a GPU, bfloat16 on a CPU that multiplies it natively, and float32 on
+    others: what a device can do decides, never a timing, so that it is the same each time.
 
     :param precision: the setting.
     :param device: type of the device: ``cpu``, ``cuda`` or ``mps``.
     """
     if precision != "auto":
         return precision
-    return "float16" if device == "cuda" else "float32"
+    if device == "cuda":
+        return "float16"
+    return "bfloat16" if device == "cpu" and has_native_bfloat16() else "float32"
 
 
-def list_possible_precisions(settings: Settings) -> tuple[Precision, ...]:
-    """The precisions that the settings may mean, without asking torch for the machine's devices.
+def has_native_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 itself."""
+    from pipeline.onednn import multiplies_bfloat16  # which imports torch
 
-    :param settings: all settings.
+    return multiplies_bfloat16()
+
+
+def list_possible_precisions(
+    precision: Precision | Literal["auto"], devices: str = "auto"
+) -> tuple[Precision, ...]:
+    """The precisions that a setting may mean, without asking torch for the machine's devices.
+
+    :param precision: the setting.
+    :param devices: the setting of the devices.
     """
-    if settings.embed.precision != "auto":
-        return (settings.embed.precision,)
-    if settings.runtime.devices == "cpu":
-        return ("float32",)
-    return _AUTOMATIC
+    if precision != "auto":
+        return (precision,)
+    return ("float32", "bfloat16") if devices == "cpu" else _AUTOMATIC
 
 
 def check_store(project: Project, settings: EmbedSettings, manifest: Manifest) -> None:

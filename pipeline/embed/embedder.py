@@ -49,8 +49,8 @@ class Embedder:
         ``auto`` is what the folder declares.
     :param layers: ``all``, ``last``, or numbers of layers: 0 is the output of the embedding layer,
         -1 the last layer.
-    :param precision: the type of weights and activations; ``auto`` is float16 on a GPU and float32
-        on a CPU.
+    :param precision: the type of weights and activations; ``auto`` is float16 on a GPU,
+        bfloat16 on a CPU that multiplies it natively, and float32 on others.
     :param dtype: type of the vectors.
     :param pooling: way to make a text's vector of its tokens', a key of ``POOLINGS``, or several,
         whose vectors are joined; ``auto`` is what the folder declares, and else the mean.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,12 @@ from pipeline.embed.lengths import count_by_tokenizer, count_uncounted
 from pipeline.errors import StoreError
 from pipeline.files import add_hash, write_json
 from pipeline.project import Project
-from pipeline.recipe import TextRecipe, list_possible_recipes, resolve_precision
+from pipeline.recipe import (
+    Precision,
+    TextRecipe,
+    list_possible_recipes,
+    resolve_precision,
+)
 from pipeline.store import (
     CutTexts,
     Manifest,
@@ -37,6 +43,7 @@ from pipeline.store import (
     Update,
     finish_commit,
     holds_exactly,
+    read_kept,
     read_manifest,
 )
 from pipeline.store.slices import (
@@ -112,6 +119,40 @@ def say_text_recipe(settings: Settings, folder: Path, recipe: Recipe) -> None:
         )
 
 
+def choose_recipe(
+    store: Path,
+    recipes: Sequence[Recipe],
+    setting: Precision | Literal["auto"],
+    device: str,
+) -> Recipe:
+    """The recipe to embed by: that of a store that is there already, else what suits the device.
+
+    So no text is embedded again because a machine, or a version of this program, would compute in
+    another precision.
+
+    :param store: the store.
+    :param recipes: the recipes that the settings may mean, which differ in their precision.
+    :param setting: the setting of the precision.
+    :param device: type of the device.
+    """
+    held = [kept.manifest.fingerprint for kept in read_kept(store) if kept.manifest is not None]
+    with contextlib.suppress(StoreError):  # there is none, or its manifest is lost
+        held.insert(0, read_manifest(store).fingerprint)
+    by_fingerprint = {recipe.fingerprint: recipe for recipe in recipes}
+    suited = resolve_precision(setting, device)
+    for fingerprint in held:
+        if fingerprint in by_fingerprint:
+            chosen = by_fingerprint[fingerprint]
+            if chosen.contents["precision"] != suited:
+                say(
+                    f"precision {chosen.contents['precision']}, as that of the vectors that are "
+                    f"here; for a new store this machine would choose {suited}"
+                )
+            return chosen
+    (recipe,) = (each for each in recipes if each.contents["precision"] == suited)
+    return recipe
+
+
 def _is_complete(folder: Path, recipe: Recipe, keys: pa.Array) -> bool:
     try:
         manifest = read_manifest(folder)
@@ -183,8 +224,8 @@ class Machine:
         folder = asset.locate(project)
         check_files(asset, "backbone", folder)
         devices = choose_devices(settings.runtime.devices)
-        precision = resolve_precision(settings.embed.precision, devices[0].type)
-        (recipe,) = (each for each in recipes if each.contents["precision"] == precision)
+        precision = settings.embed.precision
+        recipe = choose_recipe(project.store, recipes, precision, devices[0].type)
         return cls(recipe, folder, devices, settings.runtime)
 
 

@@ -84,8 +84,9 @@ def make_project(folder: Path, backbone: Path, max_tokens: int = MAX_TOKENS) -> 
             team = next((w for w in ("server", "invoice", "login") if w in row["body"]), "other")
             writer.writerow(row | {"team": team})
     settings = SETTINGS.replace("BACKBONE", str(backbone))
-    embed = f"    team: {{column: team}}\nembed: {{max_tokens: {max_tokens}, dtype: float32}}"
-    settings = settings.replace("embed: {}", embed)
+    embed = f"{{max_tokens: {max_tokens}, dtype: float32, precision: float32}}"
+    embed = f"    team: {{column: team}}\nembed: {embed}"
+    settings = settings.replace("embed: {precision: float32}", embed)
     settings = settings.replace(
         "    level: {type: ordinal}\n", "    level: {type: ordinal}\n    team: {}\n"
     )

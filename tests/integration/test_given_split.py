@@ -19,7 +19,7 @@ prepare:
   text_column: note
   labels: {{mood: {{column: mood}}, size: {{column: size, kind: number}}}}
   split: {split}
-embed: {{}}
+embed: {{precision: float32}}
 heads: {{}}
 report: {{}}
 """

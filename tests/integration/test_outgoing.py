@@ -32,7 +32,7 @@ prepare:
     mood: {{column: mood}}
     size: {{column: size, kind: number}}
   split: {{train: 0.6, validation: 0.2, test: 0.2}}
-embed: {{}}
+embed: {{precision: float32}}
 heads:
   tasks:
     mood: {{threshold: f1}}

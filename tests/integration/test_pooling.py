@@ -135,7 +135,9 @@ def make_project(folder: Path, backbone: Path, **embed: Any) -> Path:
     folder.mkdir()
     write_tickets(folder / "tickets.csv", 200)
     settings = SETTINGS.replace("BACKBONE", str(backbone))
-    settings = settings.replace("embed: {}", f"embed: {json.dumps({'dtype': 'float32', **embed})}")
+    settings = settings.replace(
+        "embed: {precision: float32}", f"embed: {json.dumps({'dtype': 'float32', **embed})}"
+    )
     settings = settings.replace("\nheads:\n", "\nheads:\n  search: []\n")
     (folder / "params.yaml").write_text(settings, "utf-8")
     run_all(folder, "fetch", "prepare", "embed", "train-heads", "report")

@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Pa
             team = next((w for w in ("server", "invoice", "login") if w in row["body"]), "other")
             writer.writerow(row | {"team": team})
     settings = SETTINGS.replace("BACKBONE", str(tiny_backbone))
-    settings = settings.replace("embed: {}", "    team: {column: team}\nembed: {}")
+    settings = settings.replace("embed:", "    team: {column: team}\nembed:")
     settings = settings.replace(
         "    level: {type: ordinal}\n", "    level: {type: ordinal}\n    team: {}\n"
     )

@@ -36,7 +36,7 @@ prepare:
     topics: {column: topics, kind: tags, separator: ";"}
     hours: {column: hours, kind: number, optional: true}
     level: {column: level, classes: [low, middle, high]}
-embed: {}
+embed: {precision: float32}
 heads:
   tasks:
     urgent: {}
