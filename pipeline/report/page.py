@@ -103,7 +103,7 @@ _COLUMNS = {
         Column("Text", 1, "text", "text wide lead-cell"),
         Column("Training text", 3, "text", "text wide"),
         Column("Cosine", 4, "score"),
-        Column("Labels", 5, "plain", "text"),
+        Column("Labels", 5, "plain", "text kinds"),
         Column("Training row", 2, "plain"),
         Column("Row", 0, "plain"),
     ),
@@ -265,14 +265,18 @@ def _describe_findings(content: PageContent) -> dict[str, Any]:
         "suspects": sum(map(len, findings.suspects.values())),
         "leaks": len(findings.leaks.pairs),
     }
-    wrong = sum(error.is_wrong for errors in findings.errors.values() for error in errors)
+    # Numbers are hardly ever right to the last digit, so they are not counted as wrong.
+    numbers = {head.name for head in content.heads.heads if head.type.label_kind == "number"}
+    judged_right = [of for task, of in findings.errors.items() if task not in numbers]
+    wrong = sum(error.is_wrong for errors in judged_right for error in errors)
     judged = content.rows.judged
     kinds = [segment.kind for segment in findings.segments if segment.kind.startswith("column: ")]
     return {
         "counts": counts,
         "doubt": DOUBT_MARGIN,
+        "has_numbers": bool(numbers),
         "found": [
-            ("errors", wrong, "wrong answers"),
+            *([("errors", wrong, "wrong answers")] if judged_right else []),
             ("suspects", counts["suspects"], "labels that are probably wrong"),
             ("leaks", counts["leaks"], f"near-duplicates of training in {judged}"),
             ("segments", len(findings.segments), "weak segments"),
