@@ -267,8 +267,8 @@ def _describe_findings(content: PageContent) -> dict[str, Any]:
     }
     # Numbers are hardly ever right to the last digit, so they are not counted as wrong.
     numbers = {head.name for head in content.heads.heads if head.type.label_kind == "number"}
-    judged_right = [of for task, of in findings.errors.items() if task not in numbers]
-    wrong = sum(error.is_wrong for errors in judged_right for error in errors)
+    of_classes = [of for task, of in findings.errors.items() if task not in numbers]
+    wrong = sum(error.is_wrong for errors in of_classes for error in errors)
     judged = content.rows.judged
     kinds = [segment.kind for segment in findings.segments if segment.kind.startswith("column: ")]
     return {
@@ -276,7 +276,7 @@ def _describe_findings(content: PageContent) -> dict[str, Any]:
         "doubt": DOUBT_MARGIN,
         "has_numbers": bool(numbers),
         "found": [
-            *([("errors", wrong, "wrong answers")] if judged_right else []),
+            *([("errors", wrong, "wrong answers")] if of_classes else []),
             ("suspects", counts["suspects"], "labels that are probably wrong"),
             ("leaks", counts["leaks"], f"near-duplicates of training in {judged}"),
             ("segments", len(findings.segments), "weak segments"),
