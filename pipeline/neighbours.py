@@ -26,6 +26,9 @@ _PROBED_CELLS = 16
 _QUERIES_PER_CELL = 20  # by which the centre of a cell is found
 _MOST_LINKS = 5_000_000  # between vectors, that are held before groups are joined: 80 MB
 _ROUNDS = 3  # of finding the centres
+# Vectors whose cells are filled at once. The queries of a cell are copied for each such filling,
+# which with the few vectors of one chunk would take longer than comparing them.
+_FILLED_ROWS = 131_072
 # No texts at a lower cosine are called near-duplicates, whatever the others are.
 _LEAST_COSINE = 0.8
 _FEWEST_TEXTS = 1000  # among which fewer than one may exceed the threshold by chance
@@ -75,12 +78,29 @@ def find_nearest(
     exact = len(queries) * others <= EXACT_PAIRS
     cells = None if exact else _Cells.fit(queries, others)
     nearest = Nearest(np.full(len(queries), -1), np.full(len(queries), -np.inf, np.float32), exact)
-    for numbers, vectors in chunks:
+    for numbers, vectors in chunks if cells is None else _join_chunks(chunks):
         scaled = normalize(vectors)
         pairs = _pair_all(len(queries), len(scaled)) if cells is None else cells.pair(scaled)
         for some, at in pairs:
             _update(nearest, queries, some, numbers[at], scaled[at], own)
     return nearest
+
+
+def _join_chunks(chunks: Chunks) -> Chunks:
+    """The same vectors, in order, in chunks of about ``_FILLED_ROWS``."""
+    held: list[tuple[Ints, Vectors]] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if sum(len(numbers) for numbers, _ in held) >= _FILLED_ROWS:
+            yield _join(held)
+            held = []
+    if held:
+        yield _join(held)
+
+
+def _join(chunks: Sequence[tuple[Ints, Vectors]]) -> tuple[Ints, Vectors]:
+    numbers, vectors = zip(*chunks, strict=True)
+    return np.concatenate(numbers), np.concatenate(vectors)
 
 
 def _pair_all(queries: int, others: int) -> Iterator[tuple[Ints, Ints]]:

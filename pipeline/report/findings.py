@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from pipeline.arrays import wrap_numbers
 from pipeline.config import ReportSettings
 from pipeline.corpus.tables import TextReader, read_row_numbers, read_segments
 from pipeline.model.decision import Ints, Logits
@@ -36,7 +36,7 @@ from pipeline.report.segments import (
 from pipeline.report.suspects import Suspect, find_suspects, format_suspects
 from pipeline.report.thresholds import ThresholdCurve, trace_thresholds
 from pipeline.report.words import count_words
-from pipeline.store import Manifest, read_hits, read_token_counts, read_vectors
+from pipeline.store import Manifest, VectorStream, read_hits, read_token_counts
 
 _CHUNK_TEXTS = 16_384
 
@@ -213,12 +213,15 @@ class _LayerReader:
     """Reads the vectors of the last layer that heads use, by the codes of texts."""
 
     def __init__(self, project: Project, heads: Heads, rows: ScoredRows) -> None:
-        self._store, self._keys, self._layer = project.store, rows.keys, heads.layers[-1:]
+        self._project, self._keys, self._layer = project, rows.keys, heads.layers[-1:]
+
+    @cached_property
+    def _stream(self) -> VectorStream:
+        return VectorStream(self._project.store, self._keys, self._layer)
 
     def take(self, codes: Ints) -> Vectors:
         """Vectors of some texts: float32, [b, D]."""
-        keys = self._keys.take(wrap_numbers(codes))
-        vectors: Vectors = read_vectors(self._store, keys, self._layer)[:, 0]
+        vectors: Vectors = self._stream.take(codes)[:, 0]
         return vectors
 
     def read(self, codes: Ints) -> Iterator[tuple[Ints, Vectors]]:

@@ -377,7 +377,7 @@ class VectorStream:
         rest, held = np.empty(0, np.int64), self._make(0)
         for number, window in enumerate(windows):
             chosen = generator.permutation(window) if seed is not None else window
-            vectors = self._read_window(chosen)
+            vectors = self.take(chosen)
             if len(rest):
                 chosen, vectors = np.concatenate([rest, chosen]), np.concatenate([held, vectors])
             is_last = number == len(windows) - 1
@@ -396,7 +396,13 @@ class VectorStream:
             self._orders[rows] = np.argsort(self._positions[:rows], kind="stable")
         return self._orders[rows]
 
-    def _read_window(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def take(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Read the vectors of some of the texts.
+
+        :param chosen: which of the keys, int64, [B].
+        :returns: [B, L, D].
+        :raises StoreError: as ``read``.
+        """
         vectors = self._make(len(chosen))
         into = split_columns(self._at_start.manifest, self._layers, vectors)
 

@@ -106,6 +106,9 @@ def test_a_stream_is_read_again_and_again_in_part_or_whole(tmp_path: Path) -> No
         found = np.concatenate([of for _, of in seen])[:, 0]
         assert found.dtype == np.float16
         np.testing.assert_array_equal(found, vectors[order[numbers], WIDTH // 2 :])
+    some = np.random.default_rng(3).integers(0, ROWS, 40)
+    np.testing.assert_array_equal(stream.take(some)[:, 0], vectors[order[some], WIDTH // 2 :])
+    assert len(stream.take(some[:0])) == 0
 
 
 def test_what_is_read_ahead_is_all_and_in_order_and_so_are_errors() -> None:
@@ -168,7 +171,7 @@ def test_kernel_heads_of_many_rows_are_those_of_a_search_on_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A class that lies within a sphere, which no linear head can tell."""
-    monkeypatch.setattr("pipeline.heads.kernel._MAX_COMPARISONS", 300 * JUDGED)
+    monkeypatch.setattr("pipeline.heads.kernel._MAX_COMPARISONS", 150 * JUDGED)
     rng = np.random.default_rng(6)
     features = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
     values = np.digitize(np.square(features[:, :3]).sum(axis=1), [1.5, 4.0])
@@ -176,7 +179,7 @@ def test_kernel_heads_of_many_rows_are_those_of_a_search_on_all(
     for rows in (TRAIN, 400):
         monkeypatch.setattr(sampling, "_TRAIN_ROWS", rows)
         (head,) = find_decay(features, values, "kernel").heads
-        assert head.candidate.head.weight.shape == (3, 300)
+        assert head.candidate.head.weight.shape == (3, 150)
         found = head.candidate.head.compute_logits(features[JUDGED:]).argmax(axis=1)
         scores.append(float((found == values[JUDGED:]).mean()))
     assert scores[0] > 0.7  # the most frequent class has 0.4
