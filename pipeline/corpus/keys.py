@@ -86,6 +86,15 @@ def count_distinct(keys: npt.NDArray[np.uint8]) -> int:
     return sum(int(is_new.sum()) for _, is_new in _sort_keys(keys))
 
 
+def find_first_rows(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The row in which each distinct key stands first, ascending: int64.
+
+    :param keys: uint8, [B, 16].
+    """
+    found = [rows[is_new] for rows, is_new in _sort_keys(keys)]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
+
 def _sort_keys(
     keys: npt.NDArray[np.uint8],
 ) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]:

@@ -21,7 +21,7 @@ from pipeline.arrays import wrap_numbers
 from pipeline.config import LabelKind, normalize_value
 from pipeline.corpus.groups import read_groups
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
-from pipeline.corpus.keys import find_wrong_text, hash_keys, view_keys
+from pipeline.corpus.keys import find_first_rows, find_wrong_text, hash_keys, view_keys
 from pipeline.errors import StageError
 from pipeline.files import add_hash, check_hash, parse_json, reading
 from pipeline.project import Project
@@ -337,11 +337,7 @@ def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     :raises StageError: if the file is missing or damaged.
     """
     keys = _check_keys(path, _read_table(path, ["key"]))
-    # The keys are sorted, which takes a third of the memory of Arrow's hash table.
-    halves = view_keys(keys).view(np.uint64)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys by row
-    is_new = (np.diff(halves[order], axis=0, prepend=~halves[order[:1]]) != 0).any(axis=1)
-    first_rows = np.sort(order[is_new])
+    first_rows = find_first_rows(view_keys(keys))
     if len(first_rows) < len(keys):
         keys = keys.take(wrap_numbers(first_rows))
     return keys, first_rows

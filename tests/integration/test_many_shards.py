@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.project import Project
 from tests.conftest import ROOT
 
 MANY_SHARDS = """
@@ -55,3 +58,38 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
         timeout=600,
     )
     assert result.stdout == "done\n", result.stderr
+
+
+MADE_UP = """
+import sys
+from pathlib import Path
+from pipeline.store.manifest import Recipe, Shard, name_layer, write_manifest
+folder, layers = Path(sys.argv[1]), tuple(range(7))
+recipe = Recipe("made up", {"max_tokens": 128, "layers": list(layers)}, layers, 384, "float16")
+columns = ["key", "n_tokens", *map(name_layer, layers)]
+shards = [
+    Shard(f"part-{n:05}.parquet", 4096, f"{n:064}", 22_000_000, f"{n:064}",
+          {column: [f"{n:016}"] * 4 for column in columns}, {"cut": 1, "lost": 2, "long": 90})
+    for n in range(2442)
+]
+folder.mkdir(parents=True)
+write_manifest(folder / "manifest.json", recipe.describe(shards))
+"""
+
+
+def test_ten_million_texts_are_told_of_in_two_seconds(project: Path) -> None:
+    make = [sys.executable, "-c", MADE_UP, str(Project(project).store)]
+    subprocess.run(make, cwd=ROOT, check=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    info = subprocess.run(
+        [sys.executable, "-m", "pipeline", "cache", "info"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert info.returncode == 0, info.stderr
+    assert "10,002,432" in info.stdout
+    # Not the time on the clock, as other programs run beside.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
