@@ -61,7 +61,7 @@ from pipeline.store.upkeep import (
 _NAMED_SLICES = 5  # in an error
 # Of a recipe, for people: what each has, and what only some have.
 _DECISIVE = ("max_tokens", "pooling", "precision", "algorithm")
-_RARE = ("normalize", "prompt")
+_RARE = ("normalize", "prompt", "long_texts")
 
 
 def show_info(project: Project) -> None:

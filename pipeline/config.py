@@ -897,6 +897,13 @@ class EmbedSettings(Section):
         "declares it in `modules.json`. Heads standardize their features, so that it seldom "
         "matters to them.",
     )
+    long_texts: Literal["cut", "windows"] = Field(
+        default="cut",
+        description="What becomes of texts of more than `max_tokens`. `cut` cuts off the rest, "
+        "which is counted and told. `windows` embeds them whole, in overlapping windows, of which "
+        "each token counts once, where it stands most central; it is for backbones that are pooled "
+        "by mean, and such a model has no ONNX graph.",
+    )
     layers: Layers = Field(
         default="all",
         description="The layers whose pooled output is stored: `all`, `last`, or a list of "

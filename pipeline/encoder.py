@@ -83,6 +83,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         each text.
     :param normalize: whether vectors are scaled to length 1: ``False``, or ``auto`` for what the
         backbone declares.
+    :param long_texts: ``cut`` to cut texts that are too long, ``windows`` to embed them whole.
     :param cache: folder that holds the stores; ``None`` for one in the user's cache folder.
     :param devices: ``auto`` for all GPUs or else the CPU, ``cpu``, ``cuda``, ``cuda:N``, ``mps``,
         or several.
@@ -105,6 +106,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pooling: str | Sequence[str] = "auto",
         prompt: str = "none",
         normalize: Literal[False, "auto"] = False,
+        long_texts: Literal["cut", "windows"] = "cut",
         cache: str | os.PathLike[str] | None = None,
         devices: str | Sequence[str] = "auto",
         threads: int | None = None,
@@ -116,6 +118,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.pooling = pooling
         self.prompt = prompt
         self.normalize = normalize
+        self.long_texts = long_texts
         self.cache = cache
         self.devices = devices
         self.threads = threads
@@ -232,6 +235,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             "pooling": self.pooling,
             "prompt": self.prompt,
             "normalize": self.normalize,
+            "long_texts": self.long_texts,
             "precision": self.precision,
             "dtype": "float32",
         }

@@ -22,7 +22,7 @@ Precision = Literal["float32", "float16", "bfloat16"]
 _ALGORITHM = 1
 # What settings that came later mean to a store that was made before them. They stand in a recipe
 # where they are something else, so that its fingerprint is as it was.
-_UNSAID: Mapping[str, Any] = {"normalize": False, "prompt": ""}
+_UNSAID: Mapping[str, Any] = {"normalize": False, "prompt": "", "long_texts": "cut"}
 # What `auto` may mean, by the device and what it can do.
 _AUTOMATIC: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 
@@ -35,12 +35,14 @@ class TextRecipe:
     :param pooling: names of the poolings whose vectors are joined, keys of ``POOLINGS``.
     :param normalize: whether the vector is scaled to length 1.
     :param prompt: text to put before each text; empty for none.
+    :param long_texts: whether what is too long is cut off, or embedded in windows of that length.
     """
 
     max_tokens: int
     pooling: tuple[str, ...] = ("mean",)
     normalize: bool = False
     prompt: str = ""
+    long_texts: Literal["cut", "windows"] = "cut"
 
     @classmethod
     def resolve(
@@ -52,6 +54,7 @@ class TextRecipe:
         pooling: str | Sequence[str],
         normalize: bool | Literal["auto"],
         prompt: str,
+        long_texts: Literal["cut", "windows"] = "cut",
     ) -> TextRecipe:
         """Put what a backbone declares in the place of ``auto``.
 
@@ -61,6 +64,7 @@ class TextRecipe:
         :param pooling: name of a pooling, or several, or ``auto``.
         :param normalize: whether the vector is scaled to length 1, or ``auto``.
         :param prompt: text to put before each text; empty for none.
+        :param long_texts: ``cut`` or ``windows``.
         :raises AssetError: if what the backbone declares is odd, or of no known kind.
         :raises SettingsError: if the backbone cannot do what is asked for.
         """
@@ -81,7 +85,13 @@ class TextRecipe:
                     )
             if normalize == "auto":
                 normalize = declared.normalize
-        return cls(max_tokens, names, bool(normalize), prompt)
+        if long_texts == "windows" and names != ("mean",):
+            raise SettingsError(
+                f"embed.long_texts: windows are joined where texts are pooled by mean, and this "
+                f"backbone is by {' + '.join(names)}",
+                hint="set embed.long_texts to cut, or embed.pooling to mean",
+            )
+        return cls(max_tokens, names, bool(normalize), prompt, long_texts)
 
     @classmethod
     def from_contents(cls, contents: Mapping[str, Any]) -> TextRecipe:
@@ -96,6 +106,7 @@ class TextRecipe:
             pooling=(pooling,) if isinstance(pooling, str) else tuple(pooling),
             normalize=said["normalize"],
             prompt=said["prompt"],
+            long_texts=said["long_texts"],
         )
 
     def to_contents(self) -> dict[str, Any]:
@@ -104,12 +115,13 @@ class TextRecipe:
             "max_tokens": self.max_tokens,
             "pooling": self.pooling[0] if len(self.pooling) == 1 else list(self.pooling),
         }
-        later = {"normalize": self.normalize, "prompt": self.prompt}
+        later = {name: getattr(self, name) for name in _UNSAID}
         return said | {key: value for key, value in later.items() if value != _UNSAID[key]}
 
     def describe(self) -> str:
         """One phrase for people."""
         parts = [f"{' + '.join(self.pooling)} over {self.max_tokens:,} tokens at most"]
+        parts += ["longer texts in windows"] if self.long_texts == "windows" else []
         parts += ["scaled to length 1"] if self.normalize else []
         parts += [f"each text after {self.prompt!r}"] if self.prompt else []
         return ", ".join(parts)
@@ -133,6 +145,7 @@ def resolve_text_recipe(
         pooling=settings.pooling,
         normalize=settings.normalize,
         prompt=find_prompt(folder, settings.prompt),
+        long_texts=settings.long_texts,
     )
 
 
@@ -297,6 +310,7 @@ def _guess_text_recipe(settings: EmbedSettings, contents: Mapping[str, Any]) -> 
         held.pooling if pooling == ("auto",) else pooling,
         held.normalize and settings.normalize == "auto",
         "" if settings.prompt == "none" else held.prompt,
+        settings.long_texts,
     )
 
 

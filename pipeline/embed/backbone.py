@@ -40,13 +40,19 @@ class Encoder(Protocol):
     is_packed: bool
 
     def encode(
-        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
+        self,
+        ids: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.int64],
+        layers: tuple[int, ...],
+        spans: npt.NDArray[np.int64] | None = None,
     ) -> torch.Tensor:
         """Pooled outputs of some layers.
 
         :param ids: token ids of B texts, one text after another: [T].
         :param lengths: tokens of each text, at least 1: [B].
         :param layers: numbers of L layers, ascending.
+        :param spans: bounds of the tokens of each text whose mean is wanted, [B, 2], where texts
+            are windows; ``None`` for the pooling of all.
         :returns: float32, [B, L, D], on the device.
         """
 
@@ -88,7 +94,11 @@ class Backbone:
         self.model = _load_model(folder).to(device, getattr(torch, precision))
 
     def encode(
-        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
+        self,
+        ids: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.int64],
+        layers: tuple[int, ...],
+        spans: npt.NDArray[np.int64] | None = None,
     ) -> torch.Tensor:
         """Pooled outputs of some layers, as ``Encoder`` has it."""
         import torch
@@ -96,6 +106,10 @@ class Backbone:
         padded, real = pad_texts(ids, lengths, self.architecture.pad_id)
         mask = torch.from_numpy(real).to(self.device)
         states = self.compute_states(torch.from_numpy(padded).to(self.device), mask)
+        if spans is not None:
+            place = np.arange(real.shape[1])
+            real = (place >= spans[:, :1]) & (place < spans[:, 1:])
+            mask = torch.from_numpy(real).to(self.device)
         return torch.stack(
             [self.pooling.pool_padded(states[number], mask) for number in layers], dim=1
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embed.tokens import Tokens
+from pipeline.embed.tokens import Tokens, Windows
 
 
 def plan_batches(
@@ -50,7 +50,15 @@ def fill_up(tokens: Tokens, step: int, longest: int) -> Tokens:
     missing = -len(tokens.ids) % step
     lengths = [longest] * (missing // longest) + [missing % longest] * (missing % longest > 0)
     ends = tokens.offsets[-1] + np.cumsum(lengths, dtype=np.int64)
+    windows = tokens.windows
+    if windows is not None:
+        whole = np.array([(0, length) for length in lengths], np.int64).reshape(-1, 2)
+        owners = np.zeros(len(lengths), np.int64)  # of no account, as their vectors are
+        windows = Windows(
+            np.concatenate([windows.owners, owners]), np.concatenate([windows.spans, whole])
+        )
     return Tokens(
         np.concatenate([tokens.ids, np.zeros(missing, np.int32)]),
         np.concatenate([tokens.offsets, ends]),
+        windows=windows,
     )

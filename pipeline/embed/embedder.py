@@ -23,6 +23,7 @@ from pipeline.embed.loading import EnginePlan
 from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import DistinctTokens, find_distinct, load_tokenizer
+from pipeline.embed.windows import WindowCutter
 from pipeline.errors import DataError, SettingsError
 from pipeline.layers import resolve_layers
 from pipeline.recipe import Precision, TextRecipe, resolve_precision
@@ -56,6 +57,8 @@ class Embedder:
         whose vectors are joined; ``auto`` is what the folder declares, and else the mean.
     :param normalize: whether vectors are scaled to length 1; ``auto`` is what the folder declares.
     :param prompt: text to put before each text; empty for none.
+    :param long_texts: ``cut`` to cut texts that are too long, ``windows`` to embed them in
+        overlapping windows, whose means are joined to that over the whole text.
     :param devices: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, ``auto`` for all GPUs or else the CPU,
         or several devices; several run in a process each.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
@@ -63,6 +66,7 @@ class Embedder:
     :param compiled: whether torch compiles a GPU's pointwise operations, which takes some seconds.
     :ivar architecture: facts that the folder states of the backbone.
     :ivar text_recipe: the settings that make one vector of a text, none of them ``auto``.
+    :ivar cutter: what cuts long texts into windows; ``None`` if they are cut off.
     :ivar width: D, the numbers of a text's vector in one layer.
     :ivar layers: numbers of the L layers, ascending.
     :ivar devices: the devices.
@@ -82,6 +86,7 @@ class Embedder:
         pooling: str | Sequence[str] = "auto",
         normalize: bool | Literal["auto"] = False,
         prompt: str = "",
+        long_texts: Literal["cut", "windows"] = "cut",
         devices: str | Sequence[str | torch.device] = "cpu",
         token_budget: int | None = None,
         threads: int | None = None,
@@ -96,6 +101,7 @@ class Embedder:
             pooling=pooling,
             normalize=normalize,
             prompt=prompt,
+            long_texts=long_texts,
         )
         self.width = self.architecture.width * find_pooling(self.text_recipe.pooling).parts
         available = tuple(range(self.architecture.layers + 1))
@@ -104,7 +110,9 @@ class Embedder:
         self.precision = resolve_precision(precision, self.devices[0].type)
         _check_choice("precision", self.precision, ("float32", "float16", "bfloat16"))
         _check_choice("dtype", dtype, ("float16", "float32"))
-        self._tokenizer = load_tokenizer(folder, self.text_recipe.max_tokens, prompt)
+        most, is_whole = self.text_recipe.max_tokens, self.text_recipe.long_texts == "windows"
+        self._tokenizer = load_tokenizer(folder, most, prompt, is_whole=is_whole)
+        self.cutter = WindowCutter(most, *self._tokenizer.framing) if is_whole else None
         self.architecture.check_vocabulary(self._tokenizer.find_highest_id(), folder)
         self._plan = EnginePlan(
             folder,
@@ -153,6 +161,7 @@ class Embedder:
             pooling=text_recipe.pooling,
             normalize=text_recipe.normalize,
             prompt=text_recipe.prompt,
+            long_texts=text_recipe.long_texts,
             devices=devices,
             token_budget=token_budget,
             threads=threads,
@@ -275,10 +284,9 @@ class Embedder:
         if self._engine is None:
             self.load()
         assert self._engine is not None
-        texts_per_token = len(texts) / max(1, len(texts.tokens.ids))
-        return self._engine.start(
-            texts.tokens, lambda amount: advance(amount * texts_per_token), keep
-        )
+        tokens = self.cutter.cut(texts.tokens) if self.cutter else texts.tokens
+        texts_per_token = len(texts) / max(1, len(tokens.ids))
+        return self._engine.start(tokens, lambda amount: advance(amount * texts_per_token), keep)
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from pipeline.console import Advance, say
 from pipeline.embed.backbone import Encoder
 from pipeline.embed.batches import fill_up, plan_batches
 from pipeline.embed.pooling import scale_to_unit
-from pipeline.embed.tokens import Tokens, select_tokens
+from pipeline.embed.tokens import Tokens, Windows, select_tokens
 from pipeline.errors import DeviceError
 from pipeline.store import Rows
 
@@ -187,16 +187,25 @@ class Engine:
             longest = min(_FILLER_TOKENS, self.encoder.architecture.max_tokens)
             chosen = fill_up(chosen, _GPU_STEP_TOKENS, longest)
         try:
-            pooled = self.encoder.encode(chosen.ids, chosen.lengths, self.layers)[: len(batch)]
-            if self.normalize:
-                pooled = scale_to_unit(pooled)
-            return _Result(pooled.to(getattr(torch, self.dtype.name)))
+            spans = chosen.windows.spans if chosen.windows is not None else None
+            pooled = self.encoder.encode(chosen.ids, chosen.lengths, self.layers, spans)
+            pooled = pooled[: len(batch)]
+            # Windows are joined first, from numbers that were not rounded.
+            return _Result(pooled if spans is not None else self.round(pooled))
         except RuntimeError as error:  # a CPU's lack of memory has no class of its own
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             elif "can't allocate memory" not in str(error):
                 raise
             raise MemoryError from error
+
+    def round(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Vectors as they are handed out: scaled, if they are to be, and in the engine's type.
+
+        :param pooled: float32, [B, L, D].
+        """
+        scaled = scale_to_unit(pooled) if self.normalize else pooled
+        return scaled.to(getattr(torch, self.dtype.name))
 
     def lower_budget(self, lengths: npt.NDArray[np.int64], error: MemoryError) -> None:
         """Halve the budget after a batch that did not fit.
@@ -225,11 +234,12 @@ class _EngineJob:
         self._lengths = tokens.lengths
         self._advance = advance
         self._keep = keep
-        B, width = len(self._lengths), engine.encoder.width
-        vectors = np.empty((B, len(engine.layers), width), engine.dtype)
-        self._rows = Rows(self._lengths.astype(np.int32), vectors)
+        self._join = None if tokens.windows is None else _Join(tokens.windows, engine)
+        n_tokens = self._lengths if self._join is None else self._join.totals
+        shape = (len(n_tokens), len(engine.layers), engine.encoder.width)
+        self._rows = Rows(n_tokens.astype(np.int32), np.empty(shape, engine.dtype))
         self._under_way: deque[tuple[Batch, Future[_Result]]] = deque()
-        self._submit(np.arange(B))
+        self._submit(np.arange(len(self._lengths)))
 
     def _submit(self, texts: Batch) -> None:
         for batch in self._engine.plan(texts, self._lengths):
@@ -239,14 +249,54 @@ class _EngineJob:
         while self._under_way:
             batch, result = self._under_way.popleft()
             try:
-                self._rows.vectors[batch] = result.result().wait()
+                vectors = result.result().wait()
             except MemoryError as error:
                 self._engine.lower_budget(self._lengths[batch], error)
                 self._submit(batch)
                 continue
+            if self._join is None:
+                texts = batch
+            else:
+                texts, vectors = self._join.add(batch, vectors)
+            self._rows.vectors[texts] = vectors
             self._advance(int(self._lengths[batch].sum()))
-            self._keep(batch, self._rows)
+            self._keep(texts, self._rows)
         return self._rows
+
+
+class _Join:
+    """Adds up the vectors of windows until those of their texts are whole.
+
+    :param windows: what the windows are of.
+    :param engine: the engine that computes them.
+    :ivar totals: tokens of each text, of which each counts in one window: int64, [B].
+    """
+
+    def __init__(self, windows: Windows, engine: Engine) -> None:
+        self._owners = windows.owners
+        self._engine = engine
+        sizes = windows.spans[:, 1] - windows.spans[:, 0]
+        self._left = np.bincount(windows.owners)
+        self.totals = np.bincount(windows.owners, weights=sizes).astype(np.int64)
+        self._shares = torch.from_numpy((sizes / self.totals[windows.owners]).astype(np.float32))
+        shape = (len(self.totals), len(engine.layers), engine.encoder.width)
+        self._sums = torch.zeros(shape)
+
+    def add(self, batch: Batch, vectors: npt.NDArray[Any]) -> tuple[Batch, npt.NDArray[Any]]:
+        """Add windows to their texts.
+
+        :param batch: indices of the windows: [b].
+        :param vectors: the means over what counts of them: float32, [b, L, D].
+        :returns: indices of the texts that are whole now, and their vectors as the engine hands
+            them out.
+        """
+        owners = self._owners[batch]
+        shares = self._shares[torch.from_numpy(batch)][:, None, None]
+        self._sums.index_add_(0, torch.from_numpy(owners), torch.from_numpy(vectors) * shares)
+        texts, counts = np.unique(owners, return_counts=True)
+        self._left[texts] -= counts
+        texts = texts[self._left[texts] == 0]
+        return texts, self._engine.round(self._sums[torch.from_numpy(texts)]).numpy()
 
 
 class _Result:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.embed.tokens import Tokens, select_tokens
 from pipeline.errors import StoreError
 
 if TYPE_CHECKING:
     from pipeline.embed.backbone import Backbone
-    from pipeline.embed.tokens import Tokens
+    from pipeline.embed.windows import WindowCutter
     from pipeline.store import Rows
 
 # The sample is one text in 64, so that a small run does not spend its time on the gauge, but no
@@ -49,6 +50,7 @@ def measure_fidelity(
     layers: tuple[int, ...],
     *,
     normalize: bool = False,
+    cutter: WindowCutter | None = None,
 ) -> Fidelity:
     """Embed a sample one text at a time, without padding, and compare.
 
@@ -60,6 +62,7 @@ def measure_fidelity(
     :param rows: rows that are about to be stored for these texts.
     :param layers: numbers of the layers in ``rows``.
     :param normalize: whether vectors are scaled to length 1.
+    :param cutter: what cuts long texts into windows; ``None`` if they are not.
     """
     import torch
 
@@ -68,14 +71,11 @@ def measure_fidelity(
     lowest, largest = 1.0, 0.0
     threads = torch.get_num_threads()
     for text in sample.tolist():
-        ids = tokens.ids[tokens.offsets[text] : tokens.offsets[text + 1]].astype(np.int64)
+        one = select_tokens(tokens, np.array([text]))
         # Several threads gain little on a short text, and on a busy machine they lose much, since
         # each product waits for the slowest of them.
-        torch.set_num_threads(threads if len(ids) >= _LONG_TEXT_TOKENS else 1)
-        batch = torch.from_numpy(ids[None]).to(reference.device)
-        states = reference.compute_states(batch, torch.ones_like(batch, dtype=torch.bool))
-        pool = reference.pooling.pool_text
-        expected = np.stack([pool(states[number][0]).cpu().numpy() for number in layers])
+        torch.set_num_threads(threads if len(one.ids) >= _LONG_TEXT_TOKENS else 1)
+        expected = _embed_plainly(reference, cutter.cut(one) if cutter else one, layers)
         if normalize:
             expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
         stored = rows.vectors[text].astype(np.float32)
@@ -83,6 +83,29 @@ def measure_fidelity(
         largest = max(largest, float(np.abs(stored - expected).max()))
     torch.set_num_threads(threads)
     return Fidelity(len(sample), lowest, largest)
+
+
+def _embed_plainly(
+    reference: Backbone, windows: Tokens, layers: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """The pooled vectors of one text in some layers, by the definition: [L, D].
+
+    :param windows: token ids of the text, or of its windows.
+    """
+    import torch
+
+    total, joined = 0, np.zeros(0, np.float32)
+    for number in range(len(windows)):
+        ids = windows.ids[windows.offsets[number] : windows.offsets[number + 1]].astype(np.int64)
+        batch = torch.from_numpy(ids[None]).to(reference.device)
+        states = reference.compute_states(batch, torch.ones_like(batch, dtype=torch.bool))
+        low, high = windows.windows.spans[number] if windows.windows else (0, len(ids))
+        pool = reference.pooling.pool_text
+        pooled = np.stack([pool(states[layer][0, low:high]).cpu().numpy() for layer in layers])
+        # The mean over all tokens is that of the windows' means, weighted by what counts of them.
+        total += int(high - low)
+        joined = pooled if not number else joined + (pooled - joined) * (int(high - low) / total)
+    return joined
 
 
 def _compute_cosine(

@@ -82,7 +82,12 @@ class Gauge:
         reference = self._embedder.load_reference()
         embedder = self._embedder
         fidelity = measure_fidelity(
-            reference, tokens, rows, embedder.layers, normalize=embedder.text_recipe.normalize
+            reference,
+            tokens,
+            rows,
+            embedder.layers,
+            normalize=embedder.text_recipe.normalize,
+            cutter=embedder.cutter,
         )
         check_fidelity(fidelity, self._embedder.precision)
         # A folder that takes no files only means that the gauge will run again.

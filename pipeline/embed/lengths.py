@@ -58,7 +58,10 @@ def count_by_tokenizer(
     :param backbone: the folder of the backbone.
     """
     text_recipe = TextRecipe.from_contents(update.recipe.contents)
-    tokenizer = load_tokenizer(backbone, text_recipe.max_tokens, text_recipe.prompt)
+    is_whole = text_recipe.long_texts == "windows"
+    tokenizer = load_tokenizer(
+        backbone, text_recipe.max_tokens, text_recipe.prompt, is_whole=is_whole
+    )
     count_uncounted(
         update,
         TextReader(texts_file),

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.embed.attention import Attention, Packing, make_attention
 from pipeline.embed.linears import CompiledLinear, Linear, Norm, OneDnnLinear, PlainLinear
-from pipeline.embed.pooling import Pooling
+from pipeline.embed.pooling import Pooling, average_spans
 from pipeline.embed.weights import Shapes, Weights
 from pipeline.onednn import has_onednn
 from pipeline.recipe import Precision
@@ -185,7 +185,11 @@ class PackedEncoder(ABC):
 
     @torch.inference_mode()
     def encode(
-        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], layers: tuple[int, ...]
+        self,
+        ids: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.int64],
+        layers: tuple[int, ...],
+        spans: npt.NDArray[np.int64] | None = None,
     ) -> torch.Tensor:
         """Pooled outputs of some layers, as ``Encoder`` has it.
 
@@ -194,7 +198,10 @@ class PackedEncoder(ABC):
         packing = Packing(lengths)
         pooled = torch.empty((len(lengths), len(layers), self.width), device=self.device)
         attentions = self.make_attentions(packing)
-        pool = self._pooling.make_packed(packing, self.device)
+        if spans is None:
+            pool = self._pooling.make_packed(packing, self.device)
+        else:
+            pool = average_spans(packing, spans, self.device)
         positions = self._send(self.count_positions(ids, packing))
         x = self.embed_tokens(self._send(ids), positions).to(self._dtype)
         for number in range(layers[-1] + 1):

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -232,6 +234,27 @@ def find_pooling(names: str | Sequence[str]) -> Pooling:
         raise SettingsError("embed.pooling: must name one pooling at least")
     chosen = [POOLINGS[name] for name in wanted]
     return chosen[0] if len(chosen) == 1 else JoinedPooling(chosen)
+
+
+def average_spans(
+    packing: Packing, spans: npt.NDArray[np.int64], device: torch.device
+) -> PackedPooling:
+    """The mean over a part of each text of a packed batch, which windows of long texts take.
+
+    :param packing: bounds of B windows among the T tokens.
+    :param spans: bounds of the tokens of each window that count, at least one: [B, 2].
+    :param device: device that holds the batch.
+    """
+    sizes = (spans[:, 1] - spans[:, 0]).astype(np.float32)
+    low, high, share = (
+        np.repeat(each, packing.lengths) for each in (spans[:, 0], spans[:, 1], 1 / sizes)
+    )
+    counts = (packing.positions >= low) & (packing.positions < high)
+    weights = torch.from_numpy(np.where(counts, share, np.float32(0))).to(device)[:, None]
+    lengths = torch.from_numpy(packing.lengths).to(device)
+    return lambda states: torch.segment_reduce(
+        states.float() * weights, "sum", lengths=lengths, unsafe=True
+    )
 
 
 def scale_to_unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -22,20 +22,37 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+_NO_END = 2**31 - 1  # tokens that no text has
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Of which texts W windows are, and which of their tokens count.
+
+    :param owners: index of each window's text, ascending: int64, [W].
+    :param spans: bounds of the tokens of each window that count: int64, [W, 2].
+    """
+
+    owners: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of B texts, one text after another.
+    """Token ids of B texts, or of the windows of longer texts, one after another.
 
     :param ids: token ids, special tokens included: int32, [T].
     :param offsets: bounds of the texts: text ``b`` has ``ids[offsets[b]:offsets[b + 1]]``: int64,
         [B + 1].
     :param whole_lengths: tokens of each text before it was cut, special tokens counted in: int64,
         [B]; ``None`` where texts do not come from a tokenizer.
+    :param windows: what the windows are of; ``None`` for whole texts.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     whole_lengths: npt.NDArray[np.int64] | None = None
+    windows: Windows | None = None
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -83,10 +100,14 @@ class TextTokenizer:
     :param tokenizer: the backbone's tokenizer.
     :param max_tokens: length to cut longer texts to, special tokens and the prompt counted in.
     :param prompt: text to put before each text; empty for none.
+    :param is_whole: whether texts are not cut, so that the length is one of windows.
+    :ivar framing: the numbers of tokens before a text, those of the prompt counted in, and behind.
     :raises SettingsError: if that leaves no token beside the special ones and the prompt's.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "", *, is_whole: bool = False
+    ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._before, self._after = _find_special_tokens(tokenizer)
@@ -98,7 +119,8 @@ class TextTokenizer:
             raise SettingsError(
                 f"embed.max_tokens: must be >= {least} for {to_what}, got {max_tokens}"
             )
-        self._room = max_tokens - n_special
+        self.framing = (len(self._before) + len(of_prompt), len(self._after))
+        self._room = _NO_END if is_whole else max_tokens - n_special
         self._prompt = prompt
         self._tokenizer = tokenizer
         about = json.loads(tokenizer.to_str())
@@ -262,12 +284,15 @@ def _join(first: Tokens, second: Tokens) -> Tokens:
     return Tokens(np.concatenate([first.ids, second.ids]), offsets, whole_lengths)
 
 
-def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "") -> TextTokenizer:
+def load_tokenizer(
+    folder: Path, max_tokens: int, prompt: str = "", *, is_whole: bool = False
+) -> TextTokenizer:
     """The backbone's own fast tokenizer.
 
     :param folder: the backbone's folder.
     :param max_tokens: length to cut longer texts to, special tokens and the prompt counted in.
     :param prompt: text to put before each text; empty for none.
+    :param is_whole: whether texts are not cut, so that the length is one of windows.
     :raises AssetError: if ``tokenizer.json`` cannot be read.
     :raises SettingsError: if ``max_tokens`` leaves no token beside those.
     """
@@ -280,7 +305,7 @@ def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "") -> TextToken
             f"{folder / 'tokenizer.json'}: cannot be read ({error})",
             hint="run `pipeline fetch` again",
         ) from error
-    return TextTokenizer(tokenizer, max_tokens, prompt)
+    return TextTokenizer(tokenizer, max_tokens, prompt, is_whole=is_whole)
 
 
 def select_tokens(tokens: Tokens, chosen: npt.NDArray[np.int64]) -> Tokens:
@@ -294,11 +319,12 @@ def select_tokens(tokens: Tokens, chosen: npt.NDArray[np.int64]) -> Tokens:
     # A token is as far from its text's first token in the result as in the source, so that one
     # number for each text leads from the one to the other.
     shift = np.repeat(tokens.offsets[chosen] - offsets[:-1], lengths)
-    whole = tokens.whole_lengths
+    whole, windows = tokens.whole_lengths, tokens.windows
     return Tokens(
         ids=tokens.ids[np.arange(offsets[-1]) + shift],
         offsets=offsets,
         whole_lengths=None if whole is None else whole[chosen],
+        windows=windows and Windows(windows.owners[chosen], windows.spans[chosen]),
     )
 
 

@@ -163,6 +163,13 @@ class _Export:
         self._quantize = quantize
         self._assets = read_assets(project.assets)
         self._heads = load_outgoing(project.heads)
+        if TextRecipe.from_contents(self._heads.recipe).long_texts == "windows":
+            raise ExportError(
+                f"{project.heads}: the model embeds long texts in windows, which an ONNX graph "
+                "cannot join",
+                hint="use it by `pipeline predict` or `pipeline.load`, or set embed.long_texts to "
+                "cut and run `pipeline embed` and `pipeline train-heads` again",
+            )
         self._folder = check_backbone(project, self._heads)
         self._runtime = settings.runtime
         self._texts = _choose_texts(project.texts_file)

@@ -42,6 +42,8 @@ class CutTexts:
     :param lost: number of tokens that were cut off.
     :param long: length that at least 99 % of the texts do not exceed.
     :param uncounted: number of texts of shards that an earlier version made, which did not count.
+    :param are_windows: whether they were embedded in windows, so that nothing was cut off.
+    :param is_mean: whether texts are pooled by mean, so that windows are possible.
     """
 
     max_tokens: int
@@ -50,6 +52,8 @@ class CutTexts:
     lost: int
     long: int
     uncounted: int
+    are_windows: bool = False
+    is_mean: bool = True
 
     @classmethod
     def read(cls, manifest: Manifest) -> CutTexts:
@@ -68,12 +72,14 @@ class CutTexts:
             # Where 99 % of each shard are no longer than this, 99 % of all are not.
             long=max((of_shard["long"] for of_shard in lengths), default=0),
             uncounted=manifest.rows - texts,
+            are_windows=manifest.recipe.get("long_texts") == "windows",
+            is_mean=manifest.poolings == ("mean",),
         )
 
     @property
     def are_most(self) -> bool:
         """Whether at least half of the texts were cut."""
-        return self.cut > 0 and 2 * self.cut >= self.texts
+        return not self.are_windows and self.cut > 0 and 2 * self.cut >= self.texts
 
     def describe(self) -> str:
         """One sentence for people."""
@@ -83,6 +89,12 @@ class CutTexts:
             return "not known, as an earlier version made the store"
         if not self.cut:
             sentence = f"none of {known} is longer than {limit}"
+        elif self.are_windows:
+            verb = "is" if self.cut == 1 else "are"
+            sentence = (
+                f"{self.cut:,} of {known} {verb} longer than {limit} and stand there in windows, "
+                "so that nothing is lost"
+            )
         else:
             share = 100 * self.lost / (self.lost + self.cut * self.max_tokens)
             lost = f"{share:.0f} %" if share >= 1 else "less than 1 %"
@@ -104,7 +116,10 @@ class CutTexts:
         """
         wanted = min(-(-self.long // _STEP_TOKENS) * _STEP_TOKENS, most)
         if wanted <= self.max_tokens:
-            return f"the backbone takes no more than {most:,}; divide the texts to keep what is cut"
+            whole = (
+                "`embed.long_texts: windows` keeps" if self.is_mean else "divide the texts to keep"
+            )
+            return f"the backbone takes no more than {most:,}; {whole} what is cut"
         kept = f"would keep {_PERCENTILE} % of them whole"
         if wanted < self.long:
             kept = "is the most that this backbone takes"

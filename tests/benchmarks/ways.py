@@ -178,7 +178,7 @@ class Ours(Way):
 class Free(PackedBert):
     """A backbone that takes no time, to see what the rest can feed a fast device."""
 
-    def encode(self, ids: Any, lengths: Any, layers: tuple[int, ...]) -> torch.Tensor:
+    def encode(self, ids: Any, lengths: Any, layers: tuple[int, ...], *_: None) -> torch.Tensor:
         return torch.ones(()).expand(len(lengths), len(layers), self.architecture.width)
 
 

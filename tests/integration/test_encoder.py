@@ -39,13 +39,15 @@ LABELS = [n % 2 for n in range(120)]
 
 @pytest.fixture
 def encoder(tiny_backbone: Path, tmp_path: Path) -> FrozenTextEncoder:
-    return FrozenTextEncoder(tiny_backbone, cache=tmp_path / "stores", devices="cpu")
+    return FrozenTextEncoder(
+        tiny_backbone, cache=tmp_path / "stores", devices="cpu", precision="float32"
+    )
 
 
 @pytest.fixture(scope="module")
 def expected(tiny_backbone: Path) -> npt.NDArray[np.float32]:
     """The vectors of all layers by the embedder: [B, 3, 32]."""
-    with Embedder(tiny_backbone) as embedder:
+    with Embedder(tiny_backbone, precision="float32") as embedder:
         return embedder.embed(TEXTS).vectors
 
 
@@ -232,7 +234,7 @@ def test_columns_and_pandas(encoder: FrozenTextEncoder) -> None:
 
 def test_known_texts_need_no_torch(encoder: FrozenTextEncoder) -> None:
     """Also where the device is ``auto``, which only torch knows the meaning of."""
-    encoder.fit(TEXTS).transform(TEXTS)
+    encoder.set_params(precision="auto").fit(TEXTS).transform(TEXTS)
     code = (
         "import sys, pipeline, pickle\n"
         "from sklearn.base import clone\n"

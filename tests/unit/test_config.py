@@ -203,6 +203,7 @@ def test_notebook_preset_is_the_notebooks_protocol() -> None:
         "max_tokens": 128,
         "pooling": "mean",
         "prompt": "none",
+        "long_texts": "cut",
         "normalize": False,
         "layers": "last",
         "dtype": "float32",

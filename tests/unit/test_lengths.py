@@ -154,7 +154,10 @@ def test_a_length_is_suggested_where_most_texts_are_cut(corpus: Path, cli: Cli) 
     run_stages(cli, "fetch", "prepare")
     assert "`embed.max_tokens: 512` is the most that this backbone takes" in cli("embed").stdout
     edit_params({"embed.max_tokens": 512})
-    assert "the backbone takes no more than 512; divide the texts" in cli("embed").stdout
+    assert (
+        "the backbone takes no more than 512; `embed.long_texts: windows` keeps"
+        in cli("embed").stdout
+    )
 
 
 def test_the_length_that_is_suggested_is_the_99th_percentile() -> None:
