@@ -1015,13 +1015,14 @@ class TaskSettings(Section):
     metric: Metric | None = Field(
         default=None,
         description="The score on held-out rows by which a configuration is chosen. Null goes by "
-        "the type: `f1` if it is binary, `mean_absolute_error` if ordinal, "
+        "the type: `f1` if it is binary, `f1_micro` for tags, `mean_absolute_error` if ordinal, "
         "`root_mean_squared_error` for a regression, else `f1_macro`.",
     )
     loss: LossName | None = Field(
         default=None,
         description=f"The loss to minimize: {describe_losses()}. Null is the first of these that "
-        "serves the task's type.",
+        "serves the task's type; beside it, the default search tries `least_squares` where outputs "
+        "are many.",
     )
     class_weights: ClassWeights = Field(
         default="none",
@@ -1125,9 +1126,18 @@ class SearchSettings(Section):
 DEFAULT_SEARCH: tuple[SearchSettings, ...] = (
     SearchSettings(head=("linear",), logit_adjustment=(0, 0.5)),
     SearchSettings(head=("kernel",), logit_adjustment=(0, 0.5)),
+    SearchSettings(head=("linear",), loss=("least_squares",), logit_adjustment=(0, 0.5)),
+    SearchSettings(
+        head=("kernel",), bandwidth=(2.0,), loss=("least_squares",), logit_adjustment=(0, 0.5)
+    ),
 )
 # What `auto` is outside the default search.
-PLAIN_VALUES: Mapping[str, Any] = {"head": "linear", "weight_decay": 3e-2, "logit_adjustment": 0.0}
+PLAIN_VALUES: Mapping[str, Any] = {
+    "head": "linear",
+    "weight_decay": 3e-2,
+    "logit_adjustment": 0.0,
+    "bandwidth": 1.0,
+}
 
 
 class HeadsSettings(Section):
@@ -1260,6 +1270,10 @@ class HeadsSettings(Section):
         if self.search != "auto":
             return self.search
         grids = DEFAULT_SEARCH
+        if self.weight_decay != "auto":  # one strength would not suit several losses
+            grids = tuple(grid for grid in grids if grid.loss is None)
+        if self.bandwidth != PLAIN_VALUES["bandwidth"]:
+            grids = tuple(grid.model_copy(update={"bandwidth": None}) for grid in grids)
         if self.head != "auto":
             grids = tuple(grid for grid in grids if grid.head == (self.head,))
         is_full_batch = (self.optimizer, self.combine, self.dropout) == ("lbfgs", "join", 0.0)
@@ -1274,7 +1288,7 @@ class HeadsSettings(Section):
     @property
     def kept(self) -> frozenset[str]:
         """The settings of tasks that the search leaves alone where a task gives them."""
-        return frozenset({"logit_adjustment"} if self.search == "auto" else ())
+        return frozenset({"logit_adjustment", "loss"} if self.search == "auto" else ())
 
 
 class GroupSettings(Section):

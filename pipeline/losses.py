@@ -26,13 +26,20 @@ class Loss(ABC):
     """One way to measure how far the outputs of a head are from a label.
 
     :cvar task_types: the names of the types of task that it serves, as in ``TASK_TYPES``.
-    :cvar curvature: about the second derivative of the loss: by the error for a loss of numbers;
-        in units of p (1 - p), that of cross-entropy, for a loss of classes. The full-batch solver
-        starts from it; a wrong value costs steps, and changes nothing of what it converges to.
+    :cvar curvature: about the second derivative of the loss: by the error for a loss of numbers; by
+        a logit for a loss of outputs; in units of p (1 - p), that of cross-entropy, for a loss of
+        classes. The full-batch solver starts from it; a wrong value costs steps, and changes
+        nothing of what it converges to.
+    :cvar is_quadratic: whether that derivative is the same everywhere, so that heads without a
+        hidden layer can be had in closed form.
+    :cvar is_likelihood: whether heads that minimize it have probabilities of about the right size,
+        even before a temperature is fitted.
     """
 
     task_types: ClassVar[tuple[str, ...]]
     curvature: ClassVar[float] = 1.0
+    is_quadratic: ClassVar[bool] = False
+    is_likelihood: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,24 @@ class ClassLoss(Loss):
             already in it: [B, M], or [B, M, O] where each output is a decision of its own.
         :param find_wrong: a function that computes 1 - p, of the same shape.
         :returns: losses of the same shape.
+        """
+
+
+@dataclass(frozen=True)
+class OutputLoss(Loss):
+    """A loss of outputs, each of which says by itself whether a class or a tag holds.
+
+    A loss of classes judges the probability of the true class, which all outputs make together.
+    """
+
+    @abstractmethod
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of each output.
+
+        :param logits: [B, M, O].
+        :param target: 1 where the class or tag holds, 0 where it does not, with label smoothing
+            between them; a shape that broadcasts to that of the logits.
+        :returns: losses, [B, M, O].
         """
 
 
@@ -103,12 +128,36 @@ class Focal(ClassLoss):
         return cross_entropy * find_wrong().clamp_min(1e-12).pow(self.focal_gamma)
 
 
+# The logit that least squares wants where a class or tag holds, and the negative of which it wants
+# elsewhere. Probabilities are then of about the right size before a temperature is fitted.
+_SURE_LOGIT = 5.0
+
+
+@dataclass(frozen=True)
+class LeastSquares(OutputLoss):
+    """Half the squared distance of a logit from 5 or -5, in parts of 25.
+
+    Sources: Suykens, Vandewalle (1999), Least squares support vector machine classifiers; Rifkin,
+    Klautau (2004), In defense of one-vs-all classification.
+    """
+
+    task_types = ("binary", "multiclass", "multilabel")
+    curvature = _SURE_LOGIT**-2
+    is_quadratic = True
+    is_likelihood = False
+
+    def compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        wanted = _SURE_LOGIT * (2 * target - 1)
+        return (logits - wanted).square() * (0.5 / _SURE_LOGIT**2)
+
+
 @dataclass(frozen=True)
 class SquaredError(NumberLoss):
     """The square of the error."""
 
     task_types = ("regression",)
     curvature = 2.0
+    is_quadratic = True
 
     def compute(self, error: Tensor) -> Tensor:
         return error.square()
@@ -145,6 +194,7 @@ class Huber(NumberLoss):
 LOSSES: dict[str, type[Loss]] = {
     "cross_entropy": CrossEntropy,
     "focal": Focal,
+    "least_squares": LeastSquares,
     "mse": SquaredError,
     "huber": Huber,
 }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.config import Metric, ThresholdAim
 from pipeline.heads.configurations import Configuration
-from pipeline.heads.tasks import Task
+from pipeline.heads.tasks import Task, resolve_loss
 from pipeline.model.decision import Decision, Logits, compute_sigmoid
 from pipeline.model.metrics import METRICS
 from pipeline.model.tasks import TASK_TYPES
@@ -77,10 +77,11 @@ def choose_configuration(
         of_seeds.setdefault(configuration.seed, number)
     present = find_present(labels)
     scores = []
-    for numbers in (tuple(of_seeds.values()) for of_seeds in by_seed.values()):
+    for one, of_seeds in by_seed.items():
+        numbers = tuple(of_seeds.values())
         logits = [held_out[number][present] for number in numbers]
         values = [score(task, task.metric, of_seed, labels[present]) for of_seed in logits]
-        losses = [measure_loss(task, of_seed, labels[present]) for of_seed in logits]
+        losses = [_measure_likelihood(task, one, of_seed, labels[present]) for of_seed in logits]
         scores.append(
             Score(
                 numbers=numbers,
@@ -90,6 +91,17 @@ def choose_configuration(
             )
         )
     return sorted(scores, key=partial(_order, task))
+
+
+def _measure_likelihood(
+    task: Task, configuration: Configuration, logits: Logits, labels: npt.NDArray[Any]
+) -> float:
+    """The loss of held-out rows, at the best temperature where heads learn no probabilities."""
+    temperature = 1.0
+    formula = resolve_loss(task, configuration.loss_changes).formula
+    if not formula.is_likelihood and len(labels):
+        temperature = fit_temperature(task, logits, labels, precision=0.05)
+    return measure_loss(task, logits, labels, temperature)
 
 
 def _order(task: Task, of: Score) -> tuple[bool, float, float]:
@@ -191,7 +203,9 @@ def calibrate_head(
     )
 
 
-def fit_temperature(task: Task, logits: Logits, labels: npt.NDArray[Any]) -> float:
+def fit_temperature(
+    task: Task, logits: Logits, labels: npt.NDArray[Any], precision: float = 1e-4
+) -> float:
     """The temperature at which held-out rows are most likely, between 0.05 and 20.
 
     The loss has one minimum in 1 / temperature. A golden-section search over the logarithm of the
@@ -202,6 +216,7 @@ def fit_temperature(task: Task, logits: Logits, labels: npt.NDArray[Any]) -> flo
     :param task: the task of the head.
     :param logits: the head's outputs, [B, O].
     :param labels: the labels of the rows, none missing.
+    :param precision: the width of the interval of the logarithm that the search ends at.
     """
 
     def measure(log_temperature: float) -> float:
@@ -211,7 +226,7 @@ def fit_temperature(task: Task, logits: Logits, labels: npt.NDArray[Any]) -> flo
     golden = (5**0.5 - 1) / 2
     a, b = high - golden * (high - low), low + golden * (high - low)
     at_a, at_b = measure(a), measure(b)
-    while high - low > 1e-4:
+    while high - low > precision:
         if at_a < at_b:
             high, b, at_b = b, a, at_a
             a = high - golden * (high - low)

@@ -293,7 +293,7 @@ class FullBatchHeads(LightningModule):
         # The curvature of the task's own loss serves for others that a search tries, too: the
         # solver only starts from it.
         own_loss = resolve_loss(task, {}).formula
-        curvature = own_loss.curvature * task.target.start(task.labels).curvature
+        curvature = task.target.measure_curvature(own_loss, task.labels)
         decays = [c.weight_decay or 0.0 for c in self.configurations for _ in range(F)]
         return StackedLbfgs(
             head.weight,

@@ -28,12 +28,13 @@ import torch
 from torch import nn
 
 from pipeline.heads.choosing import Score, choose_configuration, is_ahead, is_better
+from pipeline.heads.closed_form import NormalEquations, count_work, is_quicker
 from pipeline.heads.configurations import Configuration, FrozenDict
 from pipeline.heads.features import FeatureMap, Features, Floats
-from pipeline.heads.kernel import MAX_CENTERS
 from pipeline.heads.solver import StackedLbfgs
 from pipeline.heads.targets import StackedLoss, Targets
 from pipeline.heads.tasks import Task, resolve_loss
+from pipeline.losses import list_losses
 
 # A path goes by steps of half a power of ten, and then by half such a step each side of the best.
 _FACTOR = 10**0.5
@@ -60,9 +61,13 @@ _FOLDED_WORK = 5e12
 _FIRST_ITERATIONS, _NEXT_ITERATIONS = 40, 20
 _MAX_FINALISTS = 3
 _MANY_JUDGED_ROWS = 20_000
-# Where one iteration of one fit takes more work than this, as with a thousand classes, paths are
-# shorter, and of linear heads alone.
+# Where one iteration of one fit takes more work than this, as with a thousand classes, paths that
+# have no closed form are shorter, and of linear heads alone.
 _DEAR_WORK = 3e10
+# Matrices of this many rows and columns take 0.5 GB in float64, and three are held at a time.
+_MAX_CLOSED_WIDTH = 8192
+# With so many outputs, least squares is tried beside the task's own loss.
+_MANY_OUTPUTS = 8
 _DEAR_ITERATIONS = 15
 
 FeaturesOf = Callable[[Configuration], tuple[Features, FeatureMap]]
@@ -146,11 +151,15 @@ class PathSearch:
         self.task = task
         self.targets = targets
         self._families: dict[Configuration, dict[float, Configuration]] = {}
+        served = list_losses(task.type)
         for configuration in configurations:
             adapted = task.adapt(configuration)
             changes = dict(adapted.loss_changes)
             changes.pop("logit_adjustment", None)
             family = replace(adapted, loss_changes=FrozenDict(changes))
+            asked = configuration.loss_changes.get("loss")
+            if asked is not None and (asked not in served or asked != adapted.loss_changes["loss"]):
+                continue  # the family of the task's own loss stands for it
             factor = resolve_loss(task, adapted.loss_changes).logit_adjustment
             if factor and task.thresholds_are_chosen and "logit_adjustment" not in task.kept:
                 continue  # it moves the logits of a tag as a threshold does
@@ -181,10 +190,42 @@ class PathSearch:
             self._screened = targets = targets.leave_out(0)
         self._walked += _Walk(self, family, features, targets, advance).run()
 
-    def can_skip(self, family: Configuration) -> bool:
-        """Whether a family can be left out, since it is a dear one and another was walked."""
-        width = min(MAX_CENTERS, self.targets.train_rows)
-        return family.head == "kernel" and bool(self._walked) and self.is_dear(width)
+    def leave_out(self, measure_width: Callable[[Configuration], int]) -> None:
+        """Leave out families that would take long, where others do as well or better.
+
+        Least squares is tried where it has a closed form that is quicker than L-BFGS, as with many
+        outputs. Its kernel heads then take the place of others.
+
+        :param measure_width: a function that gives the number of features of a family.
+        """
+        widths = {family: measure_width(family) for family in self._families}
+        squared = {f for f in widths if f.loss_changes.get("loss") == "least_squares"}
+        if self.task.settings.loss == "least_squares":
+            squared = set()  # it is asked for, whatever it takes
+        closed = {f for f in squared if self.is_closed(f, widths[f])}
+        if self.task.outputs < _MANY_OUTPUTS:
+            closed = set()
+        others = {f for f in widths if f not in squared}
+        dear = {f for f in others if self.is_dear(widths[f])}
+        kernels = {f for f in widths if f.head == "kernel"}
+        if closed & kernels:
+            left_out = (squared - (closed & kernels)) | dear | (others & kernels)
+        elif closed:
+            left_out = (squared - closed) | dear
+        else:
+            left_out = squared | (dear - (dear - kernels or dear))
+        self._families = {f: of for f, of in self._families.items() if f not in left_out}
+
+    def is_closed(self, family: Configuration, width: int) -> bool:
+        """Whether heads of a family are made in closed form, as that takes less time.
+
+        :param family: one of ``families``.
+        :param width: the number of features.
+        """
+        task, options = self.task, resolve_loss(self.task, family.loss_changes)
+        if not options.formula.is_quadratic or not task.target.weighs_outputs_alike(options):
+            return False
+        return width <= _MAX_CLOSED_WIDTH and is_quicker(self.targets.rows, width, task.weight_rows)
 
     def is_dear(self, width: int) -> bool:
         """Whether one iteration takes so long that one path must do.
@@ -219,8 +260,12 @@ class PathSearch:
             return []
         work, families = 0.0, set[Configuration]()
         for number, step in enumerate(steps):
-            one = _count_work(self.task, self.targets.rows, step.weight.shape[2], self.targets.fits)
-            work += one * (_NEXT_ITERATIONS if step.family in families else _FIRST_ITERATIONS)
+            rows, fits, width = self.targets.rows, self.targets.fits, step.weight.shape[2]
+            if self.is_closed(step.family, width):
+                work += count_work(rows, width, self.task.weight_rows, fits)
+            else:
+                one = _count_work(self.task, rows, width, fits)
+                work += one * (_NEXT_ITERATIONS if step.family in families else _FIRST_ITERATIONS)
             families.add(step.family)
             if work > (_FINAL_WORK if number else _FOLDED_WORK):
                 return steps[:number]
@@ -351,9 +396,11 @@ class _Walk:
         options = replace(options, logit_adjustment=0.0)
         self._loss = StackedLoss(task, [options] * F, str(self.targets.masks.device))
         self._start = task.target.start(task.labels)
-        bend = task.loss_weight * options.formula.curvature * self._start.curvature
+        bend = task.loss_weight * task.target.measure_curvature(options.formula, task.labels)
         self._unit = max(bend, 1e-12)
-        self._is_dear = self.search.is_dear(self.features.width)
+        self._is_closed = self.search.is_closed(self.family, self.features.width)
+        self._is_dear = not self._is_closed and self.search.is_dear(self.features.width)
+        self._equations: NormalEquations | None = None
 
     def run(self) -> list[Step]:
         """Walk from strong to weak, or to stronger if the first step is the best; then refine."""
@@ -399,6 +446,36 @@ class _Walk:
         :param decay: the weight decay in units of the task.
         :param start: the step whose heads they start from; ``None`` for constant heads.
         """
+        configuration = replace(self.family, weight_decay=_round(decay * self._unit))
+        if self._is_closed:
+            weight, bias, logits = self._solve(decay * self._unit)
+        else:
+            weight, bias, logits = self._descend(decay * self._unit, start)
+        held_out = self.targets.judge(logits)[:, 0].cpu().numpy()
+        return Step(self.family, decay, configuration, weight, bias, held_out)
+
+    def _measure(self, logits: torch.Tensor, models: torch.Tensor) -> torch.Tensor:
+        """The mean loss of some of the fits: [M].
+
+        :param logits: [B, M, O].
+        :param models: the numbers of the fits, [M].
+        """
+        task = self.search.task
+        labels, masks = self.targets.labels[task.name], self.targets.masks[:, models]
+        return task.loss_weight * self._loss.select(models).average(logits, labels, masks)
+
+    def _solve(self, decay: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights, biases and logits of all fits in closed form."""
+        if self._equations is None:
+            self._equations = NormalEquations(
+                self.features, self._measure, self.targets.fits, self.search.task.outputs
+            )
+        return self._equations.solve(decay)
+
+    def _descend(
+        self, decay: float, start: Step | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights, biases and logits of all fits by L-BFGS."""
         task, features, F = self.search.task, self.features, self.targets.fits
         masks = self.targets.masks
         if start is None:
@@ -406,18 +483,12 @@ class _Walk:
             bias = torch.from_numpy(self._start.bias).to(masks.device).repeat(F, 1)
         else:
             weight, bias = start.weight.clone(), start.bias.clone()
-        labels = self.targets.labels[task.name]
-
-        def objective(logits: torch.Tensor, models: torch.Tensor) -> torch.Tensor:
-            average = self._loss.select(models).average(logits, labels, masks[:, models])
-            return task.loss_weight * average
-
         solver = StackedLbfgs(
             nn.Parameter(weight),
             nn.Parameter(bias),
             features.blocks,
-            objective,
-            masks.new_full((F,), decay * self._unit),
+            self._measure,
+            masks.new_full((F,), decay),
             features.basis,
             rows=features.rows,
             curvature=max(self._unit, 1e-6),
@@ -427,9 +498,7 @@ class _Walk:
             if solver.done:
                 break
             solver.step()
-        held_out = self.targets.judge(solver.read_logits())[:, 0].cpu().numpy()
-        configuration = replace(self.family, weight_decay=_round(decay * self._unit))
-        return Step(self.family, decay, configuration, weight, bias, held_out)
+        return weight, bias, solver.read_logits()
 
 
 def _round(number: float) -> float:

@@ -21,7 +21,7 @@ from pipeline.corpus.tables import TaskLabels
 from pipeline.errors import DataError, SettingsError
 from pipeline.heads.class_weights import Weights, compute_class_weights, compute_tag_weights
 from pipeline.heads.losses import LossOptions, StackedOptions, map_fields
-from pipeline.losses import ClassLoss, Loss, NumberLoss
+from pipeline.losses import ClassLoss, Loss, NumberLoss, OutputLoss
 from pipeline.model.tasks import TASK_TYPES, TaskType
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ class Start:
         the training rows: float32, [O].
     :param curvature: the second derivative of cross-entropy there, the mean of p (1 - p), or of a
         squared error's half: by how much the loss bends when a logit changes.
+    :param output_share: the share of a row's loss that one output has where each is judged by
+        itself.
     """
 
     bias: Floats
     curvature: float
+    output_share: float = 1.0
 
 
 class TargetType(ABC):
@@ -196,6 +199,24 @@ class TargetType(ABC):
     def start(self, labels: LabelSummary) -> Start:
         """Where full-batch heads start from."""
 
+    def weighs_outputs_alike(self, options: LossOptions) -> bool:
+        """Whether the outputs of a row weigh alike in a loss that judges each by itself.
+
+        :param options: the loss, and what classes weigh in it.
+        """
+        return True
+
+    def measure_curvature(self, formula: Loss, labels: LabelSummary) -> float:
+        """By how much a loss bends when a logit of a head without weights changes.
+
+        :param formula: the loss.
+        :param labels: the training rows' labels in numbers.
+        """
+        start = self.start(labels)
+        if isinstance(formula, OutputLoss):
+            return formula.curvature * start.output_share
+        return formula.curvature * start.curvature
+
     def compute_log_shares(self, labels: LabelSummary) -> Floats | None:
         """What the factor τ of logit adjustment multiplies: float32, [O].
 
@@ -264,11 +285,13 @@ class _ClassTarget(TargetType):
     ) -> tuple[Tensor, Tensor]:
         present = labels >= 0
         index = labels.clamp_min(0)
-        losses = self._judge(logits, index, options)
+        is_of_outputs = isinstance(options.formula, OutputLoss)
+        judge = self._judge_outputs if is_of_outputs else self._judge
+        losses = judge(logits, index, options)
         if options.class_weights is None:
             return losses, present.to(logits.dtype)[:, None].expand(-1, logits.shape[1])
         weights = options.class_weights.T[index] * present[:, None]
-        if options.smooths:
+        if options.smooths and not is_of_outputs:
             # With label smoothing each term has its own class's weight in it already, and only the
             # mean is over the rows' weights.
             losses = losses / weights.clamp_min(1e-12)
@@ -280,6 +303,18 @@ class _ClassTarget(TargetType):
 
         :param index: the class of each row, int64, [B].
         """
+
+    def _judge_outputs(self, logits: Tensor, index: Tensor, options: StackedOptions) -> Tensor:
+        """The loss of each row where each output is judged by itself: [B, M]."""
+        from torch.nn.functional import one_hot
+
+        outputs = logits.shape[-1]
+        hot = one_hot(index, outputs) if outputs > 1 else index[:, None]
+        smoothing = options.label_smoothing[:, None]
+        target = hot[:, None].to(logits.dtype) * (1 - smoothing) + smoothing / max(outputs, 2)
+        formula = cast(OutputLoss, map_fields(options.formula, lambda value: value[:, None]))
+        losses: Tensor = formula.compute(logits, target).sum(dim=-1)
+        return losses
 
 
 class BinaryTarget(_ClassTarget):
@@ -441,6 +476,9 @@ class MultilabelTarget(TargetType):
         counts = np.array(labels.counts)
         return compute_tag_weights(setting, classes, counts, labels.rows, task, beta=beta)
 
+    def weighs_outputs_alike(self, options: LossOptions) -> bool:
+        return options.class_weights is None
+
     def encode(self, values: npt.NDArray[Any], labels: LabelSummary) -> npt.NDArray[Any]:
         """0 or 1 for each tag, NaN for none: float32, [B, C]."""
         return np.where(values < 0, np.nan, values).astype(np.float32)
@@ -449,7 +487,8 @@ class MultilabelTarget(TargetType):
         shares = _floor_counts(labels) / max(labels.rows, 1)
         above = np.clip(shares, 1e-4, 1 - 1e-4)
         # The loss of a row is the mean over its tags, so each logit bends it C times less.
-        return Start(_to_logits(above), float((above * (1 - above)).mean() / len(above)))
+        share = 1 / len(above)
+        return Start(_to_logits(above), float((above * (1 - above)).mean()) * share, share)
 
     def compute_log_shares(self, labels: LabelSummary) -> Floats:
         """The logarithm of the odds of each tag."""
@@ -473,6 +512,11 @@ class MultilabelTarget(TargetType):
 
         smoothing = options.label_smoothing[:, None]
         soft = target * (1 - smoothing) + smoothing / 2
+        if isinstance(options.formula, OutputLoss):
+            of_outputs = map_fields(options.formula, lambda value: value[:, None])
+            judged: Tensor = of_outputs.compute(logits, soft)
+            weights = options.class_weights
+            return judged if weights is None else judged * (soft * weights + 1 - soft)
         if options.class_weights is None:
             losses = softplus(logits) - soft * logits
         else:

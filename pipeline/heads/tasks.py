@@ -131,7 +131,9 @@ def _make_task(
         metric=cast(Metric, metric),
         threshold=settings.threshold,
         settings=settings,
-        kept={key: value for key in kept if (value := getattr(settings, key)) != "auto"},
+        kept={
+            key: value for key in kept if (value := getattr(settings, key)) not in ("auto", None)
+        },
     )
     target.check_labels(name, task.classes, task.labels, labels.values[labels.present])
     resolve_loss(task, {})  # refuses class weights that do not fit
@@ -205,6 +207,8 @@ def check_search(tasks: Sequence[Task], settings: HeadsSettings) -> None:
     :param settings: the settings of the heads.
     :raises SettingsError: naming the grid and the key.
     """
+    if settings.search == "auto":
+        return
     for number, grid in enumerate(settings.grids):
         for loss in grid.loss or ():
             if not any(loss in list_losses(task.type) for task in tasks):

@@ -53,7 +53,11 @@ def choose_threads(
     width = max(len(c.layers) for c in configurations) * layer_width
     if any(c.head == "kernel" for c in configurations):
         width = max(width, rows)
-    models = len(configurations) * ((settings.folds or 0) + 1)
+    # A path of a loss of its own, in the default search, is for tasks of many outputs alone.
+    walked = [
+        c for c in configurations if c.weight_decay is not None or "loss" not in c.loss_changes
+    ]
+    models = len(walked) * ((settings.folds or 0) + 1)
     if any(c.optimizer == "lbfgs" for c in configurations):
         return 1 if rows * width * outputs * models < _SMALL_FULL_PRODUCTS else None
     products = settings.batch_size * width * outputs * models

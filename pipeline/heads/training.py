@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -251,11 +252,13 @@ def _follow_paths(
 
     searched = targets if sample is None else sample.targets
     searches = [PathSearch(task, configurations, searched) for task in tasks]
+    for search in searches:
+        search.leave_out(partial(_measure_width, features_of, targets))
     families = dict.fromkeys(family for search in searches for family in search.families)
     counter = _StepCounter(advance, searches)
     for family in _sort_by_features(families):
         for search in searches:
-            if family in search.families and not search.can_skip(family):
+            if family in search.families:
                 with counter.count_walk() as step:
                     search.walk(family, take_searched(family), step)
     finals: dict[int, list[Step]] = {number: [] for number in range(len(searches))}

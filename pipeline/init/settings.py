@@ -37,7 +37,7 @@ TASK_FORMS: Mapping[TaskKind, TaskForm] = {
     "binary": TaskForm("binary", "f1", {**_OF_CLASSES, "threshold": "auto"}),
     "multiclass": TaskForm("multiclass", "f1_macro", _OF_CLASSES),
     "ordinal": TaskForm("ordinal", "mean_absolute_error", {"class_weights": "none"}),
-    "tags": TaskForm("multilabel", "f1_macro", {**_OF_CLASSES, "threshold": "auto"}),
+    "tags": TaskForm("multilabel", "f1_micro", {**_OF_CLASSES, "threshold": "auto"}),
     "number": TaskForm("regression", "root_mean_squared_error", {}),
 }
 # Comments on keys of labels, which the preset has no room for; those on keys of heads are its own.
@@ -135,7 +135,7 @@ class NewTask:
         values = {
             "type": self.form.type,
             "metric": self.form.metric,
-            "loss": losses[0],
+            "loss": "null",
             "loss_weight": "1.0",
             **self.form.keys,
         }
@@ -143,7 +143,7 @@ class NewTask:
         if self.kind != "multiclass":
             comments.pop("type")
         if losses[1:]:
-            comments["loss"] = f"or {', '.join(losses[1:])}"
+            comments["loss"] = f"{losses[0]}; or {', '.join(losses[1:])}"
         return [f"{quote_yaml(self.name)}:", *_list_lines(values, comments, said)]
 
 

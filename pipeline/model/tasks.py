@@ -306,7 +306,7 @@ class Multilabel(TaskType):
     label_kind = "tags"
     fewest_classes = 1
     has_thresholds = True
-    default_metric = "f1_macro"
+    default_metric = "f1_micro"
     metrics = ("accuracy", "f1_micro", "f1_macro", "roc_auc", "average_precision")
     interval_metrics = ("accuracy", "f1_macro", "f1_micro", "roc_auc")
     headline = ("f1_macro", "f1_micro", "accuracy", "roc_auc")

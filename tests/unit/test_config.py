@@ -54,12 +54,35 @@ def test_presets_leave_nothing_to_guess(name: str) -> None:
 
 
 def list_tried(**heads: object) -> list[tuple[object, ...]]:
-    """Head, optimizer, decay and logit adjustment of each configuration, in their order."""
+    """Head, optimizer, decay and logit adjustment of each configuration, in their order.
+
+    Those of least squares, which few tasks try, follow the others; they are told by themselves.
+    """
     settings = HeadsSettings.model_validate(heads)
     return [
         (c.head, c.optimizer, c.weight_decay, c.loss_changes.get("logit_adjustment"))
         for c in list_configurations(settings, (0, 1))
+        if "loss" not in c.loss_changes
     ]
+
+
+def list_squared(**heads: object) -> list[tuple[object, ...]]:
+    """Head, bandwidth and logit adjustment of each configuration of least squares."""
+    settings = HeadsSettings.model_validate(heads)
+    return [
+        (c.head, c.bandwidth, c.loss_changes.get("logit_adjustment"))
+        for c in list_configurations(settings, (0, 1))
+        if c.loss_changes.get("loss") == "least_squares"
+    ]
+
+
+def test_the_default_search_has_least_squares_unless_a_weight_decay_is_given() -> None:
+    every = [(form, width, a) for form, width in (("linear", 1), ("kernel", 2)) for a in (0, 0.5)]
+    assert list_squared() == every
+    assert list_squared(head="kernel") == every[2:]
+    assert list_squared(bandwidth=1.4) == [(form, 1.4, a) for form, _, a in every]
+    assert list_squared(weight_decay=5) == list_squared(search=()) == []
+    assert list_squared(optimizer="adamw") == []
 
 
 FORMS = ("linear", "kernel")

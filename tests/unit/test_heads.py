@@ -832,7 +832,7 @@ def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]
         make_tasks({"spm": TaskSettings()}, make_labels([0, 1]))
     with pytest.raises(SettingsError, match="metric: must be one of f1, accuracy, precision_macro"):
         make_tasks({"spam": TaskSettings(metric="r2")}, make_labels([0, 1]))
-    with pytest.raises(SettingsError, match="loss: must be one of cross_entropy, focal for a"):
+    with pytest.raises(SettingsError, match="loss: must be one of cross_entropy, focal, least"):
         make_tasks({"spam": TaskSettings(loss="mse")}, make_labels([0, 1]))
     three = make_labels([0, 1, 0], ("a", "b", "c"))
     with pytest.raises(SettingsError, match="binary needs two classes, the label has 3"):
