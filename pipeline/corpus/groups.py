@@ -47,9 +47,6 @@ class Groups:
         :param rows: the number in the source of each row, int64, [B].
         :param prepared: the identity of the rows as ``prepare`` wrote them.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         columns: dict[str, npt.NDArray[Any]] = {
             "row": rows,
             "group": self.groups,
@@ -61,11 +58,18 @@ class Groups:
             "threshold": self.threshold,
             "contents": _hash_columns(columns),
         }
-        table = pa.table({name: wrap_numbers(values) for name, values in columns.items()})
-        table = table.replace_schema_metadata({_ABOUT: json.dumps(add_hash(about))})
-        content = io.BytesIO()
-        pq.write_table(table, content, compression="zstd", write_page_checksum=True)
-        write_bytes(path, content.getvalue())
+        write_bytes(path, _encode(columns, {_ABOUT: json.dumps(add_hash(about))}))
+
+
+def save_no_groups(path: Path) -> None:
+    """Write a file without rows, by which the parts are those of ``prepare``, if it is not there.
+
+    :param path: the file.
+    """
+    numbers = np.empty(0, np.int64)
+    content = _encode({"row": numbers, "group": numbers, "part": numbers.astype(np.int8)}, {})
+    if not path.exists() or path.read_bytes() != content:
+        write_bytes(path, content)
 
 
 def read_groups(path: Path, rows: npt.NDArray[np.int64], prepared: CorpusIdentity) -> Groups | None:
@@ -74,7 +78,7 @@ def read_groups(path: Path, rows: npt.NDArray[np.int64], prepared: CorpusIdentit
     :param path: the file.
     :param rows: the number in the source of each row of the corpus, int64, [B].
     :param prepared: the identity of the rows as ``prepare`` wrote them.
-    :returns: ``None`` if there is no such file, or it is empty, as the settings ask for no groups.
+    :returns: ``None`` if there is no such file, or it has no rows, as settings ask for no groups.
     :raises StageError: if it is damaged, or of other texts or parts.
     """
     if not path.exists():
@@ -84,9 +88,9 @@ def read_groups(path: Path, rows: npt.NDArray[np.int64], prepared: CorpusIdentit
 
     with reading(path, _STAGE, pa.ArrowException):
         content = read_bounded(path, _MOST_BYTES)
-        if not content:
-            return None
         table = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True).read()
+        if not table.num_rows:
+            return None
         record = (table.schema.metadata or {})[_ABOUT.encode()]
         about = check_hash(parse_json(record))
         columns = {name: table[name].to_numpy() for name in _COLUMNS}
@@ -99,6 +103,19 @@ def read_groups(path: Path, rows: npt.NDArray[np.int64], prepared: CorpusIdentit
                 hint="run `pipeline group`",
             )
         return Groups(columns["group"], columns["part"], float(about["threshold"]))
+
+
+def _encode(columns: dict[str, npt.NDArray[Any]], about: dict[str, str]) -> bytes:
+    """The file as bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: wrap_numbers(values) for name, values in columns.items()})
+    content = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(about), content, compression="zstd", write_page_checksum=True
+    )
+    return content.getvalue()
 
 
 def _hash_columns(columns: dict[str, npt.NDArray[Any]]) -> str:

@@ -12,10 +12,9 @@ import numpy.typing as npt
 from pipeline.config import GivenSplit, GroupSettings, Settings, SplitSettings
 from pipeline.console import count, say, show_table, warn
 from pipeline.corpus.draw import TRAIN, Parts, draw_parts
-from pipeline.corpus.groups import Groups
+from pipeline.corpus.groups import Groups, save_no_groups
 from pipeline.corpus.tables import PARTS, LabelledRows, read_prepared_rows
 from pipeline.errors import SettingsError
-from pipeline.files import write_bytes
 from pipeline.neighbours import Vectors, find_nearest, find_threshold, group_near
 from pipeline.project import Project
 from pipeline.recipe import check_store
@@ -28,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def run_group(project: Project, settings: Settings) -> dict[str, object] | None:
-    """Write the project's ``groups.parquet``; an empty one if settings ask for no groups.
+    """Write the project's ``groups.parquet``; one without rows if settings ask for no groups.
 
     :param project: the project whose vectors and labels are read.
     :param settings: all settings.
@@ -39,10 +38,9 @@ def run_group(project: Project, settings: Settings) -> dict[str, object] | None:
     """
     path = project.groups_file
     if not settings.group.split:
-        if not path.exists() or path.stat().st_size:
-            write_bytes(path, b"")
-            # What an earlier run took is no cost of parts that are not drawn.
-            (project.timings / "group.json").unlink(missing_ok=True)
+        save_no_groups(path)
+        # What an earlier run took is no cost of parts that are not drawn.
+        (project.timings / "group.json").unlink(missing_ok=True)
         return None
     _check_draw(settings.prepare.split)
     manifest = read_manifest(project.store)

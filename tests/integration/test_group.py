@@ -116,10 +116,19 @@ def test_settings_that_ask_for_no_groups_read_no_vectors(grouped: Project, cli: 
     assert (grouped.timings / "group.json").exists()
     assert "nothing to do" in cli("group").stdout
     assert not (grouped.timings / "group.json").exists()
-    assert grouped.groups_file.read_bytes() == b""
+    assert pq.read_table(grouped.groups_file).num_rows == 0
     rows = read_labelled_rows(grouped)
     assert not rows.is_grouped
     assert (rows.split == read_prepared_rows(grouped)[0].split).all()
+
+
+def test_an_emptied_file_is_no_word_of_the_settings(grouped: Project, cli: Cli) -> None:
+    """A file that lost all its bytes is damaged; it does not say that there are no groups."""
+    grouped.groups_file.write_bytes(b"")
+    result = cli("train-heads")
+    assert result.returncode == 1
+    assert str(grouped.groups_file.name) in result.stderr
+    assert "run `pipeline group`" in result.stderr
 
 
 def test_a_project_without_the_stage_is_as_before(grouped: Project, cli: Cli) -> None:
