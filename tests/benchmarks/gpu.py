@@ -37,12 +37,14 @@ def run_checks() -> tuple[str, bool]:
 
 def measure(device: str, *, quick: bool) -> list[dict[str, Any]]:
     """The rows of `tests.benchmarks.embed`, whose own tables go to the standard error stream."""
-    cases = "sms" if quick else "sms,long,families"
+    shape = (
+        ["--quick"] if quick else ["--random-weights", "gte-base", "--case", "sms,long,families"]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "rows.json"
-        command = [sys.executable, "-m", "tests.benchmarks.embed", "--json", str(path), "--device",
-                   device, "--random-weights", "gte-base", "--case", cases]  # fmt: skip
-        subprocess.run([*command, *["--quick"] * quick], cwd=ROOT, check=True, stdout=sys.stderr)
+        command = [sys.executable, "-m", "tests.benchmarks.embed", "--json", str(path)]
+        command += ["--device", device, *shape]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
         rows: list[dict[str, Any]] = json.loads(path.read_text())
     return rows
 
@@ -62,7 +64,7 @@ def write_page(checks: str, rows: list[dict[str, Any]]) -> str:
 
 @click.command()
 @click.option("--device", default="cuda", help="cuda, or cpu to try the command.")
-@click.option("--quick", is_flag=True, help="A part of the SMS corpus, one round.")
+@click.option("--quick", is_flag=True, help="MiniLM, a part of the SMS corpus, one round.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the rows there, too.")
 def main(device: str, quick: bool, path: Path | None) -> None:
     """Check, time, and print a page of Markdown."""

@@ -154,7 +154,7 @@ class Ours(Way):
         changed = {
             "layers": self.layers,
             "max_tokens": case.max_tokens,
-            "precision": self.precision or "auto",
+            "precision": self.precision or case.precision,
         }
         settings = parse_settings(read_preset("default"), "default")
         settings = settings.model_copy(
