@@ -33,7 +33,7 @@ from pipeline.embed.families import FAMILIES, find_family
 from pipeline.embed.linears import CompiledLinear
 from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.pooling import POOLINGS, find_pooling
-from pipeline.embed.tokens import Tokens
+from pipeline.embed.tokens import Tokens, Windows
 from pipeline.embed.weights import Weights, read_config
 from tests.benchmarks import gpu as gpu_command
 from tests.unit.test_families import draw_ids, make_config, make_model
@@ -160,18 +160,25 @@ def test_every_pooling_runs_on_a_gpu(name: str, gpu: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert"])
+@pytest.mark.parametrize("in_windows", [False, True])
 def test_an_engine_fills_up_batches_and_copies_behind_them(
-    kind: str, weights: dict[str, Weights], gpu: tuple[int, int]
+    kind: str, in_windows: bool, weights: dict[str, Weights], gpu: tuple[int, int]
 ) -> None:
     engine = Engine(load(weights[kind], "float16"), (1, 3), np.dtype("float16"), 4096)
-    tokens = Tokens(draw_ids(LENGTHS).astype(np.int32), np.append(0, LENGTHS.cumsum()))
+    spans = np.stack([LENGTHS // 3, LENGTHS], axis=1)
+    windows = Windows(np.arange(len(LENGTHS)), spans) if in_windows else None
+    ids = draw_ids(LENGTHS).astype(np.int32)
+    tokens = Tokens(ids, np.append(0, LENGTHS.cumsum()), windows=windows)
     seen: list[int] = []
     run = engine.encoder.encode
 
-    def encode(ids: np.ndarray, lengths: np.ndarray, layers: tuple[int, ...]) -> torch.Tensor:
+    def encode(
+        ids: np.ndarray, lengths: np.ndarray, layers: tuple[int, ...], spans: np.ndarray | None
+    ) -> torch.Tensor:
         seen.append(len(ids))
         assert lengths.sum() == len(ids)
-        return run(ids, lengths, layers)
+        assert (spans is not None) == in_windows
+        return run(ids, lengths, layers, spans)
 
     with mock.patch.object(engine.encoder, "encode", encode):
         # In this thread: fake tensors are of the thread that they were asked for in.
@@ -180,7 +187,8 @@ def test_an_engine_fills_up_batches_and_copies_behind_them(
     assert seen == [4096]
     assert result._vectors.device == torch.device("cpu")
     assert result._vectors.shape == (3, 2, 32)
-    assert result._vectors.dtype == torch.float16
+    # Windows are joined before they are rounded.
+    assert result._vectors.dtype == (torch.float32 if in_windows else torch.float16)
     arrived: Any = result._arrived
     arrived.record.assert_called_once_with(torch.cuda.current_stream.return_value)
     torch.cuda.current_stream.assert_called_once_with(GPU)
