@@ -32,7 +32,7 @@ from pipeline.embed.engine import Engine
 from pipeline.embed.families import FAMILIES, find_family
 from pipeline.embed.linears import CompiledLinear
 from pipeline.embed.packed import PackedEncoder
-from pipeline.embed.pooling import POOLINGS, find_pooling
+from pipeline.embed.pooling import POOLINGS, average_spans, find_pooling
 from pipeline.embed.tokens import Tokens, Windows
 from pipeline.embed.weights import Weights, read_config
 from tests.benchmarks import gpu as gpu_command
@@ -155,6 +155,16 @@ def test_every_pooling_runs_on_a_gpu(name: str, gpu: tuple[int, int]) -> None:
     for precision in PRECISIONS:
         states = torch.empty(int(LENGTHS.sum()), 32, dtype=getattr(torch, precision), device=GPU)
         pooled = pool(states)
+        assert pooled.shape == (len(LENGTHS), 32)
+        assert (pooled.dtype, pooled.device) == (torch.float32, GPU)
+
+
+def test_windows_are_pooled_on_a_gpu(gpu: tuple[int, int]) -> None:
+    pool = average_spans(Packing(LENGTHS), np.stack([LENGTHS // 3, LENGTHS], axis=1), GPU)
+    for precision in PRECISIONS:
+        pooled = pool(
+            torch.empty(int(LENGTHS.sum()), 32, dtype=getattr(torch, precision), device=GPU)
+        )
         assert pooled.shape == (len(LENGTHS), 32)
         assert (pooled.dtype, pooled.device) == (torch.float32, GPU)
 
