@@ -1162,7 +1162,7 @@ class HeadsSettings(Section):
         default="auto",
         description="The form of a head. `linear` is a linear function of the features. `kernel` "
         "is a linear function of a row's similarity, by a Gaussian kernel, to up to 4,096 training "
-        "rows, fewer where rows are very many, and is always trained by `lbfgs` on joined "
+        "rows, and is always trained by `lbfgs` on joined "
         "layers. `hidden` has one hidden layer. `auto` is linear and kernel heads in the default "
         "search, kernel ones up to 20,000 training rows, and linear ones elsewhere.",
     )

@@ -4,7 +4,8 @@ A row x is described by k(x, c) = exp(-|x - c|² / (b² m)) for U centres c, whi
 the training rows: m is the mean of |x - c|² over pairs of training rows, and b the bandwidth. These
 numbers are turned so that plain weight decay is the norm of the kernel's own space, and scaled to a
 mean square of 1, as standardized features have it; then they are features like any other, and
-L-BFGS finds the optimum of a head on them.
+L-BFGS finds the optimum of a head on them. Where rows are very many, only the directions in which
+the centres vary most are kept of that space, so that fewer numbers describe a row.
 
 Sources: Zhu, Hastie (2005), Kernel logistic regression and the import vector machine; Williams,
 Seeger (2001), Using the Nyström method to speed up kernel machines.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,43 +26,127 @@ from pipeline.model.weights import MAX_COORDINATE, Centers
 from pipeline.onednn import multiply
 
 MAX_CENTERS = 4096
-# The number of comparisons that may be in memory: fewer centres serve where rows are many.
-_MAX_COMPARISONS = 500_000_000
-_MIN_CENTERS = 256
+# The number of features that may be in memory, 2 GB of them. Where rows are so many that there is
+# no room for one a centre, they are described by as many directions of the kernel's space as there
+# is room for, up to a limit: those in which the centres vary most.
+_MAX_FEATURES = 500_000_000
+_MIN_DIRECTIONS, _MAX_DIRECTIONS = 256, 2048
 # What is added to the diagonal of the centres' kernel matrix, which is 1. Without it, two centres
 # with the same text would make the matrix singular, and it would have no Cholesky factor.
 _RIDGE = 1e-4
+_ROUNDS = 3  # of the iteration that finds directions
 # The number of rows that are turned at a time, since that takes a copy of them.
 _CHUNK_ROWS = 1024
+
+
+class Turn(Protocol):
+    """What makes features, whose product is that of the kernel's own space, of comparisons."""
+
+    def apply(self, compared: torch.Tensor) -> torch.Tensor:
+        """The features of rows.
+
+        :param compared: how like they are to each centre, [B, U].
+        :returns: [B, V].
+        """
+
+    def fold(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight of comparisons that gives what a weight of features gives.
+
+        :param weight: float64, [R, V].
+        :returns: [R, U].
+        """
+
+
+@dataclass(frozen=True)
+class Factor:
+    """All of the kernel's space that the centres span.
+
+    :param upper: the upper Cholesky factor of the centres' kernel matrix, float64, [U, U].
+    :param is_rounded: whether float32 rounds features by a ten-thousandth of their size only, as up
+        to a bandwidth of 1. The matrix of a wider kernel is too near a singular one for that.
+    """
+
+    upper: torch.Tensor
+    is_rounded: bool
+
+    @cached_property
+    def _applied(self) -> torch.Tensor:
+        return self.upper.float() if self.is_rounded else self.upper
+
+    def apply(self, compared: torch.Tensor) -> torch.Tensor:
+        wide = compared.to(self._applied)
+        turned: torch.Tensor = torch.linalg.solve_triangular(
+            self._applied, wide, upper=True, left=False
+        )
+        return turned
+
+    def fold(self, weight: torch.Tensor) -> torch.Tensor:
+        turned: torch.Tensor = torch.linalg.solve_triangular(self.upper, weight.mT, upper=True)
+        return turned.mT
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions of the kernel's space in which the centres vary most.
+
+    :param scaled: eigenvectors of the centres' kernel matrix, each divided by the root of its
+        eigenvalue, float32, [U, V].
+    """
+
+    scaled: torch.Tensor
+
+    @classmethod
+    def find(cls, kernel: torch.Tensor, V: int) -> Directions:
+        """The first of these directions, by subspace iteration.
+
+        Source: Halko, Martinsson, Tropp (2011), Finding structure with randomness.
+
+        :param kernel: the centres' kernel matrix, [U, U].
+        :param V: the number of directions.
+        """
+        # In float64: the smallest eigenvalues are less than a millionth of the largest.
+        matrix = kernel.double()
+        generator = torch.Generator().manual_seed(0)
+        span = torch.randn(len(matrix), V, generator=generator, dtype=torch.float64).to(matrix)
+        for _ in range(_ROUNDS):
+            span = torch.linalg.qr(matrix @ span).Q
+        values, rotation = torch.linalg.eigh(span.mT @ matrix @ span)
+        scaled = span @ rotation / (values.clamp_min(0) + _RIDGE).sqrt()
+        return cls(scaled.float())
+
+    def apply(self, compared: torch.Tensor) -> torch.Tensor:
+        return multiply(compared, self.scaled.T)
+
+    def fold(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight @ self.scaled.T.double()
 
 
 @dataclass(frozen=True)
 class Kernel:
     """The features that a kernel makes of rows, and the way back from a head on them.
 
-    :param features: the new features, of width U, in memory.
+    :param features: the new features, of width V, in memory.
     :param centers: what raw rows are compared with, U of them.
-    :param turn: the upper Cholesky factor of the centres' kernel matrix, float64, [U, U], by whose
-        inverse the comparisons are multiplied.
-    :param mean: what is subtracted then, [U].
+    :param turn: what turns the comparisons into features of the kernel's own space.
+    :param mean: what is subtracted then, [V].
     :param size: what the result is divided by, a scalar.
     """
 
     features: MemoryFeatures
     centers: Centers
-    turn: torch.Tensor
+    turn: Turn
     mean: torch.Tensor
     size: torch.Tensor
 
     def fold(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
         """The head on what ``Centers.compare`` gives that equals a given one on the features.
 
-        :param weight: float32, [R, U]; R is O, or 1 for a weight that all outputs share.
+        :param weight: float32, [R, V]; R is O, or 1 for a weight that all outputs share.
         :param bias: float32, [O].
         """
-        wide = torch.from_numpy(weight).to(self.turn) / self.size
+        wide = torch.from_numpy(weight).to(self.mean.device).double() / self.size
         shift = wide @ self.mean.double()
-        turned = torch.linalg.solve_triangular(self.turn, wide.mT, upper=True).mT
+        turned = self.turn.fold(wide)
         return turned.float().contiguous().cpu().numpy(), bias - shift.float().cpu().numpy()
 
 
@@ -72,7 +159,7 @@ def fit_kernel(features: Features, scaling: Scaling, bandwidth: float) -> Kernel
     """
     train_rows = features.train_rows
     order = torch.randperm(train_rows, generator=torch.Generator().manual_seed(0))
-    U = min(MAX_CENTERS, max(_MIN_CENTERS, _MAX_COMPARISONS // features.rows))
+    U = min(MAX_CENTERS, train_rows)
     chosen = order[:U].sort().values
     mean, variance, center_rows = _survey(features, chosen)
     # The squared distance between two training rows is twice the variance on average; it is 0 if
@@ -88,15 +175,21 @@ def fit_kernel(features: Features, scaling: Scaling, bandwidth: float) -> Kernel
         return z.half().float()
 
     positions = locate(center_rows)
-    made = torch.empty(features.rows, len(positions), device=positions.device)
-    for rows, block in _split(features):
-        made[rows] = _compare(locate(block), positions)
-    turn = _factorize(made[chosen.to(made.device)].double())
-    # Up to a bandwidth of 1, float32 rounds features by a ten-thousandth of their size. The matrix
-    # of a wider kernel is too near a singular one for that.
-    exact = turn.float() if bandwidth <= 1 else turn
-    for block in torch.split(made, _CHUNK_ROWS):
-        block.copy_(torch.linalg.solve_triangular(exact, block.to(exact), upper=True, left=False))
+    V = U
+    if U * features.rows > _MAX_FEATURES:
+        V = max(_MIN_DIRECTIONS, min(_MAX_DIRECTIONS, _MAX_FEATURES // features.rows))
+    made = torch.empty(features.rows, min(U, V), device=positions.device)
+    turn: Turn
+    if V < U:
+        turn = Directions.find(_compare(positions, positions), V)
+        for rows, block in _split(features):
+            made[rows] = turn.apply(_compare(locate(block), positions))
+    else:
+        for rows, block in _split(features):
+            made[rows] = _compare(locate(block), positions)
+        turn = Factor(_factorize(made[chosen.to(made.device)].double()), bandwidth <= 1)
+        for block in torch.split(made, _CHUNK_ROWS):
+            block.copy_(turn.apply(block))
     new_mean = made[:train_rows].mean(dim=0)
     made -= new_mean
     # If all rows are the same, nothing but rounding errors is left here.

@@ -243,8 +243,11 @@ def _follow_paths(
             held[key] = make_features(features_of, configuration)
         return held[key]
 
-    widths = [_measure_width(features_of, targets, c) for c in configurations]
-    sample = draw_sample(targets, max(widths), settings.seed)
+    layers = configurations[0].layers
+    measure_width = partial(
+        _measure_width, features_of(layers)[0].width // len(layers), targets.train_rows
+    )
+    sample = draw_sample(targets, max(map(measure_width, configurations)), settings.seed)
 
     def take_searched(configuration: Configuration) -> Features:
         features, _ = take_features(configuration)
@@ -253,7 +256,7 @@ def _follow_paths(
     searched = targets if sample is None else sample.targets
     searches = [PathSearch(task, configurations, searched) for task in tasks]
     for search in searches:
-        search.leave_out(partial(_measure_width, features_of, targets))
+        search.leave_out(measure_width)
     families = dict.fromkeys(family for search in searches for family in search.families)
     counter = _StepCounter(advance, searches)
     for family in _sort_by_features(families):
@@ -289,11 +292,11 @@ def _follow_paths(
     return tuple(heads[task.name] for task in tasks), epochs, judged_rows
 
 
-def _measure_width(features_of: FeaturesOf, targets: Targets, configuration: Configuration) -> int:
-    """The number of features of a configuration, about, before those of kernel heads are made."""
+def _measure_width(layer_width: int, train_rows: int, configuration: Configuration) -> int:
+    """The number of features of a configuration, about, before they are made."""
     if configuration.head == "kernel":
-        return min(MAX_CENTERS, targets.train_rows)
-    return features_of(configuration.layers)[0].width
+        return min(MAX_CENTERS, train_rows)
+    return layer_width * len(configuration.layers)
 
 
 class _StepCounter:
