@@ -50,7 +50,7 @@ _NOISE_SHARE = 0.2
 _CHOICE_NOISE_SHARE = 0.1
 _FINALIST_NOISE_SHARE = 1.0
 # Heads of a path are done when a further iteration promises less than this share of their loss.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 _MAX_ITERATIONS = 60
 # Multiplications and additions in one iteration of all fits, up to which a path is walked in all
 # folds; and in all iterations together of the fits in all folds that follow a path on one split.
@@ -351,6 +351,22 @@ class PathSearch:
         losses = [of.loss if np.isfinite(of.loss) else np.inf for of in scores]
         return list(dict.fromkeys([best, int(np.argmin(losses))]))
 
+    def is_news(
+        self, new: Score, before: Sequence[Score], judged_rows: int, least: float = 0.0
+    ) -> bool:
+        """Whether a step is better than those before it: by score, beyond noise, or by loss.
+
+        :param new: the score of the step.
+        :param before: those of the steps before it.
+        :param judged_rows: the number of rows that they were judged by.
+        :param least: the share of the loss that a lower one has to be lower by.
+        """
+        if not before:
+            return True
+        best = [before[number] for number in self.rank(before)]
+        noise = _NOISE_SHARE * estimate_noise(self.task, judged_rows)
+        return is_ahead(self.task, new, best[0], noise) or new.loss < best[-1].loss * (1 - least)
+
     def read_labels(self, targets: Targets) -> npt.NDArray[np.generic]:
         """The labels of the judged rows."""
         encoded = targets.labels[self.task.name][targets.judged].cpu().numpy()
@@ -425,12 +441,9 @@ class _Walk:
         waited, last = 0, self.steps[0] if self.steps else None
         patience = 1 if self._is_dear else _PATIENCE
         while _WEAKEST * 0.99 <= decay <= _STRONGEST * 1.01 and waited < patience:
-            best = [scores[number] for number in self.search.rank(scores)] if scores else []
             self._add(decay, last, scores)
-            last, new = self.steps[-1], scores[-1]
-            noise = _NOISE_SHARE * estimate_noise(self.search.task, len(self.targets.judged))
-            is_news = not best or is_ahead(self.search.task, new, best[0], noise)
-            is_news = is_news or new.loss < best[-1].loss
+            last = self.steps[-1]
+            is_news = self.search.is_news(scores[-1], scores[:-1], len(self.targets.judged))
             waited = 0 if is_news else waited + 1
             decay *= factor
 
@@ -492,7 +505,7 @@ class _Walk:
             features.basis,
             rows=features.rows,
             curvature=max(self._unit, 1e-6),
-            tolerance=_TOLERANCE,
+            tolerance=TOLERANCE,
         )
         for _ in range(_DEAR_ITERATIONS if self._is_dear else _MAX_ITERATIONS):
             if solver.done:

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.heads.choosing import Score
 from pipeline.heads.features import Features, MemoryFeatures
-from pipeline.heads.path import Found, PathSearch
+from pipeline.heads.path import TOLERANCE, Found, PathSearch
 from pipeline.heads.targets import Targets
 
 # Rows of the training part that are sampled, if that many are less than half of them, and of those
@@ -60,21 +60,22 @@ class Sample:
         """Fit what was found on the sample on all rows, under decays that more rows may call for.
 
         They are the decay of the sample, that times its share of the rows, and one between; and
-        weaker ones as long as the weakest is the best.
+        weaker ones as long as the last is better by more than what heads are fitted to.
 
         :param search: the search of the task on one split of all rows.
         :param found: what was found on the sample.
         :param features: the features, of all rows, of the family that won.
         """
-        best = found.best.step
-        steps, scores = [best], list[Score]()
-        while len(scores) < _FEWEST_STEPS or (
-            len(scores) < _MOST_STEPS and len(scores) - 1 in search.rank(scores)
-        ):
+        best, rows = found.best.step, len(self.split.judged)
+        steps, scores, is_open = [best], list[Score](), True
+        while len(scores) < _FEWEST_STEPS or (is_open and len(scores) < _MOST_STEPS):
             decay = best.decay * self.share ** (len(scores) / 2)
             steps += search.refit([replace(best, decay=decay)], features, steps[-1])
             scores.append(search.judge(steps[-1], self.split))
-        return replace(search.finish(steps[1:]), folded=False)
+            is_open = search.is_news(scores[-1], scores[:-1], rows, TOLERANCE)
+        judged = search.finish(steps[1:])
+        # A plateau that reaches down to the weakest decay is no bound of the path.
+        return replace(judged, folded=False, bound="weakest" if is_open else found.bound)
 
 
 def draw_sample(targets: Targets, width: int, seed: int) -> Sample | None:

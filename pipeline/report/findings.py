@@ -102,6 +102,7 @@ def collect_findings(
     heads: Heads,
     rows: ScoredRows,
     logits: Mapping[str, Sequence[Logits]],
+    scores: Mapping[str, PartScores],
     manifest: Manifest,
     timings: Sequence[Mapping[str, Any]],
 ) -> Findings:
@@ -112,6 +113,7 @@ def collect_findings(
     :param heads: the heads.
     :param rows: the rows of the corpus.
     :param logits: task → logits of the N distinct texts, [N, O], for each seed.
+    :param scores: task → scores on the judged part.
     :param manifest: what the embedding store holds.
     :param timings: what the stages took, a record each.
     :raises StageError: if a file is missing or damaged.
@@ -139,7 +141,7 @@ def collect_findings(
         suspects={
             head.name: find_suspects(head, held_out.get(head.name), rows) for head in heads.heads
         },
-        leaks=find_leaks(heads, rows, logits, neighbours),
+        leaks=find_leaks(heads, rows, logits, neighbours, scores=scores),
         segments=find_weak_segments(heads, rows, logits, groupings),
         **_judge_probabilities(heads, rows, logits),
         points=points,

@@ -95,6 +95,7 @@ def find_leaks(
     logits: Mapping[str, Sequence[Logits]],
     neighbours: TrainingNeighbours,
     threshold: float | None = None,
+    scores: Mapping[str, PartScores] | None = None,
 ) -> Leaks:
     """Find the near-duplicates of the judged part, and score the heads without them.
 
@@ -103,6 +104,8 @@ def find_leaks(
     :param logits: task → logits of the N distinct texts, [N, O], for each seed.
     :param neighbours: the training texts nearest to those of the judged part.
     :param threshold: the cosine above which texts are near-duplicates; found if ``None``.
+    :param scores: task → scores on all rows of the judged part, which are those without near
+        duplicates where there are none; computed if ``None``.
     """
     if threshold is None:
         threshold = find_threshold(neighbours.sample_cosines, neighbours.training_texts)
@@ -120,14 +123,16 @@ def find_leaks(
         )
     ]
     rest = judged[~is_same & ~is_near]
+    if scores is None or len(rest) < len(judged):
+        scores = {
+            head.name: _score_rows(head, rows, rest, logits[head.name][0]) for head in heads.heads
+        }
     return Leaks(
         threshold=threshold,
         pairs=sorted(pairs, key=lambda pair: (-pair.cosine, pair.row)),
         n_rows=len(judged),
         n_same=int(is_same.sum()),
-        scores_without={
-            head.name: _score_rows(head, rows, rest, logits[head.name][0]) for head in heads.heads
-        },
+        scores_without=scores,
         judged=rows.judged,
         exact=neighbours.exact,
     )
