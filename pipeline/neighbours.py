@@ -78,29 +78,32 @@ def find_nearest(
     exact = len(queries) * others <= EXACT_PAIRS
     cells = None if exact else _Cells.fit(queries, others)
     nearest = Nearest(np.full(len(queries), -1), np.full(len(queries), -np.inf, np.float32), exact)
-    for numbers, vectors in chunks if cells is None else _join_chunks(chunks):
-        scaled = normalize(vectors)
+    scaled_chunks = ((numbers, normalize(vectors)) for numbers, vectors in chunks)
+    for numbers, scaled in (
+        scaled_chunks if cells is None else _join_chunks(scaled_chunks, queries.shape[1])
+    ):
         pairs = _pair_all(len(queries), len(scaled)) if cells is None else cells.pair(scaled)
         for some, at in pairs:
             _update(nearest, queries, some, numbers[at], scaled[at], own)
     return nearest
 
 
-def _join_chunks(chunks: Chunks) -> Chunks:
-    """The same vectors, in order, in chunks of about ``_FILLED_ROWS``."""
-    held: list[tuple[Ints, Vectors]] = []
-    for chunk in chunks:
-        held.append(chunk)
-        if sum(len(numbers) for numbers, _ in held) >= _FILLED_ROWS:
-            yield _join(held)
-            held = []
-    if held:
-        yield _join(held)
-
-
-def _join(chunks: Sequence[tuple[Ints, Vectors]]) -> tuple[Ints, Vectors]:
-    numbers, vectors = zip(*chunks, strict=True)
-    return np.concatenate(numbers), np.concatenate(vectors)
+def _join_chunks(chunks: Chunks, D: int) -> Chunks:
+    """The same vectors, in order, ``_FILLED_ROWS`` at a time, which stand until the next ones."""
+    held_numbers, held = np.empty(_FILLED_ROWS, np.int64), np.empty((_FILLED_ROWS, D), np.float32)
+    count = 0
+    for numbers, vectors in chunks:
+        start = 0
+        while start < len(numbers):
+            some = slice(start, start + _FILLED_ROWS - count)
+            into = slice(count, count + len(numbers[some]))
+            held_numbers[into], held[into] = numbers[some], vectors[some]
+            start, count = start + len(numbers[some]), into.stop
+            if count == _FILLED_ROWS:
+                yield held_numbers, held
+                count = 0
+    if count:
+        yield held_numbers[:count], held[:count]
 
 
 def _pair_all(queries: int, others: int) -> Iterator[tuple[Ints, Ints]]:
