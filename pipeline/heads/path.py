@@ -234,11 +234,27 @@ class PathSearch:
         """
         return _count_work(self.task, self.targets.rows, width, 1) > _DEAR_WORK
 
+    def _list_walked(self) -> list[Step]:
+        """The steps of all paths, judged by the same rows.
+
+        Where some families were walked on one split of the rows, that is all there is to compare
+        them by with those that were walked in all folds.
+        """
+        if self._screened is None:
+            return self._walked
+        judged = self._screened.judged.cpu().numpy()
+        return [
+            step
+            if len(step.held_out) == len(judged)
+            else replace(step, held_out=step.held_out[judged])
+            for step in self._walked
+        ]
+
     def list_finalists(self) -> list[Step]:
         """The steps that are to be fitted in all folds, since they could still win."""
         if self._screened is None:
             return []
-        trials = self._list_trials(self._walked)
+        trials = self._list_trials(self._list_walked())
         scores = self._score(trials, self._screened)
         chosen: list[Step] = []
         by_loss = sorted(scores, key=lambda of: (not np.isfinite(of.loss), of.loss))
@@ -297,7 +313,7 @@ class PathSearch:
         """
         folded = self._screened is None or bool(finals)
         targets = self._screened if self._screened is not None and not finals else self.targets
-        trials = self._list_trials(finals or self._walked)
+        trials = self._list_trials(finals or self._list_walked())
         scores = self._score(trials, targets)
         rows = len(targets.judged)
         noise = _CHOICE_NOISE_SHARE * estimate_noise(self.task, rows)

@@ -152,6 +152,27 @@ def test_a_path_on_one_split_ends_where_the_path_in_all_folds_does(
     assert len(screened.tried) < len(folded.tried)
 
 
+def test_paths_in_all_folds_and_on_one_split_are_compared_by_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The path of kernel heads, which are wider, may be too long for all folds, and that of linear
+    ones not."""
+    features, values = make_classes(0.2)
+    task = make_task("multiclass", values, "accuracy")
+    work = path._count_work(task, JUDGED, WIDTH, 6)
+    assert work < path._count_work(task, JUDGED, TRAIN, 6)
+    monkeypatch.setattr(path, "_FOLDED_PATH_WORK", work * 2)
+    head, _ = search(features, values, task, head="auto")
+    assert len(head.candidate.held_out) == JUDGED
+    for name in ("linear", "kernel"):
+        alone, _ = search(features, values, task, head=name)
+        assert head.scores[0].value >= alone.scores[0].value - 0.01
+    monkeypatch.setattr(path, "_MANY_JUDGED_ROWS", 1)  # no fold is fitted after the paths
+    head, _ = search(features, values, task, head="auto")
+    assert {c.head for c in head.tried} == {"linear", "kernel"}
+    assert len(head.candidate.held_out) == JUDGED - TRAIN
+
+
 def test_folds_after_a_path_on_one_split_have_not_seen_what_they_judge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
