@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +41,15 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def _compute_alike_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _compute_alike_everywhere() -> Iterator[None]:
     """What ``precision: auto`` means must not depend on the processor that the tests run on.
 
     This holds for what runs in the process of the tests; projects name the precision.
     """
-    monkeypatch.setattr("pipeline.recipe.has_native_bfloat16", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.recipe.has_native_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ BAD_SOURCES: dict[str, tuple[Edit, str, list[str], str]] = {
     "wrong type": (
         set_params({"embed.max_tokens": "many"}),
         "prepare",
-        ["params.yaml: embed.max_tokens: must be a whole number, got 'many'"],
+        ["params.yaml: embed.max_tokens: must be a whole number or auto, got 'many'"],
         "",
     ),
     "ratios that do not sum to one": (

@@ -115,11 +115,14 @@ def test_options_of_a_loss_of_ones_own_are_held_to_their_bounds(embedded: Path) 
     assert "heads.tasks.kind.poly_epsilon: must be >= 0, got -1" in result.stderr
     edit_params({"heads.tasks": {"kind": {"loss": "pole"}, "odd": {}}})
     result = run_with_loss("train-heads")
-    assert "must be one of cross_entropy, focal, mse, huber, poly (did you mean" in result.stderr
+    assert (
+        "must be one of cross_entropy, focal, least_squares, mse, huber, poly (did you mean"
+        in result.stderr
+    )
 
 
 def test_without_its_entry_a_loss_is_unknown(embedded: Path, cli: Cli) -> None:
     edit_params({"heads.tasks": {"kind": {"loss": "poly"}, "odd": {}}})
     result = cli("train-heads")
     assert result.returncode == 1
-    assert "heads.tasks.kind.loss: must be one of cross_entropy, focal, mse, huber" in result.stderr
+    assert "loss: must be one of cross_entropy, focal, least_squares, mse, huber" in result.stderr
