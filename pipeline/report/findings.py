@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import ReportSettings
+from pipeline.config import HeadsSettings, Settings
 from pipeline.corpus.tables import TextReader, read_row_numbers, read_segments
 from pipeline.model.decision import Ints, Logits
 from pipeline.model.evaluation import PartScores
@@ -34,7 +34,7 @@ from pipeline.report.segments import (
     group_values,
 )
 from pipeline.report.suspects import Suspect, find_suspects, format_suspects
-from pipeline.report.thresholds import ThresholdCurve, trace_thresholds
+from pipeline.report.thresholds import ThresholdCurve, find_costs, trace_thresholds
 from pipeline.report.words import count_words
 from pipeline.store import Manifest, VectorStream, read_hits, read_token_counts
 
@@ -98,7 +98,7 @@ class Findings:
 
 def collect_findings(
     project: Project,
-    settings: ReportSettings,
+    settings: Settings,
     heads: Heads,
     rows: ScoredRows,
     logits: Mapping[str, Sequence[Logits]],
@@ -109,7 +109,7 @@ def collect_findings(
     """Find all that the page tells beside scores and curves.
 
     :param project: the project that the report is of.
-    :param settings: what the report shows.
+    :param settings: all settings: what the report shows, and what wrong answers cost.
     :param heads: the heads.
     :param rows: the rows of the corpus.
     :param logits: task → logits of the N distinct texts, [N, O], for each seed.
@@ -120,15 +120,15 @@ def collect_findings(
     """
     numbers = read_row_numbers(project)
     held_out = read_held_out(project, heads, numbers)
-    columns = read_segments(project, settings.segments)
+    columns = read_segments(project, settings.report.segments)
     reader = _LayerReader(project, heads, rows)
     neighbours = find_training_neighbours(rows, reader.read)
     texts = read_texts(project, list_first_rows(rows))
     words = count_words(texts)
     shown = sample_rows(rows)
-    points = draw_map(reader.take(rows.codes[shown]), shown, settings.map)
+    points = draw_map(reader.take(rows.codes[shown]), shown, settings.report.map)
     clusters = name_clusters(words, rows.codes[points.rows], points.cluster)
-    if settings.texts == "hide":
+    if settings.report.texts == "hide":
         clusters = tuple(str(number) for number in range(1, len(clusters) + 1))
     groupings = _group_rows(rows, texts, columns, points, clusters)
     return Findings(
@@ -143,7 +143,7 @@ def collect_findings(
         },
         leaks=find_leaks(heads, rows, logits, neighbours, scores=scores),
         segments=find_weak_segments(heads, rows, logits, groupings),
-        **_judge_probabilities(heads, rows, logits),
+        **_judge_probabilities(settings.heads, heads, rows, logits),
         points=points,
         clusters=clusters,
         costs=measure_costs(
@@ -154,7 +154,10 @@ def collect_findings(
 
 
 def _judge_probabilities(
-    heads: Heads, rows: ScoredRows, logits: Mapping[str, Sequence[Logits]]
+    settings: HeadsSettings,
+    heads: Heads,
+    rows: ScoredRows,
+    logits: Mapping[str, Sequence[Logits]],
 ) -> dict[str, dict[str, Any]]:
     """What the judged part says of probabilities and of thresholds: the fields of ``Findings``."""
     reliability: dict[str, Reliability] = {}
@@ -165,7 +168,7 @@ def _judge_probabilities(
         found = measure_reliability(head, actual, outputs)
         if found is not None:
             reliability[head.name] = found
-        curves = trace_thresholds(head, actual, outputs)
+        curves = trace_thresholds(head, actual, outputs, find_costs(settings, head.name))
         if curves:
             thresholds[head.name] = curves
     return {"reliability": reliability, "thresholds": thresholds}

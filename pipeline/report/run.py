@@ -65,7 +65,7 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
     curves = trace_curves(heads, rows, logits)
     files = list_files(heads, scores[rows.judged], curves)
     findings = collect_findings(
-        project, settings.report, heads, rows, logits, scores[rows.judged], manifest, timings
+        project, settings, heads, rows, logits, scores[rows.judged], manifest, timings
     )
     texts = _read_shown_texts(project, settings.report, findings)
     tables = findings.format_files(texts)

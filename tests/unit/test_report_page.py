@@ -218,6 +218,21 @@ def test_a_page_of_many_rows_stays_small(project: Path) -> None:
     assert min(map(len, data["map"]["text"])) > 10
 
 
+def test_costs_of_the_settings_are_drawn_by_threshold(project: Path) -> None:
+    make_project(TASKS)
+    costs = {"false_positive": 5, "false_negative": 2}
+    run_report(
+        Project(), Settings.model_validate({"heads": {"tasks": {"spam": {"threshold": costs}}}})
+    )
+    page = (Project().report / "report.html").read_text("utf-8")
+    (content,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    ((curve,),) = json.loads(content)["thresholds"].values()
+    # Above the lowest threshold all rows of the other class are false positives.
+    negatives = curve["rows"] - curve["support"]
+    assert curve["cost"][0] == 5 * negatives
+    assert curve["cost"][-1] == 2 * curve["support"]
+
+
 def test_the_stage_imports_no_matplotlib(project: Path) -> None:
     make_project({"spam": ["ham", "spam"]})
     sys.modules.pop("matplotlib", None)
