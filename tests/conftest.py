@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -66,6 +67,33 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "params.yaml").write_text(settings, "utf-8")
     monkeypatch.chdir(folder)
     return folder
+
+
+def name_spam(backbone: Path) -> dict[str, object]:
+    """Settings of one task on ``texts.tsv``, whose classes are ham and spam, of few tokens a text.
+
+    :param backbone: the folder of the backbone.
+    """
+    return {
+        "fetch.dataset": "texts.tsv",
+        "fetch.backbones": [str(backbone)],
+        "embed.max_tokens": 32,
+        "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
+        "heads.tasks": {"spam": {}},
+    }
+
+
+def read_store(folder: Path) -> dict[str, object]:
+    """All that a project's store holds, but not how many texts each of its runs was gauged by.
+
+    :param folder: the project.
+    """
+    found: dict[str, object] = {
+        file.name: file.read_bytes() for file in Project(folder).store.iterdir()
+    }
+    manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]  # these are bytes
+    del manifest["fidelity"], manifest["sha256"]
+    return found | {"manifest.json": manifest}
 
 
 def edit_params(changes: dict[str, object], path: Path = Path("params.yaml")) -> None:

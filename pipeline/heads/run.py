@@ -108,7 +108,7 @@ def train_rows(
     fit = _fit(project, settings, rows, parts, tasks, configurations, manifest)
     refit = _refit(project, settings, rows, fit, manifest)
     corpus = rows.identity.select_tasks([task.name for task in tasks])
-    described = describe_fit(settings, fit, backbone, manifest, corpus, configurations)
+    described = describe_fit(settings, fit, backbone, manifest, corpus)
     if settings.heads.layer_scores:
         described = _add_layer_scores(project, settings, rows, described, tasks, configurations)
     described = _add_reference(project, rows, described)
@@ -122,7 +122,7 @@ def train_rows(
         described = replace(described, training=training)
         outgoing = describe_refit(described, fit, refit)
         save_heads(folder, described, _add_reference(project, rows, outgoing))
-    _show_summary(folder, fit, configurations, refit)
+    _show_summary(folder, fit, refit)
     if logger is not None:
         log_curves(logger, fit.heads)
     again = {"refit_seconds": round(refit.seconds, 2)} if refit is not None else {}
@@ -343,7 +343,6 @@ def describe_fit(
     backbone: Asset,
     manifest: Manifest,
     corpus: CorpusIdentity,
-    configurations: Sequence[Configuration],
 ) -> Heads:
     """A finished training run as heads that can be saved and used.
 
@@ -352,7 +351,6 @@ def describe_fit(
     :param backbone: the backbone that made the vectors.
     :param manifest: the manifest of the store that holds them.
     :param corpus: the rows and labels that the heads were trained on.
-    :param configurations: the configurations that were searched.
     """
     return Heads(
         heads=tuple(_describe_head(head) for head in fit.heads),
@@ -448,9 +446,7 @@ def _name_weights(task: Task, configuration: Configuration) -> dict[str, float] 
     return dict(zip(task.classes, weights, strict=True)) if weights else None
 
 
-def _show_summary(
-    folder: Path, fit: Fit, configurations: Sequence[Configuration], refit: Refit | None
-) -> None:
+def _show_summary(folder: Path, fit: Fit, refit: Refit | None) -> None:
     for head in fit.heads:
         if len(head.tried) > 1:
             _show_scores(head, _list_scores(head)[:_SHOWN_SCORES])

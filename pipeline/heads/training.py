@@ -257,22 +257,8 @@ def _follow_paths(
     searches = [PathSearch(task, configurations, searched) for task in tasks]
     for search in searches:
         search.leave_out(measure_width)
-    families = dict.fromkeys(family for search in searches for family in search.families)
     counter = _StepCounter(advance, searches)
-    for family in _sort_by_features(families):
-        for search in searches:
-            if family in search.families:
-                with counter.count_walk() as step:
-                    search.walk(family, take_searched(family), step)
-    finals: dict[int, list[Step]] = {number: [] for number in range(len(searches))}
-    finalists = [search.list_finalists() for search in searches]
-    for family in reversed(_sort_by_features(families)):  # the last one's features are at hand
-        for number, search in enumerate(searches):
-            steps = [step for step in finalists[number] if step.family == family]
-            if steps:
-                finals[number] += search.refit(steps, take_searched(family))
-    counter.finish_walks()
-    found = [search.finish(finals[number]) for number, search in enumerate(searches)]
+    found = _walk_paths(searches, take_searched, counter)
     heads: dict[str, TrainedHead] = {}
     epochs = 0
     order = sorted(range(len(tasks)), key=lambda n: found[n].best.configuration.head)
@@ -290,6 +276,34 @@ def _follow_paths(
         counter.count_head()
     judged_rows = max(of_task.judged_rows for of_task in found)
     return tuple(heads[task.name] for task in tasks), epochs, judged_rows
+
+
+def _walk_paths(
+    searches: Sequence[PathSearch],
+    take_features: Callable[[Configuration], Features],
+    counter: _StepCounter,
+) -> list[Found]:
+    """What the path of each family ends at, for each task.
+
+    :param searches: the search of each task.
+    :param take_features: a function that gives the features of a family.
+    :param counter: what is told of each step.
+    """
+    families = dict.fromkeys(family for search in searches for family in search.families)
+    for family in _sort_by_features(families):
+        for search in searches:
+            if family in search.families:
+                with counter.count_walk() as step:
+                    search.walk(family, take_features(family), step)
+    finals: list[list[Step]] = [[] for _ in searches]
+    finalists = [search.list_finalists() for search in searches]
+    for family in reversed(_sort_by_features(families)):  # the last one's features are at hand
+        for number, search in enumerate(searches):
+            steps = [step for step in finalists[number] if step.family == family]
+            if steps:
+                finals[number] += search.refit(steps, take_features(family))
+    counter.finish_walks()
+    return [search.finish(finals[number]) for number, search in enumerate(searches)]
 
 
 def _measure_width(layer_width: int, train_rows: int, configuration: Configuration) -> int:

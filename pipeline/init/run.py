@@ -152,7 +152,7 @@ def _add_tasks(project: Project, options: InitOptions) -> None:
         return
     source = _open_dataset(project, settings)
     tasks, frame, describe = _read_tasks(
-        source, replace(options, text_column=settings.prepare.text_column), settings
+        source, replace(options, text_column=settings.prepare.text_column)
     )
     labels = list(settings.prepare.labels)
     for task in tasks:
@@ -370,12 +370,9 @@ def _allow_replacing(written: Mapping[Path, str]) -> None:
         )
 
 
-def _read_tasks(
-    source: Source, options: InitOptions, settings: Settings | None = None
-) -> tuple[list[NewTask], Any, Describe]:
+def _read_tasks(source: Source, options: InitOptions) -> tuple[list[NewTask], Any, Describe]:
     """The tasks, with what their columns tell, and the rows of these columns and of the texts.
 
-    :param settings: those of the project that is there.
     :returns: the tasks, the rows, and what tells a row by its number.
     """
     given = [parse_task(task, source) for task in options.tasks]

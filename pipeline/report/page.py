@@ -148,10 +148,11 @@ def render_page(content: PageContent) -> str:
     style, script = _read_template("page.css"), _read_template("page.js")
     data = build_data(content.heads, content.rows, content.findings, content.logits, content.texts)
     tasks = [
-        describe_head(content.heads, content.rows, content.scores, content.curves,
-                      content.findings, content.logits, head)
+        describe_head(
+            content.rows, content.scores, content.curves, content.findings, content.logits, head
+        )
         for head in content.heads.heads
-    ]  # fmt: skip
+    ]
     return environment.get_template("page.html.j2").render(
         policy=Markup(make_policy(style, script)),
         style=Markup(style),

@@ -86,8 +86,8 @@ def build_data(
             for head in heads.heads
         ],
         "errors": list_error_rows(findings, classes, pool, points),
-        "suspects": list_suspect_rows(findings, rows, pool, points),
-        "leaks": list_leak_rows(findings, rows, pool, points),
+        "suspects": list_suspect_rows(findings, pool, points),
+        "leaks": list_leak_rows(findings, pool, points),
         "thresholds": {
             index: [_pack_curve(curve) for curve in findings.thresholds[head.name]]
             for index, head in enumerate(heads.heads)
@@ -204,13 +204,10 @@ def list_classes(error: ErrorRow, numbers: Mapping[str, int]) -> list[int]:
     return sorted({numbers[name] for name in names if name in numbers})
 
 
-def list_suspect_rows(
-    findings: Findings, rows: ScoredRows, pool: TextPool, points: Ints
-) -> list[list[Any]]:
+def list_suspect_rows(findings: Findings, pool: TextPool, points: Ints) -> list[list[Any]]:
     """The rows of the table of probable label errors, the most certain of each task.
 
     :param findings: what was found.
-    :param rows: the rows of the corpus.
     :param pool: the texts of the tables; added to.
     :param points: the number of each row's point on the map, -1 for none, [B].
     :returns: task, row in the source, text, part, given, suggested, confidence, reason, point.
@@ -232,13 +229,10 @@ def list_suspect_rows(
     ]
 
 
-def list_leak_rows(
-    findings: Findings, rows: ScoredRows, pool: TextPool, points: Ints
-) -> list[list[Any]]:
+def list_leak_rows(findings: Findings, pool: TextPool, points: Ints) -> list[list[Any]]:
     """The rows of the table of near-duplicates, the nearest first.
 
     :param findings: what was found.
-    :param rows: the rows of the corpus.
     :param pool: the texts of the tables; added to.
     :param points: the number of each row's point on the map, -1 for none, [B].
     :returns: row in the source, text, training row, its text, cosine, whether labels are the same,

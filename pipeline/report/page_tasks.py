@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pipeline.model.decision import Floats, Ints, Logits
 from pipeline.model.evaluation import ClassScores, PartScores
 from pipeline.model.metrics import METRICS
-from pipeline.model.saved import Heads, SavedHead
+from pipeline.model.saved import SavedHead
 from pipeline.report.calibration import Reliability
 from pipeline.report.charts import (
     BOTTOM,
@@ -58,7 +58,6 @@ _CONFIDENCES = {
 
 
 def describe_head(
-    heads: Heads,
     rows: ScoredRows,
     scores_by_part: Mapping[str, Mapping[str, PartScores]],
     curves: Mapping[str, TaskCurves],
@@ -68,8 +67,7 @@ def describe_head(
 ) -> dict[str, Any]:
     """What the page shows of one head.
 
-    :param heads: all heads.
-    :param rows: the rows that they are scored on.
+    :param rows: the rows that all heads are scored on.
     :param scores_by_part: part → task → scores.
     :param curves: task → its curves on the judged part.
     :param findings: what was found.
@@ -105,7 +103,7 @@ def describe_head(
         else list_tag_confusions(findings.errors.get(head.name, ()), judged.classes),
         "has_confusion": bool(len(judged.confusion)),
         "reliability": describe_reliability(reliability) if reliability else None,
-        "thresholds": describe_thresholds(findings.thresholds.get(head.name, ()), judged),
+        "thresholds": describe_thresholds(findings.thresholds.get(head.name, ())),
         "scatter": draw_scatter(rows, head, logits[head.name][0]),
         "layers_worth": describe_layers(head),
         "path": describe_path(head),
@@ -412,13 +410,10 @@ def describe_reliability(found: Reliability) -> dict[str, Any]:
     }
 
 
-def describe_thresholds(
-    curves: Sequence[ThresholdCurve], judged: PartScores
-) -> dict[str, Any] | None:
+def describe_thresholds(curves: Sequence[ThresholdCurve]) -> dict[str, Any] | None:
     """What another threshold would give, drawn of the first class or tag that has rows.
 
     :param curves: a curve for each class or tag.
-    :param judged: the scores on the judged part.
     :returns: ``None`` of tasks without thresholds.
     """
     if not curves:

@@ -95,19 +95,30 @@ def run_report(project: Project, settings: Settings) -> dict[str, object]:
         for part, tasks in scores.items()
     }
     contents = {
-        **{f"{_PLOTS}/{name}": content for name, content in files.items()},
         **tables,
         METRICS: format_json(metrics),
         FINDINGS: format_json(record),
         _SUMMARY: format_json({rows.judged: summarize(heads, judged)}),
         _PAGE: page.encode("utf-8"),
     }
-    scored = (project.heads / DESCRIPTION).read_bytes()
-    contents[CHECKSUMS] = format_checksums({**contents, SCORED_HEADS: scored})
-    write_together({project.report / name: content for name, content in contents.items()})
-    _remove_other_plots(project.report / _PLOTS, files)
+    _write_files(project, contents, files)
     _show_summary(project, assets["backbone"], record)
     return {"rows": len(rows.codes), "distinct_texts": len(rows.keys), "heads": len(logits)}
+
+
+def _write_files(
+    project: Project, contents: Mapping[str, bytes], plots: Mapping[str, bytes]
+) -> None:
+    """Write all files of the report together, with their hashes and that of the scored heads.
+
+    :param contents: name → content, of all files but plots.
+    :param plots: name → content, of the data of plots.
+    """
+    written = {**{f"{_PLOTS}/{name}": content for name, content in plots.items()}, **contents}
+    scored = (project.heads / DESCRIPTION).read_bytes()
+    written[CHECKSUMS] = format_checksums({**written, SCORED_HEADS: scored})
+    write_together({project.report / name: content for name, content in written.items()})
+    _remove_other_plots(project.report / _PLOTS, plots)
 
 
 def _read_shown_texts(

@@ -7,7 +7,6 @@ the script says, so that all of it but Slurm itself is tried.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -23,7 +22,8 @@ import pytest
 from pipeline.cluster import ClusterJob, ClusterOptions, SliceTask
 from pipeline.project import Project
 from pipeline.store import manifest as layout
-from tests.conftest import ROOT, Cli, edit_params, run_stages
+from tests.conftest import ROOT, Cli, edit_params, name_spam, read_store, run_stages
+from tests.integration.test_slices import make_alone
 
 pytest.importorskip("datatrove", reason="the extra `cluster` is not installed")
 
@@ -36,33 +36,9 @@ def corpus(project: Path, tiny_backbone: Path, cli: Cli, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     lines = [f"{('ham', 'spam')[n % 3 == 0]}\tmessage {n} of a corpus" for n in range(TEXTS)]
     (project / "texts.tsv").write_text("label\tmessage\n" + "\n".join(lines) + "\n")
-    edit_params(
-        {
-            "fetch.dataset": "texts.tsv",
-            "fetch.backbones": [str(tiny_backbone)],
-            "embed.max_tokens": 32,
-            "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
-            "heads.tasks": {"spam": {}},
-        }
-    )
+    edit_params(name_spam(tiny_backbone))
     run_stages(cli, "fetch", "prepare")
     return project
-
-
-def read_store(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = {
-        file.name: file.read_bytes() for file in Project(folder).store.iterdir()
-    }
-    manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]
-    del manifest["fidelity"], manifest["sha256"]
-    return found | {"manifest.json": manifest}
-
-
-def make_alone(folder: Path, cli: Cli) -> dict[str, object]:
-    run_stages(cli, "embed")
-    store = read_store(folder)
-    shutil.rmtree(Project(folder).store)
-    return store
 
 
 def find_children(process: int) -> list[int]:

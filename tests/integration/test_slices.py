@@ -26,7 +26,7 @@ from pipeline.project import Project
 from pipeline.store import manifest as layout
 from pipeline.store import read_manifest
 from pipeline.store.slices import Slice, hold_slice, list_slices
-from tests.conftest import Cli, edit_params, run_stages
+from tests.conftest import Cli, edit_params, name_spam, read_store, run_stages
 from tests.disk import Disk
 
 SHARD_ROWS = 16
@@ -55,27 +55,9 @@ def corpus(project: Path, tiny_backbone: Path, cli: Cli, monkeypatch: pytest.Mon
     """A project of 300 texts, which are 19 shards, prepared and not embedded."""
     monkeypatch.setattr(layout, "SHARD_ROWS", SHARD_ROWS)
     write_texts(project / "texts.tsv", list(range(TEXTS)))
-    edit_params(
-        {
-            "fetch.dataset": "texts.tsv",
-            "fetch.backbones": [str(tiny_backbone)],
-            "embed.max_tokens": 32,
-            "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
-            "heads.tasks": {"spam": {}},
-        }
-    )
+    edit_params(name_spam(tiny_backbone))
     run_stages(cli, "fetch", "prepare")
     return project
-
-
-def read_store(folder: Path) -> dict[str, object]:
-    """All that a store holds, but not by how many texts it was gauged."""
-    found: dict[str, object] = {
-        file.name: file.read_bytes() for file in Project(folder).store.iterdir()
-    }
-    manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]
-    del manifest["fidelity"], manifest["sha256"]
-    return found | {"manifest.json": manifest}
 
 
 def make_alone(folder: Path, cli: Cli) -> dict[str, object]:

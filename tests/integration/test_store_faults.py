@@ -22,7 +22,7 @@ import pytest
 
 from pipeline.project import Project
 from pipeline.store import staging_folder
-from tests.conftest import Cli, edit_params, run_stages
+from tests.conftest import Cli, edit_params, read_store, run_stages
 from tests.disk import Disk
 
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -88,16 +88,6 @@ def corpus(project: Path, real_assets: Path, tiny_backbone: Path, cli: Cli) -> P
     edit_params({"fetch.backbones": [str(tiny_backbone)], "embed.max_tokens": 32})
     run_stages(cli, "fetch", "prepare")
     return project
-
-
-def read_store(folder: Path) -> dict[str, object]:
-    """All that it holds, but not how many texts each of its runs was gauged by."""
-    found: dict[str, object] = {
-        file.name: file.read_bytes() for file in Project(folder).store.iterdir()
-    }
-    manifest = json.loads(found["manifest.json"])  # type: ignore[arg-type]
-    del manifest["fidelity"], manifest["sha256"]
-    return found | {"manifest.json": manifest}
 
 
 def count_embedded() -> int:

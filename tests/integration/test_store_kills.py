@@ -27,7 +27,7 @@ import pytest
 from pipeline.project import Project
 from pipeline.store import manifest as layout
 from pipeline.store import read_manifest, read_vectors
-from tests.conftest import Cli, edit_params, run_stages
+from tests.conftest import Cli, edit_params, name_spam, run_stages
 from tests.disk import Disk
 
 SHARD_ROWS = 16
@@ -53,17 +53,7 @@ def base(project: Path, tiny_backbone: Path, cli: Cli, monkeypatch: pytest.Monke
     """A project of 60 texts in four shards, with all stages run."""
     monkeypatch.setattr(layout, "SHARD_ROWS", SHARD_ROWS)
     write_texts(project / "texts.tsv", list(range(60)))
-    edit_params(
-        {
-            "fetch.dataset": "texts.tsv",
-            "fetch.backbones": [str(tiny_backbone)],
-            "embed.max_tokens": 32,
-            "prepare.labels": {"spam": {"column": "label", "classes": ["ham", "spam"]}},
-            "heads.tasks": {"spam": {}},
-            "heads.max_epochs": 2,
-            "heads.search": [],
-        }
-    )
+    edit_params(name_spam(tiny_backbone) | {"heads.max_epochs": 2, "heads.search": []})
     run_stages(cli, "fetch", "prepare", "embed", "train-heads", "report")
     return project
 

@@ -98,8 +98,7 @@ def check_equal(encoder: PackedEncoder, model: Any, ids: np.ndarray, lengths: np
     cosine /= np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
     assert cosine.min() >= 0.999999
     apart = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    # Both round to float32, which of a layer of few numbers can be a little over 1e-5.
-    assert apart.max() < 3e-5
+    assert apart.max() < 1e-5
 
 
 def draw_ids(lengths: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -141,9 +140,12 @@ def test_modernbert_past_its_local_window(window: int, length: int, tmp_path: Pa
 def test_random_shapes_and_texts(data: st.DataObject, tmp_path_factory: Any) -> None:
     kind = data.draw(st.sampled_from(sorted(FAMILIES)))
     heads = data.draw(st.sampled_from([1, 2, 3, 5]))
+    # A norm of two numbers leaves of their difference the sign alone: where they are nearly equal,
+    # Hugging Face in float32 is itself off by a hundredth of what it gives in float64.
+    head_width = data.draw(st.sampled_from([2, 8, 14] if heads > 1 else [4, 8, 14]))
     changes = {
         "num_attention_heads": heads,
-        "hidden_size": heads * data.draw(st.sampled_from([2, 8, 14])),
+        "hidden_size": heads * head_width,
         "num_hidden_layers": data.draw(st.integers(1, 5)),
         "intermediate_size": data.draw(st.integers(1, 70)),
         "hidden_act": data.draw(st.sampled_from(["gelu", "gelu_new", "gelu_pytorch_tanh"])),
