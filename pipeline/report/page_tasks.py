@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pipeline.model.decision import Floats, Ints, Logits
 from pipeline.model.evaluation import ClassScores, PartScores
 from pipeline.model.metrics import METRICS
-from pipeline.model.saved import SavedHead
+from pipeline.model.saved import History, SavedHead
 from pipeline.report.calibration import Reliability
 from pipeline.report.charts import (
     BOTTOM,
@@ -109,10 +109,19 @@ def describe_head(
         "path": describe_path(head),
         "search": describe_search(head),
         "figures": draw_figures(head, curves[head.name], judged) if judged.rows else [],
-        "training": Markup(draw_history(head.history, kept_epoch)) if head.history.epochs else None,
+        "training": draw_training(head.history, kept_epoch),
         "kept_epoch": kept_epoch,
         "configuration": describe_configuration(head),
     }
+
+
+def draw_training(history: History, kept_epoch: int) -> Markup | None:
+    """The losses by epoch; ``None`` of fewer than two epochs, as heads in closed form have.
+
+    :param history: the losses.
+    :param kept_epoch: the epoch that was kept.
+    """
+    return Markup(draw_history(history, kept_epoch)) if len(history.epochs) > 1 else None
 
 
 def describe_configuration(head: SavedHead) -> str:

@@ -33,7 +33,7 @@ from pipeline.report.page_data import (
     pack_numbers,
     shorten,
 )
-from pipeline.report.page_tasks import list_tag_confusions
+from pipeline.report.page_tasks import draw_training, list_tag_confusions
 from pipeline.report.run import run_report
 from pipeline.report.values import format_cost, name_step
 from tests.unit.test_report import make_project
@@ -158,6 +158,14 @@ def test_charts_stay_in_their_frame_and_have_no_style() -> None:
     assert points[0][1] > points[2][1] > points[-1][1]
     middle = (points[0][1] - points[2][1]) / (points[0][1] - points[-1][1])
     assert middle == pytest.approx(0.25, abs=0.01)
+
+
+def test_one_epoch_makes_no_curve() -> None:
+    assert draw_training(History((1,), (0.5,), (0.6,)), 1) is None
+    assert draw_training(History(), 1) is None
+    drawn = draw_training(History((1, 2), (0.5, 0.4), (0.6, 0.7)), 2)
+    assert drawn is not None
+    assert drawn.startswith("<svg")
 
 
 def test_shares_have_a_class_and_costs_a_unit() -> None:
