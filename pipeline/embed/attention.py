@@ -20,6 +20,8 @@ from torch.nn import functional
 _SHORT_TEXT_TOKENS = 96
 # Queries that meet the keys of their windows together, where attention is local.
 _BLOCK_TOKENS = 128
+# What the width of a head must be a multiple of, and the most it may be, for flash attention.
+_FLASH_STEP, _FLASH_MOST = 8, 256
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def _attend_by_offsets(
     longest = int(packing.lengths.max())
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
-        if qkv.dtype == torch.float32:  # flash attention takes 16-bit numbers only
+        width = qkv.shape[1] // (3 * heads)
+        # Flash attention takes 16-bit numbers only, and not every width.
+        if qkv.dtype == torch.float32 or width % _FLASH_STEP or width > _FLASH_MOST:
             return by_runs(qkv)
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
         out = varlen_attn(query, key, value, offsets, offsets, longest, longest)

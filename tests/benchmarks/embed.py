@@ -4,6 +4,8 @@
         [--random-weights gte-base] [--device cpu|cuda] [--texts N]
         [--case sms,long,families,growth] [--rounds N]
 
+With `--random-weights` the backbone named is that of the tokenizer alone.
+
 Every engine gets the same distinct texts and the last layer. `end_to_end_seconds` is from texts in
 memory to vectors in Parquet on the disk, loading the weights included, imports not;
 `forward_seconds` is the backbone alone, on tokens that are ready; seconds of CPU are those of all
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import transformers
@@ -92,7 +96,7 @@ ROOT = Path(__file__).parent.parent.parent
 COLUMNS = (
     "case", "engine", "texts", "tokens", "end_to_end_seconds", "end_to_end_cpu_seconds",
     "forward_seconds", "forward_cpu_seconds", "tokens_per_second", "tflops", "share_of_matmul",
-    "peak_mb", "cosine_min", "neighbours", "microseconds_a_further_text",
+    "wall_seconds", "peak_mb", "cosine_min", "neighbours", "microseconds_a_further_text",
 )  # fmt: skip
 
 
@@ -108,8 +112,9 @@ def time_products(width: int, inner: int, case: Case) -> float:
     """Seconds for a layer's four products with weights, on a batch of the engine's own size."""
     T = TOKEN_BUDGET[case.device.type]
     shapes = ((width, 3 * width), (width, width), (width, inner), (inner, width))
+    # Random numbers, because a GPU multiplies equal ones faster than any that will come.
     like: Any = {"device": case.device, "dtype": getattr(torch, case.precision)}
-    pairs = [(torch.ones(T, k, **like), torch.ones(n, k, **like)) for k, n in shapes]
+    pairs = [(torch.randn(T, k, **like), torch.randn(n, k, **like)) for k, n in shapes]
     repeats = 1 if case.device.type == "cpu" else 20
     best = float("inf")
     for _ in range(4):
@@ -147,18 +152,26 @@ def make_long(messages: Sequence[str], count: int) -> list[str]:
 def make_messages(messages: Sequence[str], count: int) -> list[str]:
     """Distinct synthetic messages with the corpus's distribution of lengths: words shuffled."""
     generator = np.random.default_rng(0)
-    words = [word for message in messages for word in message.split()]
+    words = pa.array([word for message in messages for word in message.split()])
     lengths = [len(message.split()) for message in messages]
-    texts = []
-    for number, size in enumerate(generator.choice(lengths, count)):
-        chosen = generator.integers(0, len(words), max(int(size) - 1, 0))
-        texts.append(" ".join([*(words[w] for w in chosen), str(number)]))
+    sizes = np.maximum(generator.choice(lengths, count), 1)
+    chosen = words.take(pa.array(generator.integers(0, len(words), int(sizes.sum()))))
+    ends = np.cumsum(sizes)
+    # The last word of each message is its number, so that no two are alike.
+    is_number = np.zeros(len(chosen), bool)
+    is_number[ends - 1] = True
+    numbers = pa.array(np.arange(count)).cast(pa.string())
+    spread = numbers.take(pa.array(np.repeat(np.arange(count), sizes)))
+    chosen = pc.if_else(pa.array(is_number), spread, chosen)
+    offsets = pa.array(np.append(0, ends).astype(np.int32))
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, chosen), " ")
+    texts: list[str] = joined.to_pylist()
     return texts
 
 
-def make_backbone(folder: Path, shape: str) -> Path:
-    """A backbone of that shape with random weights from seed 0, and MiniLM's tokenizer."""
-    set_project(folder.parent / "tokenizer", MINILM)
+def make_backbone(folder: Path, shape: str, tokenizer: str = MINILM) -> Path:
+    """A backbone of that shape with random weights from seed 0, and another's tokenizer."""
+    set_project(folder.parent / "tokenizer", tokenizer)
     source = read_assets(Project().assets)["backbone"].locate(Project())
     torch.manual_seed(0)
     kind, sizes = SHAPES[shape]
@@ -274,7 +287,7 @@ def run_case(case: Case, ways: list[Way], rounds: int) -> list[dict[str, Any]]:
 
 
 def run_families(
-    root: Path, device: torch.device, messages: Sequence[str], rounds: int
+    root: Path, device: torch.device, tokenizer: str, messages: Sequence[str], rounds: int
 ) -> list[dict[str, Any]]:
     """Each packed family beside this project's own way through Hugging Face, forward pass alone."""
     rows = []
@@ -282,7 +295,7 @@ def run_families(
     if device.type == "cpu" and has_onednn(torch.bfloat16):
         precisions.append("bfloat16")
     for shape in FAMILIES_SHOWN:
-        folder = make_backbone(root / shape, shape)
+        folder = make_backbone(root / shape, shape, tokenizer)
         case = Case(f"families, {shape}", list(messages), folder, 128, device)
         sample = np.unique(np.linspace(0, len(case.texts) - 1, 16).astype(int))
         expected = embed_reference(case, sample)
@@ -336,40 +349,86 @@ shards.check_fidelity = lambda fidelity, precision: None
 {_EMBED}"""
 
 
-def run_growth(root: Path, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """`pipeline embed` on more and more messages with a tiny backbone, each in a fresh process, and
-    at last on as many with one of gte-base's width that takes no time."""
-    rows = []
-    for number, size in enumerate([*counts, counts[-1]]):
-        free = number == len(counts)
-        shape = "wide" if free else "tiny"
-        if number == 0 or free:
-            set_project(root / f"growth-{shape}", str(make_backbone(root / shape, shape)))
-            settings = Project().settings.read_text().replace("embed: {}", "embed: {layers: last}")
-            Project().settings.write_text(settings)
-            messages = read_messages()
+@dataclass(frozen=True)
+class Growth:
+    """One run of `pipeline embed` in a process of its own, on synthetic messages.
+
+    :param shape: a key of ``SHAPES``.
+    :param texts: number of messages.
+    :param layers: the setting ``embed.layers``.
+    :param is_free: whether the forward pass is left out, so that what is left is all the rest.
+    """
+
+    shape: str
+    texts: int
+    layers: str = "last"
+    is_free: bool = False
+
+    @property
+    def engine(self) -> str:
+        if self.is_free:
+            return "a backbone that takes no time"
+        return f"ours, {self.shape}" + (", all layers" if self.layers == "all" else "")
+
+
+# A tiny backbone leaves a CPU the time to show that no stage beside the forward pass slows down
+# with the number of texts; a GPU embeds as many by a real one.
+GROWTHS = {
+    "cpu": (
+        Growth("tiny", 10_000),
+        Growth("tiny", 100_000),
+        Growth("tiny", 1_000_000),
+        Growth("wide", 1_000_000, is_free=True),
+    ),
+    "cuda": (
+        Growth("gte-base", 100_000),
+        Growth("gte-base", 1_000_000),
+        Growth("gte-base", 200_000, "all"),
+        Growth("wide", 1_000_000, is_free=True),
+    ),
+}
+
+
+def run_growth(
+    root: Path, growths: Sequence[Growth], tokenizer: str, messages: Sequence[str]
+) -> list[dict[str, Any]]:
+    """`pipeline embed` on more and more messages, each time in a fresh process."""
+    rows: list[dict[str, Any]] = []
+    last: Growth | None = None
+    for growth in growths:
+        project = root / f"growth-{growth.shape}"
+        if not project.exists():
+            set_project(project, str(make_backbone(root / growth.shape, growth.shape, tokenizer)))
+        os.chdir(project)
+        plain = "fetch: {{backbones: [{}]}}\nprepare: {{}}\nembed: {{layers: {}}}\nheads: {{}}\n"
+        plain = plain.format(json.dumps(str(root / growth.shape)), growth.layers)
+        Project().settings.write_text(plain + "report: {}\n")
         shutil.rmtree(Project().store, ignore_errors=True)
-        write_texts(make_messages(messages, size))
+        write_texts(make_messages(messages, growth.texts))
+        started = time.perf_counter()
         run = subprocess.run(
-            [sys.executable, "-c", _EMBED_FREE if free else _EMBED],
+            [sys.executable, "-c", _EMBED_FREE if growth.is_free else _EMBED],
             check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
+        wall = time.perf_counter() - started
         details = json.loads((Project().timings / "embed.json").read_text())["details"]
         seconds = details["seconds"]
         added = None
-        if 0 < number < len(counts):
+        if last is not None and replace(growth, texts=last.texts) == last:
             before = rows[-1]
-            added = 1e6 * (seconds - before["end_to_end_seconds"]) / (size - before["texts"])
+            added = 1e6 * (seconds - before["end_to_end_seconds"]) / (growth.texts - last.texts)
+        last = growth
         rows.append(
             {
-                "case": "growth",
-                "engine": "a backbone that takes no time" if free else "ours, tiny BERT",
-                "texts": size, "tokens": details["tokens"], "end_to_end_seconds": seconds,
+                "case": "growth", "engine": growth.engine,
+                "texts": growth.texts, "tokens": details["tokens"], "end_to_end_seconds": seconds,
+                "wall_seconds": wall,
                 "tokens_per_second": details["tokens"] / seconds,
                 "peak_mb": float(run.stdout.split()[-1]),
                 "microseconds_a_further_text": added,
             }
         )  # fmt: skip
+        shutil.rmtree(Project().store)
     return rows
 
 
@@ -438,8 +497,9 @@ def main(
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
+        tokenizer = backbone
         if random_weights:
-            backbone = str(make_backbone(root / random_weights, random_weights))
+            backbone = str(make_backbone(root / random_weights, random_weights, tokenizer))
         set_project(root / "project", backbone)
         folder = read_assets(Project().assets)["backbone"].locate(Project())
         messages = read_messages()
@@ -455,9 +515,9 @@ def main(
             case = Case("long", make_long(messages, count), folder, 512, chosen)
             rows += run_case(case, ways, rounds)
         if "families" in cases:
-            rows += run_families(root, chosen, messages[:texts], rounds)
+            rows += run_families(root, chosen, tokenizer, messages[:texts], rounds)
         if "growth" in cases:
-            rows += run_growth(root, (10_000, 100_000, 1_000_000))
+            rows += run_growth(root, GROWTHS[chosen.type], tokenizer, messages)
         os.chdir("/")
     machine = describe_machine("torch", "transformers", "sentence-transformers", "tokenizers")
     machine |= {"threads": torch.get_num_threads(), "backbone": random_weights or backbone}

@@ -1,7 +1,8 @@
 """Where the time of one embedding run goes: stage by stage, and within the forward pass.
 
     python -m tests.benchmarks.profile [--backbone NAME] [--random-weights gte-base]
-        [--device cpu|cuda] [--texts N] [--json FILE]
+        [--device cpu|cuda] [--texts N] [--case sms|long] [--layers all|last] [--compiled]
+        [--json FILE]
 
 The stages of `pipeline embed` run here one after another, so that each can be timed; in a run they
 overlap. The forward pass runs a second time under torch's profiler, in one lane.
@@ -20,6 +21,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.assets import read_assets
@@ -29,11 +31,11 @@ from pipeline.embed.fidelity import measure_fidelity
 from pipeline.embed.tokens import find_distinct, load_tokenizer
 from pipeline.project import Project
 from pipeline.store import Recipe, Rows, StoreUpdate
-from tests.benchmarks.embed import MINILM, make_backbone, read_messages, set_project
+from tests.benchmarks.embed import MINILM, make_backbone, make_long, read_messages, set_project
 from tests.benchmarks.table import describe_machine, present
 from tests.benchmarks.ways import Case, Ours
 
-# Operators by what they are part of; the first that a name contains counts.
+# Operators of torch by what they are part of; the first that a name contains counts.
 _PARTS = {
     "products with weights": ("linear", "addmm", "aten::mm"),
     "attention": ("bmm", "softmax", "attention", "attn"),
@@ -43,15 +45,28 @@ _PARTS = {
     "embedding look-up": ("embedding", "index_select"),
     "copies and joins": ("copy", "cat", "clone", "contiguous", "fill"),
 }
+# The same of a GPU's kernels.
+_KERNELS = {
+    "attention": ("flash", "fmha", "softmax", "attention"),
+    "products with weights": ("gemm", "nvjet", "cutlass", "xmma", "splitk"),
+    "LayerNorm": ("layer_norm", "layernorm", "add_norm"),
+    "GELU, where not fused": ("gelu",),
+    "pooling": ("segment_reduce", "reduce_kernel", "pool"),
+    "embedding look-up": ("embedding", "indexselect", "gather"),
+    "copies and joins": ("copy", "cat", "memcpy", "memset", "fill"),
+}
 
 
 def sort_operators(events: Any, on_gpu: bool) -> dict[str, float]:
-    """Seconds of each part of the forward pass."""
-    seconds = dict.fromkeys([*_PARTS, "all else"], 0.0)
+    """Seconds of each part of the forward pass; on a GPU those of its kernels."""
+    parts = _KERNELS if on_gpu else _PARTS
+    seconds = dict.fromkeys([*parts, "all else"], 0.0)
     for event in events:
+        if on_gpu and event.device_type != DeviceType.CUDA:
+            continue  # the operator that started the kernel, whose time is the kernel's
         took = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         name = event.key.lower()
-        part = next((p for p, words in _PARTS.items() if any(w in name for w in words)), "all else")
+        part = next((p for p, words in parts.items() if any(w in name for w in words)), "all else")
         seconds[part] += took / 1e6
     return seconds
 
@@ -62,8 +77,18 @@ def sort_operators(events: Any, on_gpu: bool) -> dict[str, float]:
 @click.option("--random-weights", type=click.Choice(["gte-base"]), help="A seeded BERT instead.")
 @click.option("--device", default="auto", help="auto, cpu, cuda.")
 @click.option("--texts", type=int, default=4096, help="Messages of the SMS corpus.")
+@click.option("--case", "name", type=click.Choice(["sms", "long"]), default="sms")
+@click.option("--layers", type=click.Choice(["all", "last"]), default="all")
+@click.option("--compiled", is_flag=True, help="Compile what lies between the products.")
 def main(
-    path: Path | None, backbone: str, random_weights: str | None, device: str, texts: int
+    path: Path | None,
+    backbone: str,
+    random_weights: str | None,
+    device: str,
+    texts: int,
+    name: str,
+    layers: str,
+    compiled: bool,
 ) -> None:
     """Print a table, and write it as JSON."""
     path = path and path.absolute()
@@ -78,17 +103,21 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if random_weights:
-            backbone = str(make_backbone(root / random_weights, random_weights))
+            backbone = str(make_backbone(root / random_weights, random_weights, backbone))
         set_project(root / "project", str(backbone))
         folder = read_assets(Project().assets)["backbone"].locate(Project())
         chosen = choose_devices(device)[0]
-        case = Case("profile", read_messages()[:texts], folder, 128, chosen)
-        texts = pa.array(case.texts)
-        ours = Ours("all")
+        messages = read_messages()
+        chosen_texts = messages[:texts] if name == "sms" else make_long(messages, texts)
+        case = Case(name, chosen_texts, folder, 128 if name == "sms" else 512, chosen)
+        column = pa.array(case.texts)
+        ours = Ours(layers, compiled=compiled)
         clock("load the backbone", lambda: ours.load(case))
-        ours.engine.embed(load_tokenizer(folder, 128).tokenize(texts[:64]))  # warm
-        tokenizer = load_tokenizer(folder, 128)
-        tokens = clock("tokenize", lambda: tokenizer.tokenize(texts))
+        ours.engine.embed(
+            case.tokens
+        )  # a GPU's kernels are chosen, or compiled, at their first use
+        tokenizer = load_tokenizer(folder, case.max_tokens)
+        tokens = clock("tokenize", lambda: tokenizer.tokenize(column))
         clock("find texts that are the same tokens", lambda: find_distinct(tokens))
         vectors: Rows = clock("forward pass", lambda: ours.engine.embed(tokens))
         clock(
@@ -119,11 +148,11 @@ def main(
         torch.set_num_threads(threads)
         os.chdir("/")
     for row in rows:
-        row["share"] = row["seconds"] / total
+        row |= {"case": name, "share": row["seconds"] / total}
     parts = sort_operators(profiler.key_averages(), on_gpu)
     whole = sum(parts.values())
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        rows.append({"stage": f"forward: {part}", "share": seconds / whole})
+        rows.append({"case": name, "stage": f"forward: {part}", "share": seconds / whole})
     machine = describe_machine("torch", "transformers", "tokenizers", "pyarrow")
     present(rows, path, machine | {"threads": threads, "tokens": int(tokens.offsets[-1])})
 

@@ -298,6 +298,23 @@ def test_the_kernel_is_asked_for_what_runs_of_equal_length_compute(window: int |
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
 
 
+@pytest.mark.parametrize(("width", "by_kernel"), [(8, True), (12, False), (264, False)])
+def test_heads_of_a_width_that_the_kernel_lacks_attend_by_runs(width: int, by_kernel: bool) -> None:
+    packing = Packing(LENGTHS)
+    qkv = torch.randn(int(LENGTHS.sum()), 3 * 2 * width).half()
+    kernel = mock.Mock(return_value=torch.zeros(len(qkv), 2, width).half())
+    with (
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
+        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
+        mock.patch.object(torch.Tensor, "to", lambda tensor, *_, **__: tensor),
+        mock.patch.object(varlen, "varlen_attn", kernel),
+    ):
+        found = make_attention(packing, 2, GPU)(qkv)
+    assert kernel.called == by_kernel
+    if not by_kernel:
+        torch.testing.assert_close(found, attention._attend_by_runs(packing, 2, None, None)(qkv))
+
+
 def test_a_torch_whose_kernel_has_no_window_attends_by_runs() -> None:
     def old(query: Any, key: Any, value: Any, a: Any, b: Any, max_q: int, max_k: int) -> Any:
         raise AssertionError("asked for a window that it does not know")
