@@ -216,13 +216,13 @@ def make_tiny_backbone(folder: Path, layers: int = 2) -> Path:
     return folder
 
 
-def pack_bert(backbone: Backbone, precision: str, *, compiled: bool = False) -> PackedBert:
+def pack_bert(backbone: Backbone, precision: str) -> PackedBert:
     """The packed forward pass of a BERT that Hugging Face has loaded."""
     from pipeline.embed.families.bert import PackedBert
     from pipeline.embed.weights import Weights
 
     weights = Weights.of_backbone(backbone)
-    return PackedBert(weights, backbone.device, precision, backbone.pooling, compiled=compiled)  # type: ignore[arg-type]
+    return PackedBert(weights, backbone.device, precision, backbone.pooling)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

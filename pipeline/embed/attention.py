@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from pipeline.embed.gpu import find_kernels, is_modern, send
+
 # Texts of up to this many tokens take two batched matrix products and a softmax in float32, which
 # beat torch's fused attention: the fused one has a fixed cost for each text and head that a short
 # text does not repay. Longer texts take the fused one, because the products hold a score for every
@@ -57,7 +59,7 @@ Attention = Callable[[torch.Tensor], torch.Tensor]
 
 
 # From the tokens T of texts of one length to what is added to the scores of each head, before they
-# become shares: in the type of the queries, [H, T, T].
+# become shares: in the type of the queries, [H, T, T]. That of fewer tokens is the corner of it.
 MakeBias = Callable[[int], torch.Tensor]
 
 
@@ -81,26 +83,42 @@ def make_attention(
 
     Source: Vaswani et al. (2017), Attention is all you need.
     """
-    if window is not None and packing.lengths.max() <= window + 1:
+    longest = int(packing.lengths.max())
+    if window is not None and longest <= window + 1:
         window = None  # no two tokens of a text are further apart
-    by_runs = _attend_by_runs(packing, heads, window, make_bias)
-    # Flash attention needs a GPU of the Ampere generation or newer, and adds nothing to scores.
-    if (
-        device.type != "cuda"
-        or make_bias is not None
-        or torch.cuda.get_device_capability(device) < (8, 0)
-    ):
-        return by_runs
+    by_runs = partial(_attend_by_runs, packing, heads, window, make_bias)
+    kernels = find_kernels(device)
+    if kernels is not None and longest <= kernels.MOST_TOKENS:
+        offsets = send(packing.offsets.astype(np.int32), device)
+        bias = make_bias(longest).contiguous() if make_bias is not None else None
+        short: Attention = partial(
+            kernels.attend_short,
+            offsets=offsets, heads=heads, longest=longest, window=window, bias=bias,
+        )  # fmt: skip
+        return lambda qkv: by_runs()(qkv) if qkv.dtype == torch.float32 else short(qkv)
+    varlen_attn = find_flash(device, window)
+    if varlen_attn is None or make_bias is not None:  # flash attention adds nothing to scores
+        return by_runs()
+    return _attend_by_offsets(packing, heads, device, varlen_attn, by_runs)
+
+
+def find_flash(device: torch.device, window: int | None) -> Callable[..., Any] | None:
+    """Torch's flash attention over texts of any lengths; ``None`` where there is none.
+
+    :param device: the device.
+    :param window: the distance in tokens up to which tokens attend to each other; ``None`` for any.
+    """
+    if not is_modern(device):
+        return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10 does not have it
-        return by_runs
-    options: dict[str, Any] = {}
-    if window is not None:
-        if "window_size" not in signature(varlen_attn).parameters:  # nor does each later one
-            return by_runs
-        options["window_size"] = (window, window)
-    return _attend_by_offsets(packing, heads, device, partial(varlen_attn, **options), by_runs)
+        return None
+    if window is None:
+        return varlen_attn
+    if "window_size" not in signature(varlen_attn).parameters:  # nor does each later one
+        return None
+    return partial(varlen_attn, window_size=(window, window))
 
 
 def _attend_by_offsets(
@@ -108,21 +126,20 @@ def _attend_by_offsets(
     heads: int,
     device: torch.device,
     varlen_attn: Callable[..., Any],
-    by_runs: Attention,
+    by_runs: Callable[[], Attention],
 ) -> Attention:
     """Attention by one flash-attention kernel over texts of any lengths.
 
     Source: Dao (2023), FlashAttention-2.
     """
-    ends = torch.from_numpy(packing.offsets.astype(np.int32)).pin_memory()
-    offsets = ends.to(device, non_blocking=True)
+    offsets = send(packing.offsets.astype(np.int32), device)
     longest = int(packing.lengths.max())
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         width = qkv.shape[1] // (3 * heads)
         # Flash attention takes 16-bit numbers only, and not every width.
         if qkv.dtype == torch.float32 or width % _FLASH_STEP or width > _FLASH_MOST:
-            return by_runs(qkv)
+            return by_runs()(qkv)
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
         out = varlen_attn(query, key, value, offsets, offsets, longest, longest)
         context: torch.Tensor = out.reshape(len(qkv), -1)

@@ -63,7 +63,6 @@ class Embedder:
         or several devices; several run in a process each.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
     :param threads: threads of the CPU while the embedder is loaded; ``None`` for all cores.
-    :param compiled: whether torch compiles a GPU's pointwise operations, which takes some seconds.
     :ivar architecture: facts that the folder states of the backbone.
     :ivar text_recipe: the settings that make one vector of a text, none of them ``auto``.
     :ivar cutter: what cuts long texts into windows; ``None`` if they are cut off.
@@ -90,7 +89,6 @@ class Embedder:
         devices: str | Sequence[str | torch.device] = "cpu",
         token_budget: int | None = None,
         threads: int | None = None,
-        compiled: bool = False,
     ) -> None:
         folder = Path(folder)
         self.architecture = Architecture.read(folder)
@@ -123,7 +121,6 @@ class Embedder:
             self.text_recipe.normalize,
             token_budget=token_budget,
             threads=threads,
-            compiled=compiled,
         )
         self._engine: AnyEngine | None = None
         self._threads_before = 0
@@ -137,7 +134,6 @@ class Embedder:
         devices: str | Sequence[str | torch.device] = "cpu",
         token_budget: int | None = None,
         threads: int | None = None,
-        compiled: bool = False,
     ) -> Embedder:
         """The embedder that makes the vectors of a store's recipe.
 
@@ -146,7 +142,6 @@ class Embedder:
         :param devices: devices, as ``Embedder`` has them.
         :param token_budget: tokens in one batch; ``None`` for what suits the device.
         :param threads: threads of the CPU; ``None`` for all cores.
-        :param compiled: whether torch compiles a GPU's pointwise operations.
         :raises AssetError: if the folder lacks the configuration or the tokenizer.
         :raises SettingsError: if the backbone cannot do what the recipe asks for.
         """
@@ -165,7 +160,6 @@ class Embedder:
             devices=devices,
             token_budget=token_budget,
             threads=threads,
-            compiled=compiled,
         )
 
     def __enter__(self) -> Embedder:
@@ -195,11 +189,6 @@ class Embedder:
     def family(self) -> type[PackedEncoder] | None:
         """The packed family that the backbone is of; ``None`` if its texts are padded."""
         return self._plan.family
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether torch compiles a GPU's pointwise operations."""
-        return self._plan.compiled
 
     def describe(self) -> str:
         """The kind of forward pass and the number of devices, for the log."""

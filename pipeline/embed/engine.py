@@ -184,7 +184,8 @@ class Engine:
     def _run(self, tokens: Tokens, batch: Batch) -> _Result:
         chosen = select_tokens(tokens, batch)
         if self.encoder.is_packed and self.encoder.device.type == "cuda":
-            longest = min(_FILLER_TOKENS, self.encoder.architecture.max_tokens)
+            # No longer than the batch's own texts, whose longest one attention goes by.
+            longest = min(_FILLER_TOKENS, int(chosen.lengths.max()))
             chosen = fill_up(chosen, _GPU_STEP_TOKENS, longest)
         try:
             spans = chosen.windows.spans if chosen.windows is not None else None

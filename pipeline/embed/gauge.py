@@ -21,6 +21,7 @@ import torch
 from pipeline import onednn
 from pipeline.architecture import Architecture
 from pipeline.embed.fidelity import Fidelity, check_fidelity, measure_fidelity
+from pipeline.embed.gpu import find_kernels
 from pipeline.errors import PipelineError
 from pipeline.files import add_hash, check_hash, hash_json, parse_json, read_bounded, write_json
 from pipeline.project import user_cache
@@ -166,7 +167,8 @@ def _hash_engine(embedder: Embedder) -> str:
     sources = [*Path(__file__).parent.rglob("*.py"), Path(onednn.__file__)]
     if embedder.family is not None:
         sources.append(Path(inspect.getfile(embedder.family)))
-    digest = hashlib.sha256(f"{embedder.family} {embedder.is_compiled}".encode())
+    has_kernels = find_kernels(embedder.devices[0]) is not None
+    digest = hashlib.sha256(f"{embedder.family} {has_kernels}".encode())
     for path in sorted(sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch.nn import functional
 
-from pipeline.console import say
+from pipeline.embed.gpu import find_kernels
 
 GeluKind = Literal["none", "tanh"]
 
@@ -69,7 +68,7 @@ class PlainLinear:
 
     def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
         """The product, the bias and GELU, as ``Linear`` has it."""
-        return _gelu(self.apply(x), kind)
+        return functional.gelu(self.apply(x), approximate=kind)
 
     def apply_add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """The product, the bias and a residual, as ``Linear`` has it."""
@@ -81,63 +80,23 @@ class PlainLinear:
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
-        return _add_norm(self.apply(x), residual, norm.weight, norm.bias, norm.epsilon)
+        return norm.apply(self.apply(x) + residual)
 
 
-class CompiledLinear(PlainLinear):
-    """A linear layer whose product is followed by one compiled kernel.
+class FusedLinear(PlainLinear):
+    """A linear layer on a GPU, whose residual and LayerNorm are one kernel of this project's.
 
-    The kernel reads and writes its tensor once, where torch's own operators do so several times.
+    GELU stays torch's: reading and writing its tensor is all the time that it takes.
     """
-
-    @staticmethod
-    def can_run(dtype: torch.dtype, device: torch.device, width: int) -> bool:
-        """Whether torch can compile here; it compiles to find out, and says why if it cannot.
-
-        :param dtype: type of the tensors to come.
-        :param device: device that will hold the tensors.
-        :param width: last dimension of the tensors.
-        """
-        x = torch.ones(64, width, dtype=dtype, device=device)
-        try:
-            with torch.inference_mode():
-                _compile(_gelu)(x, "none")
-                _compile(_add_norm)(x, x, x[0], x[0], 1e-5)
-        except Exception as error:  # its kind depends on what is missing
-            say(f"engine    not compiled: {str(error).strip().splitlines()[0]:.120}")
-            return False
-        return True
-
-    def apply_gelu(self, x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
-        """The product, the bias and GELU, as ``Linear`` has it."""
-        out: torch.Tensor = _compile(_gelu)(self.apply(x), kind)
-        return out
 
     def apply_add_norm(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """The product, the bias, a residual and LayerNorm, as ``Linear`` has it."""
-        out: torch.Tensor = _compile(_add_norm)(
+        kernels = find_kernels(x.device)
+        assert kernels is not None  # or this class would not have been chosen
+        out: torch.Tensor = kernels.add_norm(
             self.apply(x), residual, norm.weight, norm.bias, norm.epsilon
         )
         return out
-
-
-def _gelu(x: torch.Tensor, kind: GeluKind) -> torch.Tensor:
-    return functional.gelu(x, approximate=kind)
-
-
-def _add_norm(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    epsilon: float,
-) -> torch.Tensor:
-    return functional.layer_norm(x + residual, weight.shape, weight, bias, epsilon)
-
-
-@cache
-def _compile(function: Any) -> Any:
-    return torch.compile(function)
 
 
 class OneDnnLinear:

@@ -33,7 +33,7 @@ from pipeline.store import Rows
 
 # Tokens in one batch, by the type of device. On a CPU they are few, so that the activations of a
 # batch stay in the processor's caches.
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536, "mps": 8192}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class EnginePlan:
     :param normalize: whether vectors are scaled to length 1.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
     :param threads: threads of the CPU; ``None`` for all cores.
-    :param compiled: whether a GPU's pointwise operations are compiled.
     """
 
     folder: Path
@@ -59,7 +58,6 @@ class EnginePlan:
     normalize: bool = False
     token_budget: int | None = None
     threads: int | None = None
-    compiled: bool = False
 
     @cached_property
     def family(self) -> type[PackedEncoder] | None:
@@ -102,7 +100,7 @@ class EnginePlan:
         if weights is None:
             weights = Weights.of_backbone(self.load_reference(device))
         pooling = find_pooling(self.pooling)
-        return family(weights, device, self.precision, pooling, compiled=self.compiled)
+        return family(weights, device, self.precision, pooling)
 
     def make_engine(self, device: torch.device) -> Engine:
         """An engine on one device.

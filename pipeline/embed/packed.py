@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from pipeline.embed.attention import Attention, Packing, make_attention
-from pipeline.embed.linears import CompiledLinear, Linear, Norm, OneDnnLinear, PlainLinear
+from pipeline.embed.gpu import find_kernels, send
+from pipeline.embed.linears import FusedLinear, Linear, Norm, OneDnnLinear, PlainLinear
 from pipeline.embed.pooling import Pooling, average_spans
 from pipeline.embed.weights import Shapes, Weights
 from pipeline.onednn import has_onednn
@@ -30,8 +31,6 @@ class PackedEncoder(ABC):
     :param precision: the type of the linear layers and of attention; embeddings, the statistics of
         LayerNorm and pooling are in float32.
     :param pooling: way to make a text's vector of its tokens'.
-    :param compiled: whether torch compiles what lies between the products, where oneDNN does not
-        fuse it into them.
     :cvar prefix: the word before the names of tensors in checkpoints of a model that has such an
         encoder as a part.
     :cvar defaults: the values of a configuration's keys that the encoder needs, where
@@ -51,8 +50,6 @@ class PackedEncoder(ABC):
         device: torch.device,
         precision: Precision,
         pooling: Pooling,
-        *,
-        compiled: bool = False,
     ) -> None:
         self.architecture = weights.architecture
         self.device = device
@@ -62,10 +59,10 @@ class PackedEncoder(ABC):
         config = self.complete_config(weights.config)
         self._heads = self.count_heads(config)
         self._linear: type[OneDnnLinear] | type[PlainLinear] = PlainLinear
-        if device.type == "cpu" and has_onednn(self._dtype):
+        if find_kernels(device) is not None:
+            self._linear = FusedLinear
+        elif device.type == "cpu" and has_onednn(self._dtype):
             self._linear = OneDnnLinear
-        elif compiled and CompiledLinear.can_run(self._dtype, device, self.architecture.width):
-            self._linear = CompiledLinear
         tensors = {name: tensor.to(device) for name, tensor in weights.tensors.items()}
         self.take_weights(tensors, config)
 
@@ -202,20 +199,14 @@ class PackedEncoder(ABC):
             pool = self._pooling.make_packed(packing, self.device)
         else:
             pool = average_spans(packing, spans, self.device)
-        positions = self._send(self.count_positions(ids, packing))
-        x = self.embed_tokens(self._send(ids), positions).to(self._dtype)
+        positions = send(self.count_positions(ids, packing), self.device)
+        x = self.embed_tokens(send(ids, self.device), positions).to(self._dtype)
         for number in range(layers[-1] + 1):
             if number > 0:
                 x = self.run_layer(number, x, attentions[number - 1])
             if number in layers:
                 pooled[:, layers.index(number)] = pool(x)
         return pooled
-
-    def _send(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":  # a copy from pinned memory does not wait for the device
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
 
 
 def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:

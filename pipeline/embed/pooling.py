@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.embed.attention import Packing
+from pipeline.embed.gpu import find_kernels, send
 from pipeline.errors import SettingsError
 
 # From the T token vectors of a packed batch, [T, D], of any float type, to float32,
@@ -78,8 +80,12 @@ class MeanPooling:
 
     def make_packed(self, packing: Packing, device: torch.device) -> PackedPooling:
         """The mean over each text of a packed batch, as ``Pooling`` has it."""
+        kernels = find_kernels(device)
+        if kernels is not None:
+            offsets = send(packing.offsets.astype(np.int32), device)
+            return partial(kernels.average_texts, offsets=offsets)
         if device.type == "cuda":  # one kernel, where the loop below launches one for each run
-            lengths = torch.from_numpy(packing.lengths).pin_memory().to(device, non_blocking=True)
+            lengths = send(packing.lengths, device)
             # The unsafe form does not check the lengths, for which it would wait for the device
             # once a layer.
             return lambda states: torch.segment_reduce(
@@ -115,7 +121,7 @@ class RootMeanPooling:
     def make_packed(self, packing: Packing, device: torch.device) -> PackedPooling:
         """The same of each text of a packed batch, as ``Pooling`` has it."""
         mean = MeanPooling().make_packed(packing, device)
-        roots = torch.from_numpy(packing.lengths).to(device, torch.float32).sqrt()[:, None]
+        roots = send(packing.lengths, device).float().sqrt()[:, None]
         return lambda states: mean(states) * roots
 
 
@@ -147,7 +153,7 @@ class TokenPooling:
     def make_packed(self, packing: Packing, device: torch.device) -> PackedPooling:
         """The vector of the token of each text of a packed batch, as ``Pooling`` has it."""
         offsets = packing.offsets
-        places = torch.from_numpy(offsets[:-1] if self._is_first else offsets[1:] - 1).to(device)
+        places = send(offsets[:-1] if self._is_first else offsets[1:] - 1, device)
         return lambda states: states.index_select(0, places).to(torch.float32)
 
 
@@ -170,7 +176,7 @@ class MaxPooling:
     def make_packed(self, packing: Packing, device: torch.device) -> PackedPooling:
         """The largest values of each text of a packed batch, as ``Pooling`` has it."""
         if device.type == "cuda":
-            lengths = torch.from_numpy(packing.lengths).pin_memory().to(device, non_blocking=True)
+            lengths = send(packing.lengths, device)
             return lambda states: torch.segment_reduce(
                 states.float(), "max", lengths=lengths, unsafe=True
             )
@@ -250,8 +256,8 @@ def average_spans(
         np.repeat(each, packing.lengths) for each in (spans[:, 0], spans[:, 1], 1 / sizes)
     )
     counts = (packing.positions >= low) & (packing.positions < high)
-    weights = torch.from_numpy(np.where(counts, share, np.float32(0))).to(device)[:, None]
-    lengths = torch.from_numpy(packing.lengths).to(device)
+    weights = send(np.where(counts, share, np.float32(0)), device)[:, None]
+    lengths = send(packing.lengths, device)
     return lambda states: torch.segment_reduce(
         states.float() * weights, "sum", lengths=lengths, unsafe=True
     )

@@ -64,8 +64,6 @@ _NAMED_ROWS = 5  # in a warning
 _LARGE_STORE_BYTES = 2_000_000_000
 # A further GPU takes some seconds to start, which this many shards repay.
 _SHARDS_A_DEVICE = 8
-# Compiling for a GPU takes some seconds, which this many texts repay.
-_TEXTS_TO_COMPILE = 1_000_000
 
 
 def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
@@ -167,12 +165,10 @@ class EmbedPlan:
 
     :param shards: the shards that the store lacks, in their order.
     :param devices: the devices to compute on.
-    :param compiled: whether the work repays compiling for a GPU.
     """
 
     shards: tuple[ShardPlan, ...]
     devices: tuple[torch.device, ...]
-    compiled: bool
 
 
 def plan_run(
@@ -189,7 +185,6 @@ def plan_run(
     return EmbedPlan(
         shards=tuple(ShardPlan(start, stop, recipe) for start, stop in missing),
         devices=tuple(devices[: max(1, len(missing) // _SHARDS_A_DEVICE)]),
-        compiled=sum(stop - start for start, stop in missing) >= _TEXTS_TO_COMPILE,
     )
 
 
@@ -252,7 +247,6 @@ def embed_shards(
         devices=plan.devices,
         token_budget=machine.runtime.token_budget,
         threads=machine.runtime.threads,
-        compiled=plan.compiled,
     )
     reader = ShardReader(update, TextReader(texts_file), first_rows, embedder)
     started = time.perf_counter()

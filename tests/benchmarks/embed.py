@@ -443,7 +443,6 @@ def list_ways(device: torch.device, *, quick: bool) -> list[Way]:
     ways[1:1] = [Ours("all")]
     ways.insert(2, SentenceTransformers(32))
     if on_gpu:
-        ways[1:1] = [Ours(compiled=True)]
         if find_spec("flash_attn"):
             ways.insert(-1, SentenceTransformers(flash=True))
         else:

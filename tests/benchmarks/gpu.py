@@ -51,7 +51,7 @@ def measure(
         shaped = [*like, "--random-weights", "gte-base"]
         whole = [*shaped, "--case", "sms,long,families,growth"]
         profiles = [
-            [*shaped, "--layers", "last", "--compiled", "--case", name, "--texts", texts]
+            [*shaped, "--layers", "last", "--case", name, "--texts", texts]
             for name, texts in (("sms", "100000"), ("long", "2000"))
         ]
     with tempfile.TemporaryDirectory() as scratch:

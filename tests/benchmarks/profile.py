@@ -1,8 +1,7 @@
 """Where the time of one embedding run goes: stage by stage, and within the forward pass.
 
     python -m tests.benchmarks.profile [--backbone NAME] [--random-weights gte-base]
-        [--device cpu|cuda] [--texts N] [--case sms|long] [--layers all|last] [--compiled]
-        [--json FILE]
+        [--device cpu|cuda] [--texts N] [--case sms|long] [--layers all|last] [--json FILE]
 
 The stages of `pipeline embed` run here one after another, so that each can be timed; in a run they
 overlap. The forward pass runs a second time under torch's profiler, in one lane.
@@ -31,7 +30,14 @@ from pipeline.embed.fidelity import measure_fidelity
 from pipeline.embed.tokens import find_distinct, load_tokenizer
 from pipeline.project import Project
 from pipeline.store import Recipe, Rows, StoreUpdate
-from tests.benchmarks.embed import MINILM, make_backbone, make_long, read_messages, set_project
+from tests.benchmarks.embed import (
+    MINILM,
+    make_backbone,
+    make_long,
+    make_messages,
+    read_messages,
+    set_project,
+)
 from tests.benchmarks.table import describe_machine, present
 from tests.benchmarks.ways import Case, Ours
 
@@ -76,10 +82,11 @@ def sort_operators(events: Any, on_gpu: bool) -> dict[str, float]:
 @click.option("--backbone", default=MINILM, help="A hub id or a local folder.")
 @click.option("--random-weights", type=click.Choice(["gte-base"]), help="A seeded BERT instead.")
 @click.option("--device", default="auto", help="auto, cpu, cuda.")
-@click.option("--texts", type=int, default=4096, help="Messages of the SMS corpus.")
+@click.option(
+    "--texts", type=int, default=4096, help="Messages; synthetic beyond those of the SMS corpus."
+)
 @click.option("--case", "name", type=click.Choice(["sms", "long"]), default="sms")
 @click.option("--layers", type=click.Choice(["all", "last"]), default="all")
-@click.option("--compiled", is_flag=True, help="Compile what lies between the products.")
 def main(
     path: Path | None,
     backbone: str,
@@ -88,7 +95,6 @@ def main(
     texts: int,
     name: str,
     layers: str,
-    compiled: bool,
 ) -> None:
     """Print a table, and write it as JSON."""
     path = path and path.absolute()
@@ -108,14 +114,18 @@ def main(
         folder = read_assets(Project().assets)["backbone"].locate(Project())
         chosen = choose_devices(device)[0]
         messages = read_messages()
-        chosen_texts = messages[:texts] if name == "sms" else make_long(messages, texts)
+        if name == "long":
+            chosen_texts = make_long(messages, texts)
+        elif texts > len(messages):
+            chosen_texts = make_messages(messages, texts)
+        else:
+            chosen_texts = messages[:texts]
         case = Case(name, chosen_texts, folder, 128 if name == "sms" else 512, chosen)
         column = pa.array(case.texts)
-        ours = Ours(layers, compiled=compiled)
+        ours = Ours(layers)
         clock("load the backbone", lambda: ours.load(case))
-        ours.engine.embed(
-            case.tokens
-        )  # a GPU's kernels are chosen, or compiled, at their first use
+        # A GPU's kernels are chosen, or compiled, at their first use.
+        ours.engine.embed(case.tokens)
         tokenizer = load_tokenizer(folder, case.max_tokens)
         tokens = clock("tokenize", lambda: tokenizer.tokenize(column))
         clock("find texts that are the same tokens", lambda: find_distinct(tokens))

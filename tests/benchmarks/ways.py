@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -108,15 +107,11 @@ class Ours(Way):
     """`pipeline embed`, with all that it does: hashes, the fidelity gauge, flushing to the disk.
 
     :param precision: that of the case if left out.
-    :param compiled: compile what lies between the products, however small the corpus.
     """
 
-    def __init__(
-        self, layers: str = "last", precision: str | None = None, *, compiled: bool = False
-    ) -> None:
-        self.layers, self.precision, self.compiled = layers, precision, compiled
-        told = (f"{layers} layers" if layers != "last" else "", precision or "",
-                "compiled" if compiled else "")  # fmt: skip
+    def __init__(self, layers: str = "last", precision: str | None = None) -> None:
+        self.layers, self.precision = layers, precision
+        told = (f"{layers} layers" if layers != "last" else "", precision or "")
         self.name = ", ".join(["ours", *filter(None, told)])
         super().__init__()
 
@@ -124,7 +119,7 @@ class Ours(Way):
         top = Architecture.read(case.folder).layers
         layers = (top,) if self.layers == "last" else tuple(range(top + 1))
         precision: Any = self.precision or case.precision
-        plan = EnginePlan(case.folder, precision, layers, "float16", compiled=self.compiled)
+        plan = EnginePlan(case.folder, precision, layers, "float16")
         self.reference = plan.load_reference(case.device)
         self.engine = plan.make_engine(case.device)
 
@@ -164,11 +159,7 @@ class Ours(Way):
             }
         )
         shutil.rmtree(Project().store, ignore_errors=True)
-        fewest = 0 if self.compiled else run._TEXTS_TO_COMPILE
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            mock.patch.object(run, "_TEXTS_TO_COMPILE", fewest),
-        ):
+        with contextlib.redirect_stdout(io.StringIO()):
             run.run_embed(Project(), settings)
         keys = pq.read_table(Project().texts_file)["key"].combine_chunks()
         top = read_manifest(Project().store).layers[-1]

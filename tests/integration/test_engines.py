@@ -1,4 +1,4 @@
-"""Engines in processes of their own, and compiled ones, against the plain one on a CPU."""
+"""Engines in processes of their own, against the one in this process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.embed.engine import Engine
-from pipeline.embed.fidelity import check_fidelity, measure_fidelity
-from pipeline.embed.linears import CompiledLinear
 from pipeline.embed.loading import EngineGroup, EnginePlan
 from pipeline.embed.tokens import Tokens, load_tokenizer
 from pipeline.errors import AssetError, DeviceError
 from pipeline.project import Project
-from tests.conftest import ROOT, Cli, edit_params, pack_bert, run_stages
+from tests.conftest import ROOT, Cli, edit_params, run_stages
 
 CPUS = [torch.device("cpu")] * 2
 
@@ -128,36 +125,3 @@ def test_embed_on_several_devices_writes_the_same_store(
     assert result.returncode == 0, result.stderr
     assert "2 devices" in result.stdout
     assert {file.name: file.read_bytes() for file in Project().store.glob("*.parquet")} == one
-
-
-def test_compiled_operations_give_the_same_vectors(
-    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What a GPU gets, on the CPU, where without oneDNN the same operations are compiled."""
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        pytest.skip("torch compiles with a C++ compiler, and there is none")
-    reference = make_plan(tiny_backbone).load_reference(CPUS[0])
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.embed.packed.has_onednn", lambda dtype: False)
-        encoder = pack_bert(reference, "float32", compiled=True)
-    assert "not compiled" not in capsys.readouterr().out
-    assert isinstance(encoder._layers[0].up, CompiledLinear)
-    for shard in make_shards(tiny_backbone, 2):
-        with Engine(encoder, (0, 1, 2), np.dtype("float32"), 512) as engine:
-            fidelity = measure_fidelity(reference, shard, engine.embed(shard), (0, 1, 2))
-        check_fidelity(fidelity, "float32")
-        assert fidelity.largest_error < 1e-5
-
-
-def test_without_a_compiler_the_plain_operations_serve(
-    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(function: object) -> None:
-        raise RuntimeError("no compiler here\nand more")
-
-    monkeypatch.setattr("pipeline.embed.packed.has_onednn", lambda dtype: False)
-    monkeypatch.setattr("pipeline.embed.linears._compile", fail)
-    reference = make_plan(tiny_backbone).load_reference(CPUS[0])
-    encoder = pack_bert(reference, "float32", compiled=True)
-    assert "engine    not compiled: no compiler here\n" in capsys.readouterr().out
-    assert not isinstance(encoder._layers[0].up, CompiledLinear)

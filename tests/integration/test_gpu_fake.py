@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipeline.embed import attention
 from pipeline.embed.attention import Packing, make_attention
 from pipeline.embed.engine import Engine
 from pipeline.embed.families import FAMILIES, find_family
-from pipeline.embed.linears import CompiledLinear
+from pipeline.embed.gpu import find_kernels
 from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.pooling import POOLINGS, average_spans, find_pooling
 from pipeline.embed.tokens import Tokens, Windows
@@ -246,12 +247,16 @@ def test_the_command_for_owners_of_a_gpu_prints_a_table_to_paste() -> None:
     ]
 
 
-def test_without_a_compiler_for_the_gpu_the_log_says_so(
+def test_without_triton_the_log_says_so(
     gpu: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with mock.patch("pipeline.embed.linears._compile", side_effect=RuntimeError("no Triton")):
-        assert not CompiledLinear.can_run(torch.float16, GPU, 32)
-    assert "not compiled: no Triton" in capsys.readouterr().out
+    find_kernels.cache_clear()
+    with mock.patch.dict(sys.modules, {"triton": None}):
+        sys.modules.pop("pipeline.embed.kernels", None)
+        assert find_kernels(GPU) is None
+    said = capsys.readouterr().out
+    # A GPU before Ampere is asked for none.
+    assert ("by torch's operators alone" in said) == (gpu >= (8, 0))
 
 
 def attend_in_plain_words(

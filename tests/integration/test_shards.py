@@ -76,16 +76,15 @@ def test_a_shard_of_another_recipe_is_refused(tiny_backbone: Path, tmp_path: Pat
         reader.read(ShardPlan(0, 1, make_recipe(32)))
 
 
-def test_the_plan_shares_devices_and_compiles_where_it_pays() -> None:
+def test_the_plan_shares_devices_where_it_pays() -> None:
     recipe = Recipe("any", {}, (1,), 8, "float16")
     gpus = [torch.device("cuda", number) for number in range(4)]
-    for shards, devices, compiled in ((0, 1, False), (7, 1, False), (16, 2, False), (90, 4, True)):
+    for shards, devices in ((0, 1), (7, 1), (16, 2), (90, 4)):
         ranges = [(start, start + 16_384) for start in range(0, shards * 16_384, 16_384)]
         plan = plan_run(recipe, ranges, gpus)
         assert [(shard.start, shard.stop) for shard in plan.shards] == ranges
         assert all(shard.recipe is recipe for shard in plan.shards)
         assert plan.devices == tuple(gpus[:devices])
-        assert plan.compiled == compiled
 
 
 def test_nothing_to_do_imports_neither_torch_nor_tokenizers(

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pipeline.embed.attention import Attention, Packing, make_attention
 from pipeline.embed.families.post_norm import GELU, has_sizes
+from pipeline.embed.gpu import send
 from pipeline.embed.linears import Linear, Norm
 from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.weights import Shapes
@@ -156,7 +157,7 @@ class PackedModernBert(PackedEncoder):
 
     def make_attentions(self, packing: Packing) -> Sequence[Attention]:
         """The attention of each layer over one batch, of two kinds."""
-        positions = self._send(packing.positions)
+        positions = send(packing.positions, self.device)
         kinds = [layer.kind for layer in self._layers]
         attentions = {kind: self._make_attention(packing, positions, kind) for kind in set(kinds)}
         return [attentions[kind] for kind in kinds]
