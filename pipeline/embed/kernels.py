@@ -13,6 +13,9 @@ import triton.language as tl
 # Texts of up to this many tokens have all their scores of one head in one program.
 MOST_TOKENS = 128
 _FEWEST_TOKENS = 16  # the least that a product of tiles takes
+# Warps, a power of two, by the tokens of a tile: the fastest of 1 to 8 on an H200.
+_ATTENTION_WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
+_NUMBERS_A_WARP, _MOST_WARPS = 256, 8  # of a row that is normalized
 _AVERAGED_COLUMNS, _AVERAGED_ROWS = 128, 16
 
 
@@ -83,7 +86,7 @@ def attend_short(
         qkv, out, offsets, qkv if bias is None else bias, longest, width**-0.5,
         HEADS=heads, WIDTH=width, LANES=max(16, triton.next_power_of_2(width)), TOKENS=tokens,
         WINDOW=-1 if window is None else window, HAS_BIAS=bias is not None,
-        num_warps=1 if tokens <= 32 else 4,
+        num_warps=_ATTENTION_WARPS[tokens],
     )  # fmt: skip
     return out
 
@@ -127,10 +130,11 @@ def add_norm(
     """
     T, D = x.shape
     out = torch.empty_like(x)
+    lanes = triton.next_power_of_2(D)
     _add_norm[(T,)](
         x, residual, weight, weight if bias is None else bias, out, epsilon,
-        WIDTH=D, LANES=triton.next_power_of_2(D), HAS_BIAS=bias is not None,
-        num_warps=min(max(D // 256, 1), 8),
+        WIDTH=D, LANES=lanes, HAS_BIAS=bias is not None,
+        num_warps=min(max(lanes // _NUMBERS_A_WARP, 1), _MOST_WARPS),
     )  # fmt: skip
     return out
 
