@@ -395,6 +395,8 @@ def run_growth(
     """`pipeline embed` on more and more messages, each time in a fresh process."""
     rows: list[dict[str, Any]] = []
     last: Growth | None = None
+    # This checkout's code, and whatever else this process finds its packages by.
+    search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     for growth in growths:
         project = root / f"growth-{growth.shape}"
         if not project.exists():
@@ -408,7 +410,7 @@ def run_growth(
         started = time.perf_counter()
         run = subprocess.run(
             [sys.executable, "-c", _EMBED_FREE if growth.is_free else _EMBED],
-            check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search},
         )  # fmt: skip
         wall = time.perf_counter() - started
         details = json.loads((Project().timings / "embed.json").read_text())["details"]
