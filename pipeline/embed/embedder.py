@@ -22,7 +22,8 @@ from pipeline.embed.engine import AnyEngine, Engine, Job, Keep, ignore_progress,
 from pipeline.embed.loading import EnginePlan
 from pipeline.embed.packed import PackedEncoder
 from pipeline.embed.pooling import find_pooling
-from pipeline.embed.tokens import DistinctTokens, find_distinct, load_tokenizer
+from pipeline.embed.tokenizing import TokenizerGroup, TokenizerPlan
+from pipeline.embed.tokens import DistinctTokens
 from pipeline.embed.windows import WindowCutter
 from pipeline.errors import DataError, SettingsError
 from pipeline.layers import resolve_layers
@@ -63,6 +64,7 @@ class Embedder:
         or several devices; several run in a process each.
     :param token_budget: tokens in one batch; ``None`` for what suits the device.
     :param threads: threads of the CPU while the embedder is loaded; ``None`` for all cores.
+    :param tokenizer_processes: number of processes to tokenize in; 0 for this one alone.
     :ivar architecture: facts that the folder states of the backbone.
     :ivar text_recipe: the settings that make one vector of a text, none of them ``auto``.
     :ivar cutter: what cuts long texts into windows; ``None`` if they are cut off.
@@ -89,6 +91,7 @@ class Embedder:
         devices: str | Sequence[str | torch.device] = "cpu",
         token_budget: int | None = None,
         threads: int | None = None,
+        tokenizer_processes: int = 0,
     ) -> None:
         folder = Path(folder)
         self.architecture = Architecture.read(folder)
@@ -109,7 +112,9 @@ class Embedder:
         _check_choice("precision", self.precision, ("float32", "float16", "bfloat16"))
         _check_choice("dtype", dtype, ("float16", "float32"))
         most, is_whole = self.text_recipe.max_tokens, self.text_recipe.long_texts == "windows"
-        self._tokenizer = load_tokenizer(folder, most, prompt, is_whole=is_whole)
+        tokenizers = TokenizerPlan(folder, most, prompt, is_whole)
+        self._tokenizer = tokenizers.load()
+        self._tokenizers = TokenizerGroup(tokenizers, self._tokenizer, tokenizer_processes)
         self.cutter = WindowCutter(most, *self._tokenizer.framing) if is_whole else None
         self.architecture.check_vocabulary(self._tokenizer.find_highest_id(), folder)
         self._plan = EnginePlan(
@@ -134,6 +139,7 @@ class Embedder:
         devices: str | Sequence[str | torch.device] = "cpu",
         token_budget: int | None = None,
         threads: int | None = None,
+        tokenizer_processes: int = 0,
     ) -> Embedder:
         """The embedder that makes the vectors of a store's recipe.
 
@@ -142,6 +148,7 @@ class Embedder:
         :param devices: devices, as ``Embedder`` has them.
         :param token_budget: tokens in one batch; ``None`` for what suits the device.
         :param threads: threads of the CPU; ``None`` for all cores.
+        :param tokenizer_processes: number of processes to tokenize in; 0 for this one alone.
         :raises AssetError: if the folder lacks the configuration or the tokenizer.
         :raises SettingsError: if the backbone cannot do what the recipe asks for.
         """
@@ -160,6 +167,7 @@ class Embedder:
             devices=devices,
             token_budget=token_budget,
             threads=threads,
+            tokenizer_processes=tokenizer_processes,
         )
 
     def __enter__(self) -> Embedder:
@@ -175,6 +183,7 @@ class Embedder:
 
     def close(self) -> None:
         """Give back the weights and end threads and processes; later texts would load it again."""
+        self._tokenizers.close()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -236,12 +245,12 @@ class Embedder:
         return tokens.expand(self.start(tokens, advance).finish())
 
     def tokenize(self, texts: Texts) -> DistinctTokens:
-        """The token ids of texts; it may run in one thread while ``start`` runs in another.
+        """The token ids of texts; threads may do this while another one runs ``start``.
 
         :param texts: strings without nulls: [B].
         :raises DataError: if ``texts`` is not a list or array of strings.
         """
-        return find_distinct(self._tokenizer.tokenize(_take_texts(texts)))
+        return self._tokenizers.tokenize(_take_texts(texts))
 
     def find_hollow(self, texts: DistinctTokens) -> npt.NDArray[np.bool_]:
         """The texts of which nothing is left but special tokens and pieces that are unknown.

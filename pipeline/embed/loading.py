@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +25,7 @@ from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import Tokens
 from pipeline.embed.weights import Weights, is_adapter, read_config
 from pipeline.errors import DeviceError
+from pipeline.processes import stay_with_parent
 from pipeline.recipe import Precision
 from pipeline.store import Rows
 
@@ -236,20 +234,9 @@ _job: Job | None = None
 
 def _start_process(plan: EnginePlan, device: str, processes: int) -> None:
     global _order
-    # Ctrl-C reaches all processes of a terminal. The one that a person started answers it and ends
-    # this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stay_with_parent()
     torch.set_num_threads(plan.threads or max(1, torch.get_num_threads() // processes))
     _order = plan, device
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends, which cannot do so itself if it is killed."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _exchange_in_process(tokens: Tokens | None) -> Rows | None:

@@ -28,6 +28,7 @@ from pipeline.declaration import (
 from pipeline.embed.lengths import count_by_tokenizer, count_uncounted
 from pipeline.errors import StoreError
 from pipeline.files import add_hash, write_json
+from pipeline.processes import count_cores
 from pipeline.project import Project
 from pipeline.recipe import (
     Precision,
@@ -64,6 +65,10 @@ _NAMED_ROWS = 5  # in a warning
 _LARGE_STORE_BYTES = 2_000_000_000
 # A further GPU takes some seconds to start, which this many shards repay.
 _SHARDS_A_DEVICE = 8
+# A GPU computes as fast as two to three cores tokenize.
+_TOKENIZERS_A_GPU = 3
+# Hashing and flushing keep a core busy, and shards of many layers come faster than one is written.
+_WRITERS_A_GPU = 3
 
 
 def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
@@ -165,10 +170,14 @@ class EmbedPlan:
 
     :param shards: the shards that the store lacks, in their order.
     :param devices: the devices to compute on.
+    :param tokenizer_processes: number of processes to tokenize in; 0 for none beside this one.
+    :param writers: number of shards to write at once.
     """
 
     shards: tuple[ShardPlan, ...]
     devices: tuple[torch.device, ...]
+    tokenizer_processes: int
+    writers: int
 
 
 def plan_run(
@@ -182,9 +191,18 @@ def plan_run(
     """
     from pipeline.embed.shards import ShardPlan
 
+    used = tuple(devices[: max(1, len(missing) // _SHARDS_A_DEVICE)])
+    processes, writers = 0, 1
+    if used[0].type == "cuda":
+        cores_left = count_cores() - len(used) - 1  # for this process, and that of each further GPU
+        # Processes start within some seconds, in which one device finishes a few shards.
+        processes = min(_TOKENIZERS_A_GPU * len(used), cores_left, len(missing) // 4)
+        writers = _WRITERS_A_GPU * len(used)
     return EmbedPlan(
         shards=tuple(ShardPlan(start, stop, recipe) for start, stop in missing),
-        devices=tuple(devices[: max(1, len(missing) // _SHARDS_A_DEVICE)]),
+        devices=used,
+        tokenizer_processes=max(processes, 0),
+        writers=writers,
     )
 
 
@@ -247,12 +265,18 @@ def embed_shards(
         devices=plan.devices,
         token_budget=machine.runtime.token_budget,
         threads=machine.runtime.threads,
+        tokenizer_processes=plan.tokenizer_processes,
     )
     reader = ShardReader(update, TextReader(texts_file), first_rows, embedder)
     started = time.perf_counter()
     with embedder, show_progress("embedding", update.rows, "texts") as advance:
         runner = ShardRunner(update, reader, embedder, advance)
-        runner.run(plan.shards, at_once=2 * len(plan.devices))
+        runner.run(
+            plan.shards,
+            at_once=2 * len(plan.devices),
+            readers=max(plan.tokenizer_processes, 1),
+            writers=plan.writers,
+        )
         count_uncounted(
             update,
             TextReader(texts_file),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipeline.arrays import wrap_numbers
 from pipeline.console import Advance, say
@@ -69,6 +71,8 @@ class ShardTexts:
         :param fresh: rows of the distinct texts of ``tokens``.
         """
         assert self.tokens is not None
+        if not self.known.any():
+            return self.tokens.expand(fresh)
         B, indices = len(self.known), self.tokens.indices
         n_tokens = np.empty(B, np.int32)
         vectors = np.empty((B, *fresh.vectors.shape[1:]), fresh.vectors.dtype)
@@ -81,6 +85,24 @@ class ShardTexts:
         """For each distinct text of ``tokens`` its number among the texts of the corpus."""
         assert self.tokens is not None
         return np.flatnonzero(~self.known)[self.tokens.first] + self.start
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What of a shard comes from the store and from the texts of the corpus.
+
+    :param plan: the shard.
+    :param known: true for texts that have vectors already: bool, [B].
+    :param kept: rows of the texts that have.
+    :param is_full: true for those of them that were cut, or just fit: bool, [B].
+    :param texts: the texts to tokenize: those without vectors, and those that are full.
+    """
+
+    plan: ShardPlan
+    known: npt.NDArray[np.bool_]
+    kept: Rows
+    is_full: npt.NDArray[np.bool_]
+    texts: pa.Array
 
 
 class ShardReader:
@@ -110,16 +132,24 @@ class ShardReader:
         :param plan: the shard; shards are read in their order.
         :raises ValueError: if the shard is not of the recipe of the store.
         """
+        return self._tokenize(self._take(plan))
+
+    def _take(self, plan: ShardPlan) -> _Taken:
         if plan.recipe.fingerprint != self._update.recipe.fingerprint:
             raise ValueError(f"shard from text {plan.start} is of another recipe than the store")
         known, kept = self._update.find_known(plan.start, plan.stop)
-        whole_lengths = np.empty(len(known), np.int64)
-        whole_lengths[known] = kept.n_tokens
         # A text of the longest length was cut, or just fits: its tokens tell which.
-        maximum = plan.recipe.contents["max_tokens"]
-        is_full = known & (whole_lengths >= maximum)
+        is_full = known.copy()
+        is_full[known] = kept.n_tokens >= plan.recipe.contents["max_tokens"]
         wanted = ~known | is_full
         texts = self._texts.take(self._first_rows[np.flatnonzero(wanted) + plan.start])
+        return _Taken(plan, known, kept, is_full, texts)
+
+    def _tokenize(self, taken: _Taken) -> ShardTexts:
+        plan, known, is_full, texts = taken.plan, taken.known, taken.is_full, taken.texts
+        wanted = ~known | is_full
+        whole_lengths = np.empty(len(known), np.int64)
+        whole_lengths[known] = taken.kept.n_tokens
         if is_full.any():
             full = self._embedder.tokenize(texts.filter(wrap_numbers(is_full[wanted])))
             whole_lengths[is_full] = full.whole_lengths
@@ -129,25 +159,35 @@ class ShardReader:
             whole_lengths[~known] = tokens.whole_lengths
             is_hollow = self._embedder.find_hollow(tokens)
             hollow = np.flatnonzero(~known)[is_hollow] + plan.start
-        lengths = count_lengths(whole_lengths, maximum)
-        return ShardTexts(plan.start, known, kept, tokens, lengths, hollow)
+        lengths = count_lengths(whole_lengths, plan.recipe.contents["max_tokens"])
+        return ShardTexts(plan.start, known, taken.kept, tokens, lengths, hollow)
 
-    def read_ahead(
-        self, pool: ThreadPoolExecutor, plans: Sequence[ShardPlan]
-    ) -> Iterator[ShardTexts]:
-        """The texts of shards in order, of which the next is read while one is in use.
+    def read_ahead(self, plans: Sequence[ShardPlan], at_once: int) -> Generator[ShardTexts]:
+        """The texts of shards in order, of which the next are read while one is in use.
 
-        :param pool: one thread to read in.
         :param plans: the shards.
+        :param at_once: number of shards to tokenize at once.
         """
-        under_way: Future[ShardTexts] | None = None
-        for plan in plans:
-            following = pool.submit(self.read, plan)
-            if under_way is not None:
-                yield under_way.result()
-            under_way = following
-        if under_way is not None:
-            yield under_way.result()
+        under_way: deque[Future[ShardTexts]] = deque()
+        with (
+            ThreadPoolExecutor(1, "read") as reading,
+            ThreadPoolExecutor(at_once, "tokenize") as tokenizing,
+        ):
+
+            def tokenize(taken: Future[_Taken]) -> ShardTexts:
+                return self._tokenize(taken.result())
+
+            try:
+                for plan in plans:
+                    # Texts are taken in their order, whichever thread then tokenizes them.
+                    under_way.append(tokenizing.submit(tokenize, reading.submit(self._take, plan)))
+                    if len(under_way) > at_once:
+                        yield under_way.popleft().result()
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                reading.shutdown(wait=False, cancel_futures=True)
+                tokenizing.shutdown(wait=False, cancel_futures=True)
 
 
 class ShardRunner:
@@ -182,34 +222,38 @@ class ShardRunner:
         self._gauge: Gauge | None = None
         self._shards = 0
         self._under_way: deque[tuple[ShardTexts, Job | None]] = deque()
-        self._written: Future[None] | None = None
+        self._written: deque[Future[None]] = deque()
 
     @property
     def fidelity_record(self) -> dict[str, Any] | None:
         """The distance, as a manifest has it; ``None`` if nothing was embedded."""
         return self.fidelity.to_record() if self.fidelity is not None else None
 
-    def run(self, plans: Sequence[ShardPlan], at_once: int) -> None:
+    def run(
+        self, plans: Sequence[ShardPlan], at_once: int, *, readers: int = 1, writers: int = 1
+    ) -> None:
         """Embed and write shards.
 
         :param plans: the shards, in their order.
         :param at_once: number of shards for the engine to have before the first is waited for.
+        :param readers: number of shards to tokenize at once.
+        :param writers: number of shards to write at once.
         :raises StoreError: if the vectors are not those of the backbone, before any is written.
         """
         self._shards = len(plans)
         with (
-            ThreadPoolExecutor(1, "read") as reading,
-            ThreadPoolExecutor(1, "write") as writing,
+            contextlib.closing(self._reader.read_ahead(plans, readers)) as shards,
+            ThreadPoolExecutor(writers, "write") as writing,
         ):
-            for shard in self._reader.read_ahead(reading, plans):
+            for shard in shards:
                 self._advance(len(shard.kept.n_tokens))
                 self._under_way.append((shard, self._start(shard)))
                 if len(self._under_way) >= at_once:
-                    self._finish(writing)
+                    self._finish(writing, writers)
             while self._under_way:
-                self._finish(writing)
-            if self._written is not None:
-                self._written.result()
+                self._finish(writing, writers)
+            while self._written:
+                self._written.popleft().result()
 
     def _start(self, shard: ShardTexts) -> Job | None:
         if shard.tokens is None:
@@ -222,7 +266,7 @@ class ShardRunner:
         keeper = _ProgressKeeper(self._update, shard.locate_distinct())
         return self._embedder.start(shard.tokens, self._advance, keeper)
 
-    def _finish(self, writing: ThreadPoolExecutor) -> None:
+    def _finish(self, writing: ThreadPoolExecutor, writers: int) -> None:
         shard, job = self._under_way.popleft()
         rows = shard.kept
         if job is not None:
@@ -234,10 +278,11 @@ class ShardRunner:
             rows = shard.join(fresh)
             self.n_tokens += len(shard.tokens.tokens.ids)
             self.embedded += len(shard.tokens)
-        if self._written is not None:
-            self._written.result()
+        while len(self._written) >= writers:
+            self._written.popleft().result()
         self.hollow.append(shard.hollow)
-        self._written = writing.submit(self._update.write_shard, shard.start, rows, shard.lengths)
+        write = self._update.write_shard
+        self._written.append(writing.submit(write, shard.start, rows, shard.lengths))
 
     def _measure(self, gauge: Gauge, texts: DistinctTokens, rows: Rows) -> None:
         """Make sure that vectors are those of the backbone before anything of this run is written.

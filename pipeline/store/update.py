@@ -170,9 +170,10 @@ class Update:
         """
         check_vectors(rows.vectors, self._first_rows[places])
         self._claim.hold()
-        if self._skeleton is None or self._skeleton.rows != len(places):
-            self._skeleton = make_skeleton(self.recipe, len(places))
-        pieces, checks = self._skeleton.fill(self.keys.take(wrap_numbers(places)), rows)
+        skeleton = self._skeleton  # which another thread may change meanwhile
+        if skeleton is None or skeleton.rows != len(places):
+            skeleton = self._skeleton = make_skeleton(self.recipe, len(places))
+        pieces, checks = skeleton.fill(self.keys.take(wrap_numbers(places)), rows)
         # A kill before it has its name leaves a file that says of itself that it is of no use.
         unnamed = self.staged / f"{SCRATCH_PREFIX}{stem}.parquet"
         try:

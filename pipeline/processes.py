@@ -1,0 +1,32 @@
+"""What processes that work for another one have in common."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing import connection, parent_process
+
+
+def stay_with_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and end when that one ends.
+
+    Ctrl-C reaches all processes of a terminal. The one that a person started answers it and ends
+    the others, but cannot do so if it is killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def count_cores() -> int:
+    """The cores that this process may use, at least one."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
