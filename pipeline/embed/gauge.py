@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import platform
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from pipeline.files import add_hash, check_hash, hash_json, parse_json, read_bou
 from pipeline.project import user_cache
 
 if TYPE_CHECKING:
+    from pipeline.embed.backbone import Backbone
     from pipeline.embed.embedder import Embedder
     from pipeline.embed.tokens import Tokens
     from pipeline.store import Recipe, Rows
@@ -71,6 +73,16 @@ class Gauge:
         self._subject = _describe_subject(embedder, recipe)
         self._path = user_cache() / _FOLDER / f"{hash_json(self._subject)}.json"
         self.remembered = self._recall()
+        self._reference: Future[Backbone] | None = None
+
+    def load_ahead(self) -> None:
+        """Load Hugging Face and the weights in another thread, before the first vectors are there.
+
+        What goes wrong there is raised by ``measure``.
+        """
+        loading = ThreadPoolExecutor(1, "gauge")
+        self._reference = loading.submit(self._embedder.load_reference)
+        loading.shutdown(wait=False)
 
     def measure(self, tokens: Tokens, rows: Rows) -> Fidelity:
         """Gauge vectors, and remember what was found.
@@ -80,8 +92,11 @@ class Gauge:
         :raises StoreError: if they are further off than the precision explains.
         :raises AssetError: if Hugging Face cannot load the backbone.
         """
-        reference = self._embedder.load_reference()
         embedder = self._embedder
+        if self._reference is not None:
+            reference = self._reference.result()
+        else:
+            reference = embedder.load_reference()
         fidelity = measure_fidelity(
             reference,
             tokens,

@@ -263,6 +263,12 @@ class ShardRunner:
             self._embedder.load()
             say(f"engine    {self._embedder.describe()}")
             self._gauge = Gauge(self._embedder, self._update.recipe)
+            tokens = len(shard.tokens.tokens.ids) * self._shards
+            self.is_gauged = self._gauge.remembered is None or repays_gauge(
+                self._embedder.architecture, tokens, self._embedder.devices[0].type
+            )
+            if self.is_gauged:
+                self._gauge.load_ahead()
         keeper = _ProgressKeeper(self._update, shard.locate_distinct())
         return self._embedder.start(shard.tokens, self._advance, keeper)
 
@@ -291,12 +297,7 @@ class ShardRunner:
         :param rows: their rows.
         :raises StoreError: if they are further off than the precision explains.
         """
-        device = self._embedder.devices[0].type
-        tokens = len(texts.tokens.ids) * self._shards
         self.fidelity = gauge.remembered
-        self.is_gauged = self.fidelity is None or repays_gauge(
-            self._embedder.architecture, tokens, device
-        )
         if self.is_gauged:
             try:
                 self.fidelity = gauge.measure(texts.tokens, rows)
