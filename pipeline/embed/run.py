@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -232,10 +233,14 @@ class Machine:
         :param asset: the fetched backbone.
         :param recipes: the recipes that the settings may mean, which differ in their precision.
         """
-        from pipeline.device import choose_devices  # imports torch
-
         folder = asset.locate(project)
-        check_files(asset, "backbone", folder)
+        with ThreadPoolExecutor(
+            1
+        ) as beside:  # hashing the weights takes no longer than this import
+            checked = beside.submit(check_files, asset, "backbone", folder)
+            from pipeline.device import choose_devices  # imports torch
+
+            checked.result()
         devices = choose_devices(settings.runtime.devices)
         precision = settings.embed.precision
         recipe = choose_recipe(project.store, recipes, precision, devices[0].type)
