@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +47,7 @@ from pipeline.store import (
     read_kept,
     read_manifest,
 )
+from pipeline.store.known import find_whole_shards
 from pipeline.store.slices import (
     drop_slices,
     gather_lengths,
@@ -140,8 +140,10 @@ def choose_recipe(
     :param device: type of the device.
     """
     held = [kept.manifest.fingerprint for kept in read_kept(store) if kept.manifest is not None]
-    with contextlib.suppress(StoreError):  # there is none, or its manifest is lost
+    try:
         held.insert(0, read_manifest(store).fingerprint)
+    except StoreError:  # there is none, or its manifest is lost, which its shards make up for
+        held[:0] = {shard.manifest.fingerprint for shard in find_whole_shards(store)}
     by_fingerprint = {recipe.fingerprint: recipe for recipe in recipes}
     suited = resolve_precision(setting, device)
     for fingerprint in held:

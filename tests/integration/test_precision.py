@@ -153,6 +153,18 @@ def test_the_precision_of_the_store_stays(
     run(folder, "train-heads")  # which takes it for what the settings mean
 
 
+def test_the_precision_of_a_store_stays_that_has_lost_its_manifest(
+    tmp_path: Path, tiny_backbone: Path, with_bfloat16: None
+) -> None:
+    folder = make_project(tmp_path / "p", tiny_backbone, "float32", 120)
+    edit_params({"embed.precision": "auto"}, folder / "params.yaml")
+    (Project(folder).store / "manifest.json").unlink()
+    said = run(folder, "embed")
+    assert "precision float32, as that of the vectors that are here" in said
+    assert " 0 embedded" in said
+    assert read_precision(folder) == "float32"
+
+
 @needs_bfloat16
 def test_a_kept_store_of_the_same_settings_wins_too(
     tmp_path: Path, tiny_backbone: Path, with_bfloat16: None
