@@ -140,9 +140,9 @@ from pathlib import Path
 started = time.perf_counter()
 from pipeline.cli import cli
 from tests.benchmarks.table import read_memory
-cli([sys.argv[1]], standalone_mode=False)
+cli(sys.argv[2:], standalone_mode=False)
 used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-Path(sys.argv[2]).write_text(json.dumps({
+Path(sys.argv[1]).write_text(json.dumps({
     "cpu_seconds": sum(of.ru_utime + of.ru_stime for of in used),
     "wall_seconds": time.perf_counter() - started,
     "peak_mb": read_memory("VmHWM"),
@@ -150,14 +150,14 @@ Path(sys.argv[2]).write_text(json.dumps({
 """
 
 
-def run_stage(folder: Path, stage: str) -> dict[str, Any]:
+def run_stage(folder: Path, *stage: str) -> dict[str, Any]:
     """Run one stage in a process of its own.
 
     :returns: seconds of CPU and of the wall, and the most memory in MB.
     """
     with tempfile.NamedTemporaryFile() as file:
         subprocess.run(
-            [sys.executable, "-c", _STAGE, stage, file.name],
+            [sys.executable, "-c", _STAGE, file.name, *stage],
             check=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         figures: dict[str, Any] = json.loads(Path(file.name).read_text())

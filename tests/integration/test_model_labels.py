@@ -187,6 +187,7 @@ def test_scores_are_kept_in_between(
 ) -> None:
     """A run that ends early leaves what it had written."""
     monkeypatch.setattr(model_module, "_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(model_module, "_KEEP_PAUSES", 0)
     monkeypatch.setitem(model_module._TOKEN_BUDGET, "cpu", 512)
     advanced: list[int] = []
     check = model_module.ModelLabeler._check_scores

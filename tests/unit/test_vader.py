@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that were scored, in their order, and not remembered."""
     texts: list[str] = []
 
-    def record(given: Sequence[str], *arguments: Any, **options: Any) -> list[float]:
+    def record(given: Sequence[str], *arguments: Any, **options: Any) -> array[float]:
         texts.extend(given)
         return score_texts(given, *arguments, **options)
 
@@ -293,7 +294,7 @@ def test_several_processes_score_as_one_does(tmp_path: Path) -> None:
         done.append(texts)
 
     scores = score_texts(TEXTS, VALENCES, threads=2, advance=advance)
-    assert scores == [score(text) for text in TEXTS]
+    assert scores.tolist() == [score(text) for text in TEXTS]
     assert started == 2
     assert sum(done) == len(TEXTS)
     assert not multiprocessing.active_children()

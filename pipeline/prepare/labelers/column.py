@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,10 @@ from pipeline.prepare.labelers.class_checks import (
     note_missing_words,
     note_oddities,
 )
+from pipeline.prepare.labelers.distinct import RowValues
 from pipeline.prepare.labelers.list_text import parse_list, read_listed_cells, resembles_list
+
+_MARKED_ROWS = 65_536  # whose tags are marked at a time
 
 
 class ColumnLabeler:
@@ -124,7 +127,9 @@ def _number_cells(
     number_of_cell: dict[tuple[type, Any], int] = {}
     numbers = np.empty(len(values), np.int32)
     start = 0
-    chunks = values.iterate_numbered() if isinstance(values, Cells) else [(values, None)]
+    chunks: Iterable[tuple[Sequence[Any], npt.NDArray[Any] | None]] = [(values, None)]
+    if isinstance(values, Cells | RowValues):
+        chunks = values.iterate_numbered()
     for cells, of_rows in chunks:
         keys = ((type(cell), cell if _is_name(cell) else None) for cell in cells)
         found = (number_of_cell.setdefault(key, len(number_of_cell)) for key in keys)
@@ -158,6 +163,7 @@ def _read_tags(settings: ValueLabel, values: Sequence[Any], source: str) -> Labe
     cells = read_listed_cells(source, values, settings.separator)
     tags_of_row: list[Sequence[str] | None] = [None] * len(cells)
     tags_of_text: dict[str, Sequence[str]] = {}
+    shared: dict[tuple[str, ...], tuple[str, ...]] = {}  # rows of the same tags hold one object
     unusable: dict[int, str] = {}
     for row, cell in enumerate(cells):
         if is_missing(cell) and (empty == "missing" or not isinstance(cell, str)):
@@ -172,7 +178,8 @@ def _read_tags(settings: ValueLabel, values: Sequence[Any], source: str) -> Labe
         if faults:
             unusable[row] = _describe_value(faults[0])
             continue
-        tags_of_row[row] = tags = tuple(dict.fromkeys(map(normalize_value, parts)))
+        tags = tuple(dict.fromkeys(map(normalize_value, parts)))
+        tags_of_row[row] = tags = shared.setdefault(tags, tags)
         if isinstance(cell, str):
             tags_of_text[cell] = tags
     counts = Counter(itertools.chain.from_iterable(tags or () for tags in tags_of_row))
@@ -196,13 +203,18 @@ def _mark_tags(
     """
     index = {name: number for number, name in enumerate(classes)}
     held = np.zeros((len(tags_of_row), len(classes)), np.int8)
-    rows = np.repeat(np.arange(len(tags_of_row)), [len(tags or ()) for tags in tags_of_row])
-    columns = np.array(
-        [index.get(tag, UNKNOWN) for tags in tags_of_row for tag in tags or ()], np.int64
-    )
-    held[rows[columns >= 0], columns[columns >= 0]] = 1
-    held[rows[columns < 0]] = UNKNOWN
-    held[[row for row, tags in enumerate(tags_of_row) if tags is None]] = UNKNOWN
+    for start in range(0, len(tags_of_row), _MARKED_ROWS):
+        part, of_rows = (
+            held[start : start + _MARKED_ROWS],
+            tags_of_row[start : start + _MARKED_ROWS],
+        )
+        rows = np.repeat(np.arange(len(part)), [len(tags or ()) for tags in of_rows])
+        columns = np.array(
+            [index.get(tag, UNKNOWN) for tags in of_rows for tag in tags or ()], np.int64
+        )
+        part[rows[columns >= 0], columns[columns >= 0]] = 1
+        part[rows[columns < 0]] = UNKNOWN
+        part[[row for row, tags in enumerate(of_rows) if tags is None]] = UNKNOWN
     return held
 
 

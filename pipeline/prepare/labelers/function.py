@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,12 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.files import hash_file
 from pipeline.prepare.labelers.base import LabelingContext, Labels, shorten
 from pipeline.prepare.labelers.column import label_by_values
+from pipeline.prepare.labelers.distinct import (
+    DistinctTexts,
+    RowValues,
+    TextValues,
+    split_batches,
+)
 
 _BATCH_TEXTS = 1024  # in one call of the function
 _SHOWN_FRAMES = 3  # of a traceback in a message
@@ -51,16 +58,14 @@ class FunctionLabeler:
 
         See ``Labeler.label``.
         """
-        first_rows: dict[str, int] = {}
-        for row, text in enumerate(texts):
-            if text:  # rows without a usable text hold an empty one
-                first_rows.setdefault(text, row)
+        distinct = DistinctTexts(texts)
         with import_from(self._root):
             function, module = self._find_function()
-            values = self._label_texts(function, first_rows)
+            values = self._label_texts(function, distinct)
             sources = _hash_sources(self._root, module, function)
+        del distinct  # whose keys take more than the labels
         source = f"function {self._settings.function}"
-        made = label_by_values(self._settings, [values.get(text) for text in texts], source)
+        made = label_by_values(self._settings, values, source)
         unusable = {row: what for row, what in made.unusable.items() if texts[row]}
         return replace(made, unusable=unusable, sources=sources)
 
@@ -102,25 +107,27 @@ class FunctionLabeler:
             hint="correct the file",
         )
 
-    def _label_texts(
-        self, function: Callable[[list[str]], Any], first_rows: Mapping[str, int]
-    ) -> dict[str, Any]:
-        """What the function returns for each text.
+    def _label_texts(self, function: Callable[[list[str]], Any], texts: DistinctTexts) -> RowValues:
+        """What the function returns for the text of each row; ``None`` where the text is empty.
 
-        :param first_rows: distinct text → the first row that has it.
+        :param texts: the distinct texts.
         :raises DataError: if the function raises an exception or returns no label for each text.
         """
-        texts = list(first_rows)
-        values: dict[str, Any] = {}
-        with show_progress(self._settings.function, len(texts), "texts") as advance:
-            for start in range(0, len(texts), _BATCH_TEXTS):
-                batch = texts[start : start + _BATCH_TEXTS]
+        are_filled = texts.find_filled()
+        wanted, numbers = texts.choose(are_filled), iter(np.flatnonzero(are_filled).tolist())
+        values = TextValues(keeps_numbers=self._settings.kind == "number")
+        of_text = np.zeros(len(texts), np.int32)
+        with show_progress(self._settings.function, len(wanted), "texts") as advance:
+            for batch in split_batches(wanted, _BATCH_TEXTS):
+                these = list(itertools.islice(numbers, len(batch)))
                 answer, error = _try_function(function, batch)
                 if error is not None:
-                    raise self._describe_call_error(function, batch, first_rows, error) from error
-                values |= zip(batch, self._read_answer(answer, len(batch)), strict=True)
+                    rows = {text: texts.find_row(n) for text, n in zip(batch, these, strict=True)}
+                    raise self._describe_call_error(function, batch, rows, error) from error
+                for number, value in zip(these, self._read_answer(answer, len(batch)), strict=True):
+                    of_text[number] = values.number(value, number)
                 advance(len(batch))
-        return values
+        return values.spread(of_text, texts.numbers)
 
     def _describe_call_error(
         self,

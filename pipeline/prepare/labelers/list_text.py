@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import DataError
@@ -106,38 +107,62 @@ def read_listed_cells(source: str, values: Sequence[Any], separator: str) -> Seq
     :raises DataError: if some cells are lists as text and others are not, or look like lists that
         cannot be read.
     """
-    lists: dict[int, list[Any]] = {}
-    others: dict[int, str] = {}
-    torn: dict[int, str] = {}
+    lists, torn, others = _Found(), _Found(), _Found()
+    list_of_text: dict[str, list[Any]] = {}
     for row, value in enumerate(values):
         if not isinstance(value, str) or is_missing(value):
             continue
         parsed = parse_list(value) if value.lstrip()[:1] in {"[", "("} else None
         if parsed is not None:
-            lists[row] = parsed
+            list_of_text.setdefault(value, parsed)
+            lists.add(row, value)
         elif resembles_list(value, separator):
-            torn[row] = value
+            torn.add(row, value)
         else:
-            others[row] = value
-    total = len(lists) + len(torn) + len(others)
-    if torn and not lists:
+            others.add(row, value)
+    total = lists.rows + torn.rows + others.rows
+    if torn.rows and not lists.rows:
         raise DataError(
-            f"{source}: {len(torn):,} of {total:,} cells look like lists, sets or objects "
-            f"that cannot be read: {_name_rows(torn)}",
+            f"{source}: {torn.rows:,} of {total:,} cells look like lists, sets or objects "
+            f"that cannot be read: {torn}",
             hint="write each as a list with every tag in quotes, such as ['a', 'b'], or as tags "
             "with a separator between them",
         )
-    if lists and (torn or others):
+    if torn.rows or (lists.rows and others.rows):
+        row, text = next(iter(lists.first.items()))
         raise DataError(
-            f"{source}: {len(lists):,} of {total:,} cells hold a list, such as "
-            f"row {min(lists)} (the first is 0) {shorten(repr(values[min(lists)]))}, and the "
-            f"others do not: {_name_rows(torn | others)}",
+            f"{source}: {lists.rows:,} of {total:,} cells hold a list, such as "
+            f"row {row} (the first is 0) {shorten(repr(text))}, and the "
+            f"others do not: {torn.join(others)}",
             hint="write all of them as lists, or all as tags with a separator between them",
         )
-    return [lists.get(row, value) for row, value in enumerate(values)] if lists else values
+    if not lists.rows:
+        return values
+    return [list_of_text.get(cell, cell) if isinstance(cell, str) else cell for cell in values]
 
 
-def _name_rows(cells: dict[int, str]) -> str:
-    first = sorted(cells)[:_NAMED_ROWS]
-    named = ", ".join(f"row {row} {shorten(repr(cells[row]))}" for row in first)
-    return named + (f" and {len(cells) - len(first):,} more" if len(cells) > len(first) else "")
+@dataclass
+class _Found:
+    """The cells of one form: how many there are, and the first of them.
+
+    :param rows: how many there are.
+    :param first: row → cell, of the first ones.
+    """
+
+    rows: int = 0
+    first: dict[int, str] = field(default_factory=dict)
+
+    def add(self, row: int, cell: str) -> None:
+        """Count a cell."""
+        self.rows += 1
+        if len(self.first) < _NAMED_ROWS:
+            self.first[row] = cell
+
+    def join(self, other: _Found) -> _Found:
+        """Both together, the first ones of the other behind these."""
+        return _Found(self.rows + other.rows, self.first | other.first)
+
+    def __str__(self) -> str:
+        shown = sorted(self.first)[:_NAMED_ROWS]
+        named = ", ".join(f"row {row} {shorten(repr(self.first[row]))}" for row in shown)
+        return named + (f" and {self.rows - len(shown):,} more" if self.rows > len(shown) else "")

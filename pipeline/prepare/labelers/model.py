@@ -16,21 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.architecture import Architecture
-from pipeline.arrays import wrap_keys, wrap_numbers
 from pipeline.config import ModelLabel, RuntimeSettings, ValueLabel, normalize_value
 from pipeline.config_errors import suggest
 from pipeline.console import say, show_progress
 from pipeline.corpus.cells import Table
-from pipeline.corpus.keys import hash_texts
 from pipeline.device import choose_devices
 from pipeline.errors import AssetError, PipelineError, SettingsError
 from pipeline.files import hash_file, parse_json, read_bounded
 from pipeline.prepare.labelers.base import LabelingContext, Labels
 from pipeline.prepare.labelers.column import label_by_values
+from pipeline.prepare.labelers.distinct import DistinctTexts, RowValues, split_batches
 from pipeline.prepare.labelers.score_memory import ScoreMemory, Scores
 
 # Scores go to the disk this often, so that a kill costs no more than that and what a batch takes.
 _KEEP_SECONDS = 20.0
+_KEEP_PAUSES = 20  # how many times as long as writing them takes they wait at least
+_PART_TEXTS = 32_768  # that are in memory at once, and are sorted by length
+_ENCODED_TEXTS = 1024  # whose tokens the tokenizer gives at a time, with much that is not needed
 # The version of what is computed; a new one makes what is kept of an older useless.
 _ALGORITHM = 1
 # Tokens in one batch, padding counted in, by the type of device.
@@ -79,13 +81,11 @@ class ModelLabeler:
             outputs=len(outputs),
             dtype=np.float32,
         )
-        distinct = [text for text in dict.fromkeys(texts) if text]  # none where a row has no text
-        scores = self._score_texts(distinct, folder, kept)
-        of_text = dict(zip(distinct, self._choose(scores, names), strict=True))
+        answers = ScoreReading(names, self._settings, self._list_classes(names))
+        values = self._answer_texts(DistinctTexts(texts), folder, kept, answers)
         reading = ValueLabel(
             labeler="model", kind=self._settings.kind, classes=self._list_classes(names)
         )
-        values = [of_text.get(text) for text in texts]
         made = label_by_values(reading, values, f"model {self._settings.model}")
         unusable = {row: what for row, what in made.unusable.items() if texts[row]}
         return replace(made, unusable=unusable, sources=sources)
@@ -163,58 +163,51 @@ class ModelLabeler:
         """The classes or tags in the order of their index."""
         return self._settings.get_classes() or tuple(dict.fromkeys(names))
 
-    def _choose(self, scores: Scores, names: Sequence[str]) -> list[Any]:
-        """What the scores say: a class for each text, or a list of tags.
+    def _answer_texts(
+        self, texts: DistinctTexts, folder: Path, kept: ScoreMemory, answers: ScoreReading
+    ) -> RowValues:
+        """What the scores say of each row's text; those that are not kept are computed now.
 
-        Tags that the settings leave out are of no account.
-
-        :param scores: the outputs of the model, [B, C].
-        :param names: what each output stands for, [C].
+        An empty text, which stands where a row has none, has no answer.
         """
-        if self._settings.kind == "class":
-            return [names[best] for best in scores.argmax(axis=1).tolist()]
-        wanted = self._list_classes(names)
-        held = compute_sigmoid(scores) >= self._settings.threshold
-        return [
-            [name for name in wanted if name in {names[at] for at in np.flatnonzero(row).tolist()}]
-            for row in held
-        ]
+        of_text = np.zeros(len(texts), np.int32)
+        is_missing = texts.find_filled()
+        total = int(is_missing.sum())
+        for numbers, scores in kept.look_up(texts.keys):
+            of_text[numbers], is_missing[numbers] = answers.number(scores), False
+        if is_missing.any():
+            say(
+                f"model     {self._settings.model}: scoring {int(is_missing.sum()):,} of "
+                f"{total:,} texts"
+            )
+            keeper = _Keeper(kept, texts.keys, self._context.is_corpus)
+            for numbers, scores in self._score_texts(texts, is_missing, folder):
+                of_text[numbers] = answers.number(scores)
+                keeper.add(numbers, scores)
+            keeper.keep()
+        return RowValues(answers.values, of_text[texts.numbers])
 
-    def _score_texts(self, texts: Sequence[str], folder: Path, kept: ScoreMemory) -> Scores:
-        """The outputs of the model for texts, those that are not kept computed now: [B, C]."""
-        keys = wrap_keys(hash_texts(texts))
-        scores, is_known = kept.look_up(keys)
-        missing = np.flatnonzero(~is_known)
-        if not len(missing):
-            return scores
-        settings = self._settings
-        say(f"model     {settings.model}: scoring {len(missing):,} of {len(texts):,} texts")
-        waiting: list[int] = []
+    def _score_texts(
+        self, texts: DistinctTexts, are_wanted: npt.NDArray[np.bool_], folder: Path
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Scores]]:
+        """The outputs of the model for some texts, of which a part is in memory at a time.
 
-        def keep() -> None:
-            if self._context.is_corpus:
-                kept.add(
-                    keys.take(wrap_numbers(np.array(waiting, np.int64))), scores[waiting], keys
-                )
-            waiting.clear()
-
+        :param are_wanted: whether each of the texts is one of them, bool, [N].
+        :yields: numbers of texts, int64, [B], and their outputs, [B, C].
+        """
+        wanted = texts.choose(are_wanted)
+        all_numbers, start = np.flatnonzero(are_wanted), 0
         with (
-            open_classifier(folder, settings.max_tokens, self._context.runtime) as classifier,
-            show_progress("model", len(missing), "texts") as advance,
+            open_classifier(folder, self._settings.max_tokens, self._context.runtime) as classifier,
+            show_progress("model", len(wanted), "texts") as advance,
         ):
-            last = time.monotonic()
-            wanted = [texts[number] for number in missing.tolist()]
-            for batch, outputs in classifier.score(wanted):
-                numbers = missing[batch]
-                scores[numbers] = outputs
-                self._check_scores(outputs, [wanted[number] for number in batch.tolist()])
-                waiting += numbers.tolist()
-                advance(len(numbers))
-                if time.monotonic() - last > _KEEP_SECONDS:
-                    keep()
-                    last = time.monotonic()
-            keep()
-        return scores
+            for part in split_batches(wanted, _PART_TEXTS):
+                numbers = all_numbers[start : start + len(part)]
+                start += len(part)
+                for batch, outputs in classifier.score(part):
+                    self._check_scores(outputs, [part[number] for number in batch.tolist()])
+                    yield numbers[batch], outputs
+                    advance(len(batch))
 
     def _check_scores(self, outputs: Scores, texts: Sequence[str]) -> None:
         """Make sure that scores are finite.
@@ -228,6 +221,82 @@ class ModelLabeler:
                 "finite",
                 hint=f"choose another model in prepare.labels.{self._task}.model",
             )
+
+
+class ScoreReading:
+    """What scores say: a class for each text, or a list of tags.
+
+    Tags that the settings leave out are of no account.
+
+    :param names: what each output of the model stands for, [C].
+    :param settings: whether it is a class or tags, and the threshold of these.
+    :param wanted: the tags that count, in their order.
+    :ivar values: ``None``, then the answers that were given.
+    """
+
+    def __init__(self, names: Sequence[str], settings: ModelLabel, wanted: Sequence[str]) -> None:
+        self.values: list[Any] = [None]
+        self._names, self._wanted, self._settings = names, wanted, settings
+        self._number_of: dict[bytes, int] = {}
+        if settings.kind == "class":
+            self.values += names
+
+    def number(self, scores: Scores) -> npt.NDArray[np.int32]:
+        """The number among the values of the answer to each text: [B].
+
+        :param scores: the outputs of the model, [B, C].
+        """
+        if self._settings.kind == "class":
+            best: npt.NDArray[np.int32] = scores.argmax(axis=1).astype(np.int32)
+            return 1 + best
+        held = compute_sigmoid(scores) >= self._settings.threshold
+        return np.fromiter(map(self._number_tags, held), np.int32, len(held))
+
+    def _number_tags(self, held: npt.NDArray[np.bool_]) -> int:
+        """The number of the list of the tags whose outputs are high enough: bool, [C]."""
+        number = self._number_of.setdefault(held.tobytes(), len(self.values))
+        if number == len(self.values):
+            names = {self._names[at] for at in np.flatnonzero(held).tolist()}
+            self.values.append([name for name in self._wanted if name in names])
+        return number
+
+
+class _Keeper:
+    """Puts new scores on the disk from time to time, which takes no more than a part of the time.
+
+    :param memory: where they are kept.
+    :param keys: the keys of the distinct texts, uint8, [N, 16].
+    :param is_corpus: whether the texts are the corpus; else nothing is kept.
+    """
+
+    def __init__(self, memory: ScoreMemory, keys: npt.NDArray[np.uint8], is_corpus: bool) -> None:
+        self._memory, self._keys, self._is_corpus = memory, keys, is_corpus
+        self._waiting: list[tuple[npt.NDArray[np.uint8], Scores]] = []
+        self._last = time.monotonic()
+        self._pause = _KEEP_SECONDS
+
+    def add(self, numbers: npt.NDArray[np.int64], scores: Scores) -> None:
+        """Take the scores of some texts.
+
+        :param numbers: the numbers of the texts, int64, [B].
+        :param scores: their scores, [B, C].
+        """
+        if self._is_corpus:
+            self._waiting.append((self._keys[numbers], scores))
+        if time.monotonic() - self._last > self._pause:
+            self.keep()
+
+    def keep(self) -> None:
+        """Put what was taken on the disk."""
+        start = time.monotonic()
+        if self._waiting:
+            keys = np.concatenate([keys for keys, _ in self._waiting])
+            scores = np.concatenate([scores for _, scores in self._waiting])
+            self._memory.add(lambda: [(keys, scores)], len(keys), self._keys)
+            self._waiting.clear()
+        self._last = time.monotonic()
+        # The file is written as a whole, which takes the longer the more it has.
+        self._pause = max(_KEEP_SECONDS, _KEEP_PAUSES * (self._last - start))
 
 
 def compute_sigmoid(scores: Scores) -> npt.NDArray[np.float64]:
@@ -263,7 +332,11 @@ class Classifier:
         """
         import torch
 
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        ids = [
+            np.array(encoding.ids, np.int32)
+            for start in range(0, len(texts), _ENCODED_TEXTS)
+            for encoding in self.tokenizer.encode_batch(list(texts[start : start + _ENCODED_TEXTS]))
+        ]
         lengths = np.array([len(of_text) for of_text in ids], np.int64)
         for batch in self._plan_batches(lengths):
             padded = np.full((len(batch), lengths[batch].max()), self.pad_id, np.int64)

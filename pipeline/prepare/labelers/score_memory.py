@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_keys, wrap_numbers
+from pipeline.arrays import wrap_numbers, wrap_rows
 from pipeline.console import warn
-from pipeline.corpus.keys import view_keys
+from pipeline.corpus.keys import KeyIndex, view_keys
 from pipeline.errors import StageError
 from pipeline.files import (
     add_hash,
@@ -31,20 +32,21 @@ from pipeline.files import (
     write_aside,
 )
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
+Keys = npt.NDArray[np.uint8]  # [B, 16]
 Scores = npt.NDArray[Any]  # float32 or float64, [B, C]
+# Keys of some texts and their scores, and what gives the same such parts again at each call.
+Parts: TypeAlias = Callable[[], Iterable[tuple[Keys, Scores]]]
 
 _RECORD = "scores"  # the key, in the file's metadata, of what the file states of itself
 _STAGE = "prepare"  # the stage that writes it
 # How many times as many texts as the corpus has are remembered, so that going back to a larger
 # corpus, or to one of other texts, scores little.
 _KEPT_CORPORA = 4
+_PART_ROWS = 131_072  # that are in memory at once, and in a row group of the file
 
 
 class ScoreMemory:
-    """The scores of one way of scoring, C numbers a text.
+    """The scores of one way of scoring, C numbers a text, which are read and written part by part.
 
     :param folder: the folder of all ways; it need not exist.
     :param kind: what scores, in a word that the name of the file begins with.
@@ -52,6 +54,7 @@ class ScoreMemory:
     :param outputs: C.
     :param dtype: the type of the numbers: ``float32`` or ``float64``.
     :param kept_files: files of this kind that stay, those in use last; ``None`` for all.
+    :ivar rows: the number of texts that are remembered.
     """
 
     def __init__(
@@ -69,58 +72,58 @@ class ScoreMemory:
         self._outputs = outputs
         self._dtype = np.dtype(dtype)
         self._kept_files = kept_files
-        self._keys, self._scores = self._read()
+        self.rows = self._check()
 
-    def look_up(self, keys: pa.Array) -> tuple[Scores, npt.NDArray[np.bool_]]:
-        """The remembered scores of texts.
+    def look_up(self, keys: Keys) -> Iterator[tuple[npt.NDArray[np.int64], Scores]]:
+        """The remembered scores of texts, part by part.
 
-        :param keys: keys of the texts: fixed-size binary of 16, [B].
-        :returns: [B, C], 0 where no score is known; and whether one is, [B].
+        :param keys: distinct keys of the texts: uint8, [N, 16].
+        :yields: numbers of texts whose scores are known, int64, [B], and their scores, [B, C].
         """
-        import pyarrow.compute as pc
+        if not self.rows:
+            return
+        index = KeyIndex(keys)
+        for part, scores in self._read():
+            numbers = index.find(part)
+            yield numbers[numbers >= 0], scores[numbers >= 0]
 
-        if not len(self._keys):
-            return np.zeros((len(keys), self._outputs), self._dtype), np.zeros(len(keys), bool)
-        indices = pc.index_in(keys, value_set=self._keys)
-        known = indices.is_valid().to_numpy(zero_copy_only=False)
-        taken = self._scores[indices.fill_null(0).to_numpy(zero_copy_only=False)]
-        taken[~known] = 0
-        return taken, known
-
-    def add(self, keys: pa.Array, scores: Scores, corpus: pa.Array) -> None:
+    def add(self, parts: Parts, rows: int, corpus: Keys) -> None:
         """Remember more scores, on the disk.
 
         Texts of earlier corpora are forgotten once all are many times as many as these.
 
-        :param keys: keys of texts that are not known yet: fixed-size binary of 16, [B].
-        :param scores: their scores, [B, C].
-        :param corpus: keys of all texts of the corpus.
+        :param parts: what gives keys of texts that are not known yet, and their scores.
+        :param rows: the number of these texts.
+        :param corpus: distinct keys of all texts of the corpus: uint8, [N, 16].
         :raises WriteError: if the file cannot be written.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
+        rows += self.rows
+        of_all = self._join(parts)
+        if rows > _KEPT_CORPORA * len(corpus):
+            index = KeyIndex(corpus)
+            stays = [index.find(keys) >= 0 for keys, _ in of_all()]
+            rows = sum(int(of_part.sum()) for of_part in stays)
+            of_all = _filter(of_all, stays)
+        self._write(of_all, rows)
+        self.rows = rows
 
-        self._keys = pa.concat_arrays([self._keys, keys])
-        self._scores = np.concatenate([self._scores, scores.astype(self._dtype, copy=False)])
-        if len(self._keys) > _KEPT_CORPORA * len(corpus):
-            stays = pc.is_in(self._keys, value_set=corpus)
-            self._keys = self._keys.filter(stays)
-            self._scores = self._scores[stays.to_numpy(zero_copy_only=False)]
-        self._write()
+    def _join(self, parts: Parts) -> Parts:
+        """What is remembered, and then more."""
+        before = self._read if self.rows else list
+        return lambda: itertools.chain(before(), parts())
 
-    def _read(self) -> tuple[pa.Array, Scores]:
-        """What the file holds; nothing, with a word, where it is damaged."""
-        nothing = wrap_keys([]), np.zeros((0, self._outputs), self._dtype)
+    def _check(self) -> int:
+        """The number of texts that the file holds; 0, with a word, where it is damaged."""
         try:
-            return self._read_file() if self._path.exists() else nothing
+            return self._check_file() if self._path.exists() else 0
         except OSError as error:  # the folder may not be searched
             raise describe_read_error(error, self._path) from error
         except StageError as error:
             warn(f"{error.message}; its texts are scored again")
-            return nothing
+            return 0
 
-    def _read_file(self) -> tuple[pa.Array, Scores]:
-        """The keys and the scores that the file holds.
+    def _check_file(self) -> int:
+        """The number of texts that the file holds, all of which are read.
 
         :raises StageError: if it is damaged or of another way of scoring.
         :raises ReadError: if it cannot be read.
@@ -128,29 +131,54 @@ class ScoreMemory:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with reading(self._path, _STAGE, pa.ArrowException), self._path.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
-            stated = check_hash(parse_json(table.schema.metadata[_RECORD.encode()]))
-            keys = table["key"].cast(pa.binary(16)).combine_chunks()
-            flat = table["scores"].combine_chunks().flatten().to_numpy()
-            scores = flat.astype(self._dtype).reshape(len(keys), self._outputs)
-            if keys.null_count or stated != self._describe(keys, scores):
+        with reading(self._path, _STAGE, pa.ArrowException), self._path.open("rb") as opened:
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+            stated = check_hash(parse_json((file.schema_arrow.metadata or {})[_RECORD.encode()]))
+            sizes = []
+            for _, scores in self._iterate(file):
+                sizes.append(len(scores))
+            if stated != self._describe(lambda: self._iterate(file), sum(sizes)):
                 raise ValueError("its content is not what it states")
-        return keys, scores
+        return sum(sizes)
 
-    def _write(self) -> None:
+    def _read(self) -> Iterator[tuple[Keys, Scores]]:
+        """What the file holds, part by part."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with reading(self._path, _STAGE, pa.ArrowException), self._path.open("rb") as opened:
+            yield from self._iterate(pq.ParquetFile(opened, page_checksum_verification=True))
+
+    def _iterate(self, file: Any) -> Iterator[tuple[Keys, Scores]]:
+        """The parts of an open Parquet file.
+
+        :raises ValueError: if a key is missing.
+        """
+        import pyarrow as pa
+
+        for batch in file.iter_batches(_PART_ROWS, columns=["key", "scores"]):
+            keys = batch.column("key").cast(pa.binary(16))
+            if keys.null_count:
+                raise ValueError("a key is missing")
+            flat = batch.column("scores").flatten().to_numpy(zero_copy_only=False)
+            yield view_keys(keys), flat.astype(self._dtype).reshape(len(keys), self._outputs)
+
+    def _write(self, parts: Parts, rows: int) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         number = pa.field("element", pa.from_numpy_dtype(self._dtype), nullable=False)
-        lists = pa.FixedSizeListArray.from_arrays(
-            wrap_numbers(np.ascontiguousarray(self._scores).reshape(-1)),
-            type=pa.list_(number, self._outputs),
-        )
-        record = json.dumps(add_hash(self._describe(self._keys, self._scores)))
-        table = pa.table({"key": self._keys, "scores": lists}, metadata={_RECORD: record})
-        with write_aside(self._path) as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+        lists = pa.list_(number, self._outputs)
+        record = json.dumps(add_hash(self._describe(parts, rows)))
+        schema = pa.schema([("key", pa.binary(16)), ("scores", lists)], metadata={_RECORD: record})
+        with (
+            write_aside(self._path) as file,
+            pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for keys, scores in parts():
+                flat = np.ascontiguousarray(scores, self._dtype).reshape(-1)
+                held = pa.FixedSizeListArray.from_arrays(wrap_numbers(flat), type=lists)
+                writer.write_table(pa.table([wrap_rows(keys), held], schema=schema))
         if self._kept_files is not None:
             kind = self._path.name.partition("-")[0]
             files = list(self._path.parent.glob(f"{kind}-*.parquet"))
@@ -158,8 +186,19 @@ class ScoreMemory:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _describe(self, keys: pa.Array, scores: Scores) -> dict[str, Any]:
+    def _describe(self, parts: Parts, rows: int) -> dict[str, Any]:
         """What the file states of itself."""
-        digest = hashlib.sha256(view_keys(keys).tobytes())
-        digest.update(np.ascontiguousarray(scores).tobytes())
-        return {"contents": self._contents, "rows": len(keys), "content": digest.hexdigest()}
+        digest = hashlib.sha256()
+        for keys, _ in parts():
+            digest.update(np.ascontiguousarray(keys).data)
+        for _, scores in parts():
+            digest.update(np.ascontiguousarray(scores, self._dtype).data)
+        return {"contents": self._contents, "rows": rows, "content": digest.hexdigest()}
+
+
+def _filter(parts: Parts, stays: list[npt.NDArray[np.bool_]]) -> Parts:
+    """Parts without the rows that do not stay: bool, [B], of each part."""
+    return lambda: (
+        (keys[of_part], scores[of_part])
+        for (keys, scores), of_part in zip(parts(), stays, strict=True)
+    )

@@ -5,14 +5,18 @@ Each process imports this file, so nothing is imported here that scoring does no
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
+from typing import Protocol
 
 from pipeline.errors import DeviceError
 from pipeline.prepare.labelers.sentiment import VaderScorer
@@ -20,29 +24,38 @@ from pipeline.prepare.labelers.sentiment import VaderScorer
 # A process takes about 0.2 s of a core to start, in which a core scores some 20,000 messages.
 TEXTS_A_PROCESS = 50_000
 _CHUNK_TEXTS = 2_000  # that go to a process at a time; short enough for Ctrl-C to be answered
+_WAITING_CHUNKS = 4  # a process: enough to keep it busy, and few enough to hardly take memory
+
+
+class Texts(Protocol):
+    """Texts that are as many as they say, and need not all be in memory."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
 
 
 def score_texts(
-    texts: Sequence[str],
+    texts: Texts,
     lexicon: Mapping[str, float],
     *,
     threads: int | None = None,
     advance: Callable[[float], None] = lambda _: None,
-) -> list[float]:
-    """The compound score of each text.
+) -> array[float]:
+    """The compound score of each text, of which some thousands are in memory at once.
 
     :param texts: texts, [B], distinct for the sake of speed.
     :param lexicon: word in lower case → valence.
     :param threads: number of cores to keep busy; ``None`` for all that this process may use.
     :param advance: called with the number of texts that were scored since the last call.
-    :returns: scores from -1 to 1, [B].
+    :returns: scores from -1 to 1, float64, [B].
     :raises DeviceError: if one of the processes was ended from outside.
     """
     processes = min(threads or _count_cores(), len(texts) // TEXTS_A_PROCESS)
-    chunks = (texts[start : start + _CHUNK_TEXTS] for start in range(0, len(texts), _CHUNK_TEXTS))
-    scores: list[float] = []
+    following = iter(texts)
+    chunks = iter(lambda: list(itertools.islice(following, _CHUNK_TEXTS)), [])
+    scores = array("d")
     for of_chunk in _score_chunks(chunks, lexicon, processes):
-        scores += of_chunk
+        scores.extend(of_chunk)
         advance(len(of_chunk))
     return scores
 
@@ -55,10 +68,15 @@ def _score_chunks(
         yield from map(VaderScorer(lexicon).score, chunks)
         return
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (lexicon,))
+    waiting: deque[Future[list[float]]] = deque()
     try:
-        with _hold_interrupts():
-            results = pool.map(_score_in_process, chunks)  # which starts the processes
-        yield from results
+        with _hold_interrupts():  # as the first chunks start the processes
+            for chunk in itertools.islice(chunks, _WAITING_CHUNKS * processes):
+                waiting.append(pool.submit(_score_in_process, chunk))
+        while waiting:
+            yield waiting.popleft().result()
+            for chunk in itertools.islice(chunks, 1):
+                waiting.append(pool.submit(_score_in_process, chunk))
     except BrokenProcessPool as error:
         raise DeviceError(
             "a process that scored texts by VADER ended before its work was done",

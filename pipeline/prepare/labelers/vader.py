@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_keys, wrap_numbers
 from pipeline.config import VaderLabel
 from pipeline.console import show_progress
 from pipeline.corpus.cells import Table
-from pipeline.corpus.keys import hash_texts
 from pipeline.errors import AssetError
 from pipeline.files import describe_read_error, hash_json
 from pipeline.prepare.labelers.base import LabelingContext, Labels, shorten
+from pipeline.prepare.labelers.distinct import DistinctTexts, TextChoice
 from pipeline.prepare.labelers.score_memory import ScoreMemory
 from pipeline.prepare.labelers.scoring import score_texts
 from pipeline.prepare.labelers.sentiment import RULES_VERSION
 
 _KEPT_LEXICONS = 3  # whose scores are remembered, those in use last
+_PART_TEXTS = 131_072  # whose scores are written at a time
 
 
 class VaderLabeler:
@@ -83,18 +84,16 @@ def score_by_vader(
     :raises DeviceError: if a process that scores was ended from outside.
     """
     valences = _read_lexicon(lexicon)
-    distinct = list(dict.fromkeys(texts))
-    scores = _score_new(distinct, valences, context)
-    if len(distinct) == len(texts):
-        return scores
-    of_text = dict(zip(distinct, scores.tolist(), strict=True))
-    return np.array([of_text[text] for text in texts], np.float64)
+    distinct = DistinctTexts(texts)
+    scores, numbers = _score_distinct(distinct, valences, context), distinct.numbers
+    del distinct  # whose keys take more than the scores
+    return scores[numbers]
 
 
-def _score_new(
-    texts: Sequence[str], valences: Mapping[str, float], context: LabelingContext
+def _score_distinct(
+    texts: DistinctTexts, valences: Mapping[str, float], context: LabelingContext
 ) -> npt.NDArray[np.float64]:
-    """The scores of distinct texts, [B]; those that are remembered are not computed."""
+    """The scores of distinct texts, [N]; those that are remembered are not computed."""
     contents = {"rules": RULES_VERSION, "lexicon": hash_json(valences)}
     memory = ScoreMemory(
         context.project.scores,
@@ -104,23 +103,35 @@ def _score_new(
         dtype=np.float64,
         kept_files=_KEPT_LEXICONS,
     )
-    keys = wrap_keys(hash_texts(texts))
-    scores, known = memory.look_up(keys)
-    if not known.all():
-        new = np.flatnonzero(~known)
-        new_texts = [texts[index] for index in new.tolist()]
-        scores[new, 0] = _score_distinct(new_texts, valences, context.runtime.threads)
+    scores = np.empty(len(texts), np.float64)
+    is_known = np.zeros(len(texts), bool)
+    for numbers, found in memory.look_up(texts.keys):
+        scores[numbers], is_known[numbers] = found[:, 0], True
+    if not is_known.all():
+        is_new = ~is_known
+        scores[is_new] = _score_new(texts.choose(is_new), valences, context.runtime.threads)
         if context.is_corpus:
-            memory.add(keys.filter(wrap_numbers(~known)), scores[new], keys)
-    return np.ascontiguousarray(scores[:, 0])
+            new = functools.partial(_take_parts, texts.keys, scores, is_new)
+            memory.add(new, int(is_new.sum()), texts.keys)
+    return scores
 
 
-def _score_distinct(
-    texts: Sequence[str], valences: Mapping[str, float], threads: int | None
+def _take_parts(
+    keys: npt.NDArray[np.uint8], scores: npt.NDArray[np.float64], are_taken: npt.NDArray[np.bool_]
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]]:
+    """Keys, [B, 16], and scores, [B, 1], of some texts, in their order."""
+    for start in range(0, len(keys), _PART_TEXTS):
+        part = slice(start, start + _PART_TEXTS)
+        taken = are_taken[part]
+        if taken.any():
+            yield keys[part][taken], scores[part][taken][:, None]
+
+
+def _score_new(
+    texts: TextChoice, valences: Mapping[str, float], threads: int | None
 ) -> npt.NDArray[np.float64]:
     with show_progress("VADER", len(texts), "texts") as advance:
-        scores = score_texts(texts, valences, threads=threads, advance=advance)
-    return np.array(scores, np.float64)
+        return np.frombuffer(score_texts(texts, valences, threads=threads, advance=advance))
 
 
 def _read_lexicon(path: Path) -> dict[str, float]:
