@@ -151,13 +151,31 @@ class ClusterJob:
         return cls(project, task, project.cluster / name, options)
 
     def make_executor(self) -> _Executor:
-        """The executor of datatrove that the options name.
+        """The executor of datatrove that hands all tasks to the cluster that the options name.
 
         :raises SettingsError: if a package or an option is missing.
         """
         require_packages(self.options.executor)
-        common = {"pipeline": [self.task], "logging_dir": str(self.marks)}
-        return _EXECUTORS[self.options.executor](self.options, common)
+        return _EXECUTORS[self.options.executor](self.options, self._describe_pipeline())
+
+    def make_task_executor(self, rank: int) -> _Executor:
+        """The executor of datatrove that runs one of the tasks in this process.
+
+        :param rank: number of the task, from 0.
+        """
+        from datatrove.executor import LocalPipelineExecutor
+
+        return LocalPipelineExecutor(
+            tasks=self.options.slices,
+            workers=1,
+            local_tasks=1,
+            local_rank_offset=rank,
+            **self._describe_pipeline(),
+        )
+
+    def _describe_pipeline(self) -> dict[str, Any]:
+        """What all executors of datatrove are told."""
+        return {"pipeline": [self.task], "logging_dir": str(self.marks)}
 
     def forget_lost_marks(self) -> None:
         """Drop the marks of finished tasks whose slices are not there, or not whole."""
@@ -170,12 +188,6 @@ class ClusterJob:
         """The numbers of the tasks that have no mark of their end, from 0."""
         completions = self.marks / "completions"
         return [n for n in range(self.options.slices) if not (completions / f"{n:05}").exists()]
-
-
-def _make_local(options: ClusterOptions, common: Mapping[str, Any]) -> _Executor:
-    from datatrove.executor import LocalPipelineExecutor
-
-    return LocalPipelineExecutor(tasks=options.slices, workers=1, **common)
 
 
 def _make_slurm(options: ClusterOptions, common: Mapping[str, Any]) -> _Executor:
@@ -217,7 +229,6 @@ def _make_ray(options: ClusterOptions, common: Mapping[str, Any]) -> _Executor:
 
 
 _EXECUTORS: Mapping[Engine, Callable[[ClusterOptions, Mapping[str, Any]], _Executor]] = {
-    "local": _make_local,
     "slurm": _make_slurm,
     "ray": _make_ray,
 }
@@ -401,10 +412,12 @@ def run_task(root: str, params: str, marks: str, slices: int, rank: int) -> None
     job = ClusterJob(
         Project(root), SliceTask(root, params), Path(marks), ClusterOptions(slices=slices)
     )
+    # datatrove starts a process beside the task, which would outlive this one when it is killed.
+    os.register_at_fork(after_in_child=_end_with_parent)
     try:
-        # Its `run` would start a further process that outlives this one when it is killed.
-        job.make_executor()._run_for_rank(rank)
-    except LostTaskError:
+        job.make_task_executor(rank).run()
+    except (LostTaskError, EOFError, OSError) as error:  # the latter if that process is lost
+        print(f"lost: {error!r}", file=sys.stderr)
         sys.exit(_LOST)
     except RuntimeError:
         sys.exit(1)
