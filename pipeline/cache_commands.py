@@ -37,6 +37,7 @@ from pipeline.store import (
     read_snapshot,
     staging_folder,
 )
+from pipeline.store.digest import write_digest
 from pipeline.store.slices import (
     Slice,
     SliceState,
@@ -198,6 +199,7 @@ def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = Tr
             hint="run `pipeline cache verify --repair`, then `pipeline embed`",
         )
     moved = repair_store(folder, damages)
+    write_digest(project.local_store, project.store)
     if moved:
         say(f"moved to {aside_folder(folder)}: {', '.join(moved)}")
     dropped = len(damages) - len(moved)
@@ -328,6 +330,7 @@ def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
     wanted = frozenset(recipe.fingerprint for recipe in _try_recipes(project, params))
     _prune_slices(project, wanted)
     dropped = prune_store(project.store, keys, wanted)
+    write_digest(project.local_store, project.store)
     manifest = read_manifest(project.store)
     say(
         f"{project.store}: dropped {count(dropped.texts, 'text')}; "
@@ -369,6 +372,7 @@ def merge(project: Project, params: Path) -> dict[str, Any] | None:
         recipe = _choose_recipe(project, recipes, states)
         check_alike(states, recipe)
         if _holds_all(project, recipe, keys):
+            write_digest(project.local_store, project.store)
             drop_slices(project.slices, states)
             say(f"{project.store}: holds all {len(keys):,} distinct texts; nothing to merge")
             return None
@@ -386,6 +390,7 @@ def merge(project: Project, params: Path) -> dict[str, Any] | None:
             [(s.manifest.fidelity, s.is_measured) for s in states if s.manifest is not None]
         )
         manifest = update.commit(fidelity, is_measured=is_measured)
+        write_digest(project.local_store, project.store)
         drop_slices(project.slices, states)
     write_json(project.last_embed, add_hash({"kept": manifest.rows - sliced, "embedded": sliced}))
     say(

@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,7 +81,7 @@ def _in_project(command: Callable[..., None]) -> Callable[..., None]:
         if params is None:
             nearest = Project(root).settings if root else find_settings_file(Path())
             params = Path(os.path.relpath(nearest))
-        project = Project(root) if root else find_project(params)
+        project = Project(root, params) if root else find_project(params)
         command(project=project, params=params, **options)
 
     return run
@@ -188,7 +188,7 @@ def embed(project: Project, params: Path, part: str | None) -> None:
 
         return run_embed(project, settings)
 
-    _run_stage("embed", project, params, stage)
+    _run_stage("embed", project, params, stage, writes_store=True)
 
 
 @cli.command()
@@ -425,17 +425,15 @@ def info(project: Project, params: Path) -> None:
 @click.option("--repair", is_flag=True, help="Drop what is damaged; `pipeline embed` redoes it.")
 def verify(project: Project, params: Path, repair: bool) -> None:
     """Check every byte of the store."""
-    from contextlib import ExitStack
-
     from pipeline import cache_commands
     from pipeline.console import say
-    from pipeline.errors import WriteError
+    from pipeline.errors import ObjectStoreError, WriteError
 
     with ExitStack() as stack:
         try:
-            stack.enter_context(_locked(project))
+            stack.enter_context(_locked(project, writes_store=True))
             is_locked = True
-        except WriteError as error:
+        except (WriteError, ObjectStoreError) as error:
             if repair:
                 raise
             say(f"{error.message.partition(';')[0]}; checking without the lock of other runs")
@@ -454,7 +452,7 @@ def _merge_slices(project: Project, params: Path) -> None:
     """Take all slices into the store, as its only writer."""
     from pipeline import cache_commands
 
-    with _locked(project):
+    with _locked(project, writes_store=True):
         details = cache_commands.merge(project, params)
         if details is not None:
             _write_timing(project, "embed", details["seconds"], details)
@@ -498,7 +496,7 @@ def prune(project: Project, params: Path, predictions: bool) -> None:
     """Drop vectors of texts that the corpus no longer has, and of earlier settings."""
     from pipeline import cache_commands
 
-    with _locked(project):
+    with _locked(project, writes_store=True):
         cache_commands.prune(project, params, predictions=predictions)
 
 
@@ -577,6 +575,8 @@ def _run_stage(
     project: Project,
     params: Path,
     stage: Callable[[Settings], dict[str, object] | None],
+    *,
+    writes_store: bool = False,
 ) -> None:
     """Run one stage under the lock of ``cache/``, time it from Enter, and say so.
 
@@ -589,7 +589,7 @@ def _run_stage(
     from pipeline.files import clear_scratch
 
     settings = load_settings(params)
-    with _locked(project):
+    with _locked(project, writes_store=writes_store):
         clear_scratch(project.cache, project.scores, project.timings, project.heads, project.report)
         try:
             details = stage(settings)
@@ -638,11 +638,21 @@ def _embed_slice(project: Project, params: Path, given: str) -> None:
     say(f"embed: {'slice done' if is_done else 'nothing to do'} in {seconds:.1f} s")
 
 
-def _locked(project: Project) -> AbstractContextManager[None]:
-    """The lock of ``cache/``: one run at a time may write there."""
+@contextmanager
+def _locked(project: Project, *, writes_store: bool = False) -> Iterator[None]:
+    """Hold the lock of ``cache/``: one run at a time may write there.
+
+    :param writes_store: whether the store is written, which other projects may share.
+    """
     from pipeline.files import hold_lock
 
-    return hold_lock(project.lock, what=f"{project.cache}/")
+    with ExitStack() as stack:
+        stack.enter_context(hold_lock(project.lock, what=f"{project.cache}/"))
+        if writes_store:
+            from pipeline.store.places import hold_store
+
+            stack.enter_context(hold_store(project.store))
+        yield
 
 
 def start() -> None:

@@ -410,7 +410,10 @@ def run_task(root: str, params: str, marks: str, slices: int, rank: int) -> None
     :param rank: number of this one, from 0.
     """
     job = ClusterJob(
-        Project(root), SliceTask(root, params), Path(marks), ClusterOptions(slices=slices)
+        Project(root, Path(params)),
+        SliceTask(root, params),
+        Path(marks),
+        ClusterOptions(slices=slices),
     )
     # datatrove starts a process beside the task, which would outlive this one when it is killed.
     os.register_at_fork(after_in_child=_end_with_parent)

@@ -931,6 +931,24 @@ class EmbedSettings(Section):
         return self
 
 
+class StoreSettings(Section):
+    """Where the vectors are kept; it changes none of them."""
+
+    url: Name | None = Field(
+        default=None,
+        description="A folder in an object store, such as `s3://bucket/folder` or "
+        "`gs://bucket/folder`, that holds the vectors and the slices in the place of "
+        "`cache/embeddings` and `cache/slices`. The client is the extra `s3` or `gcs`; credentials "
+        "come from its environment, never from here. Null keeps them below `cache/`.",
+    )
+    cache_gb: Annotated[float, Field(ge=0, strict=True)] = Field(
+        default=4.0,
+        description="The GB that parts of vectors read from there may take in your cache folder, "
+        "so that they are read over the network once; what was not read for longest goes. 0 keeps "
+        "none.",
+    )
+
+
 Floor = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
@@ -1396,6 +1414,7 @@ class Settings(Section):
         default=EmbedSettings(),
         description="What a vector is; every text is embedded again if one of these changes.",
     )
+    store: StoreSettings = Field(default=StoreSettings(), description="Where the vectors are kept.")
     group: GroupSettings = Field(
         default=GroupSettings(), description="How near-duplicates are kept in one part."
     )

@@ -58,6 +58,10 @@ class StoreError(PipelineError):
     """The embedding store is missing, damaged or of another backbone."""
 
 
+class ObjectStoreError(PipelineError):
+    """An object store does not serve: no client, no network, no such bucket, no permission."""
+
+
 class DeviceError(PipelineError):
     """The device that was asked for is not there, or ran out of memory."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -17,7 +18,8 @@ class Project:
     """The files of one project: its settings, and what the stages write under ``cache/``.
 
     :param root: the project's folder, absolute or relative to the working directory of this moment.
-    :ivar settings: the settings file that holds where the command line names no other.
+    :param settings: the settings file; ``params.yaml`` of the folder if left out.
+    :ivar settings: the settings file.
     :ivar cache: the folder that all stages write to.
     :ivar assets: what ``fetch`` resolved.
     :ivar texts_file: the rows' texts and their keys, by ``prepare``.
@@ -25,8 +27,8 @@ class Project:
     :ivar segments_file: the columns of the source that rows are compared by, by ``prepare``.
     :ivar groups_file: groups of near-duplicate rows and their parts, by ``group``.
     :ivar scores: the folder of what labelers computed of texts, kept from run to run.
-    :ivar store: the folder of the embedding store.
-    :ivar slices: the folder of what several machines embed side by side, until the store takes it.
+    :ivar local_store: the folder of the embedding store, or of its digest where ``store.url`` of
+        the settings names an object store.
     :ivar cluster: the folder of marks and logs of slices that run as tasks of a cluster.
     :ivar predictions: the folder of the store of labelled texts' vectors, if they are remembered.
     :ivar heads: the folder of the trained heads.
@@ -37,9 +39,9 @@ class Project:
     :ivar lock: the file that one run at a time may hold.
     """
 
-    def __init__(self, root: str | os.PathLike[str] = ".") -> None:
+    def __init__(self, root: str | os.PathLike[str] = ".", settings: Path | None = None) -> None:
         self.root = Path(root).expanduser().resolve()
-        self.settings = self.root / SETTINGS_FILE
+        self.settings = settings.absolute() if settings else self.root / SETTINGS_FILE
         self.cache = self.root / "cache"
         self.assets = self.cache / "assets.json"
         self.texts_file = self.cache / "texts.parquet"
@@ -47,8 +49,7 @@ class Project:
         self.segments_file = self.cache / "segments.parquet"
         self.groups_file = self.cache / "groups.parquet"
         self.scores = self.cache / "scores"
-        self.store = self.cache / "embeddings"
-        self.slices = self.cache / "slices"
+        self.local_store = self.cache / "embeddings"
         self.cluster = self.cache / "cluster"
         self.predictions = self.cache / "predictions"
         self.heads = self.cache / "heads"
@@ -60,6 +61,39 @@ class Project:
 
     def __repr__(self) -> str:
         return f"Project({str(self.root)!r})"
+
+    @functools.cached_property
+    def store(self) -> Path:
+        """The embedding store: a folder below ``cache/``, or what ``store.url`` names.
+
+        :raises SettingsError: if the settings name an object store and are not right.
+        """
+        try:
+            is_at_home = b"://" not in self.settings.read_bytes()  # most have no URL at all
+        except OSError:
+            is_at_home = True
+        if is_at_home:
+            return self.local_store
+        from pipeline.config import load_settings
+
+        settings = load_settings(self.settings).store
+        if settings.url is None:
+            return self.local_store
+        from pipeline.store.blocks import BlockCache
+        from pipeline.store.objects import open_objects
+
+        cache_bytes = int(settings.cache_gb * 1e9)
+        try:
+            return open_objects(settings.url, BlockCache(find_block_cache(), cache_bytes))
+        except SettingsError as error:
+            raise error.name_source(str(self.settings)) from error
+
+    @functools.cached_property
+    def slices(self) -> Path:
+        """The folder of what several machines embed side by side, until the store takes it."""
+        if self.store == self.local_store:
+            return self.cache / "slices"
+        return self.store.with_name(f"{self.store.name}.slices")
 
     def resolve(self, name: str) -> Path:
         """The file or folder that a setting names: relative to the project, ``~`` expanded."""
@@ -76,8 +110,8 @@ def find_project(params: Path) -> Project:
     folder = params.absolute().parent.resolve()
     for candidate in (folder, *folder.parents):
         if (candidate / _FLOW_FILE).is_file():
-            return Project(candidate)
-    return Project(folder)
+            return Project(candidate, params)
+    return Project(folder, params)
 
 
 def find_settings_file(folder: Path) -> Path:
@@ -95,6 +129,11 @@ def expand_home(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
+
+
+def find_block_cache() -> Path:
+    """The folder of this user for parts of object stores that were read before."""
+    return user_cache() / "blocks"
 
 
 def user_cache() -> Path:

@@ -47,6 +47,7 @@ from pipeline.store import (
     read_kept,
     read_manifest,
 )
+from pipeline.store.digest import find_left_behind, write_digest
 from pipeline.store.known import find_whole_shards
 from pipeline.store.slices import (
     drop_slices,
@@ -91,6 +92,7 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
     for recipe in recipes:
         if _is_complete(project.store, recipe, keys):
             say(f"{project.store}: holds all {len(keys):,} distinct texts of {asset.id}")
+            write_digest(project.local_store, project.store)
             _count_cut(project, asset, recipe, keys, first_rows)
             _say_cut(read_manifest(project.store), architecture)
             _record_run(project, len(keys), 0)
@@ -309,9 +311,10 @@ def _embed_missing(
     with hold_slices(project.slices) as states:
         own = [state for state in states if state.is_of(recipe.fingerprint)]
         found = verify_slices(own, recipe.fingerprint)
-        update = StoreUpdate(project.store, recipe, keys, first_rows, found)
+        left = find_left_behind(project.local_store, project.store, recipe.fingerprint)
+        update = StoreUpdate(project.store, recipe, keys, first_rows, [*found, *left])
         update.note_counted(gather_lengths(own))
-        _say_taken_up(update)
+        _say_taken_up(update, project if left else None)
         _say_size(recipe, len(keys))
         runner, details = embed_shards(update, machine, project.texts_file, first_rows)
         measures = [(s.manifest.fidelity, s.is_measured) for s in own if s.manifest is not None]
@@ -319,6 +322,7 @@ def _embed_missing(
             [*measures, (runner.fidelity_record, runner.is_gauged)]
         )
         manifest = update.commit(fidelity, is_measured=is_measured)
+        write_digest(project.local_store, project.store)
         drop_slices(project.slices, own)
     _record_run(project, manifest.rows - runner.embedded, runner.embedded)
     _say_summary(details, TextReader(project.texts_file).rows)
@@ -327,11 +331,16 @@ def _embed_missing(
     return details
 
 
-def _say_taken_up(update: StoreUpdate) -> None:
-    """Say what need not be embedded, as it was embedded elsewhere."""
+def _say_taken_up(update: StoreUpdate, moves: Project | None) -> None:
+    """Say what need not be embedded, as it was embedded elsewhere.
+
+    :param moves: the project, if the vectors of its folder move to an object store.
+    """
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
-    if update.sliced_rows:
+    if moves is not None:
+        say(f"{moves.local_store}: what it holds goes to {moves.store}, nothing embedded again")
+    elif update.sliced_rows:
         say(f"{count(update.sliced_rows, 'text')} already embedded in slices")
     if update.kept_rows:
         say(f"{count(update.kept_rows, 'text')} kept from when these settings were in use before")

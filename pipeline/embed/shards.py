@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -302,7 +301,7 @@ class ShardRunner:
             try:
                 self.fidelity = gauge.measure(texts.tokens, rows)
             except StoreError:  # what was kept of this run meanwhile is as wrong
-                shutil.rmtree(self._update.staged, ignore_errors=True)
+                self._update.discard()
                 raise
         assert self.fidelity is not None
         say(

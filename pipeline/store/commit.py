@@ -12,8 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep
@@ -25,8 +24,6 @@ from pipeline.files import (
     SCRATCH_PREFIX,
     describe_write_error,
     is_scratch,
-    sync_folder,
-    write_bytes,
 )
 from pipeline.store.folders import (
     COMMIT,
@@ -50,6 +47,7 @@ from pipeline.store.manifest import (
     read_manifest_file,
     write_manifest,
 )
+from pipeline.store.places import find_place
 
 KEPT_STORES = 2  # of earlier settings
 _READS = 12  # of a store that another run rewrites meanwhile
@@ -92,13 +90,16 @@ class Commit:
     replaces: str | None
     knows_replaced: bool
 
-    def find_staged(self, shard: Shard) -> Path | None:
-        """Where a shard waits, if it was not moved yet."""
+    def find_staged(self) -> dict[str, Path]:
+        """Where shards wait that were not moved yet: file name → path."""
         staged = staging_folder(self.folder)
-        for name in (name_staged(shard), shard.file):  # older versions took the hash off before
-            if has_size(staged / name, shard.bytes):
-                return staged / name
-        return None
+        size_of = find_place(staged).measure(staged)
+        found = {}
+        for shard in self.manifest.shards:
+            for name in (name_staged(shard), shard.file):  # older versions took the hash off before
+                if shard.file not in found and size_of(name) == shard.bytes:
+                    found[shard.file] = staged / name
+        return found
 
     def is_due(self) -> bool:
         """Whether it belongs to the store as it is now, and can be carried out.
@@ -111,10 +112,12 @@ class Commit:
             done = hashlib.sha256(format_manifest(self.manifest)).hexdigest()
             if now not in {self.replaces, done} and _read_readable(self.folder) is not None:
                 return False
-        return all(
-            self.find_staged(shard) is not None or _holds(self.folder / shard.file, shard)
-            for shard in self.manifest.shards
+        staged = self.find_staged()
+        moved = [shard for shard in self.manifest.shards if shard.file not in staged]
+        held = find_place(self.folder).call_each(
+            lambda shard: _holds(self.folder / shard.file, shard), moved
         )
+        return all(held)
 
 
 def _holds(path: Path, shard: Shard) -> bool:
@@ -133,7 +136,7 @@ def _read_about(path: Path) -> Mapping[bytes, bytes]:
     import pyarrow.parquet as pq
 
     try:
-        return dict(pq.read_metadata(path).metadata or {})
+        return dict(pq.read_metadata(find_place(path).open_footer(path, "", 0)).metadata or {})
     except (pa.ArrowException, OSError):
         return {}
 
@@ -156,7 +159,8 @@ def _read_readable(folder: Path) -> Manifest | None:
 
 def write_commit(folder: Path, manifest: Manifest, replaces: str | None) -> None:
     """Decide that a store shall hold what a manifest says; its shards are on the disk."""
-    write_bytes(staging_folder(folder) / COMMIT, format_manifest(manifest, replaces=replaces))
+    path = staging_folder(folder) / COMMIT
+    find_place(path).create(path, format_manifest(manifest, replaces=replaces))
 
 
 def read_commit(folder: Path) -> Commit | None:
@@ -178,9 +182,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     """
     commit = read_commit(folder)
     if commit is not None and commit.is_due():
-        found = {shard.file: commit.find_staged(shard) for shard in commit.manifest.shards}
-        staged = {name: path for name, path in found.items() if path is not None}
-        return Snapshot(folder, commit.manifest, staged)
+        return Snapshot(folder, commit.manifest, commit.find_staged())
     path = folder / MANIFEST
     manifest = read_manifest_file(path)
     if manifest is None:
@@ -263,18 +265,58 @@ def finish_commit(folder: Path) -> None:
 
 def _carry_out(commit: Commit) -> None:
     folder, new = commit.folder, commit.manifest
-    Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
+    place = find_place(folder)
+    place.find_real(folder).mkdir(parents=True, exist_ok=True)
     old = _read_readable(folder)
+    staged = commit.find_staged()
     if old is not None and old.fingerprint != new.fingerprint:
-        _retire(commit, old)
+        _retire(commit, old, staged)
     held = _list_own(folder, old, new)
+    place.move(_plan_moves(folder, new, staged, held))
+    _clear_shards(folder, new, held)
+    place.sync(folder)
+    hashes = {commit.replaces, hashlib.sha256(format_manifest(new)).hexdigest()}
+    place.write_over(
+        folder / MANIFEST,
+        format_manifest(new),
+        lambda before: (
+            not commit.knows_replaced
+            or hashlib.sha256(before).hexdigest() in hashes
+            or not _is_readable(before)
+        ),
+    )
+    clear_folder(kept_folder(folder) / new.fingerprint)  # its rows are in the store again
+    drop_kept(folder, KEPT_STORES)
+    for beside in list_staging(folder):
+        clear_folder(beside)
+
+
+def _plan_moves(
+    folder: Path, new: Manifest, staged: Mapping[str, Path], held: set[str]
+) -> Iterator[tuple[Path, Path]]:
+    """The renames that bring shards into a store; what is in their way is moved aside before.
+
+    :param staged: where shards wait.
+    :param held: files of the store that this program wrote.
+    """
+    is_atomic = find_place(folder).is_atomic
+    standing = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
     for shard in new.shards:
-        staged = commit.find_staged(shard)
-        if staged is not None:
-            target = folder / shard.file
-            if os.path.lexists(target) and (shard.file not in held or target.is_dir()):
-                _move_stray(folder, shard.file)
-            staged.replace(target)
+        if shard.file not in staged:
+            continue
+        there = standing.get(shard.file)
+        # Where a rename is a copy and a removal, a kill may have come between them.
+        is_strange = there is not None and (shard.file not in held or there.is_dir())
+        if there is not None and is_strange and (is_atomic or not _holds(there, shard)):
+            _move_stray(folder, shard.file)
+        yield staged[shard.file], folder / shard.file
+
+
+def _clear_shards(folder: Path, new: Manifest, held: set[str]) -> None:
+    """Remove from a store, or move aside, the shards that it shall not have any more.
+
+    :param held: files of the store that this program wrote.
+    """
     named = {shard.file for shard in new.shards}
     for path in sorted(folder.iterdir()):
         if is_scratch(path):
@@ -284,12 +326,15 @@ def _carry_out(commit: Commit) -> None:
                 path.unlink()
             else:
                 _move_stray(folder, path.name)
-    sync_folder(folder)
-    write_manifest(folder / MANIFEST, new)
-    clear_folder(kept_folder(folder) / new.fingerprint)  # its rows are in the store again
-    drop_kept(folder, KEPT_STORES)
-    for place in list_staging(folder):
-        clear_folder(place)
+
+
+def _is_readable(raw: bytes) -> bool:
+    """Whether bytes are those of a manifest."""
+    try:
+        parse_manifest(raw)
+    except StoreError:
+        return False
+    return True
 
 
 def _list_own(folder: Path, old: Manifest | None, new: Manifest) -> set[str]:
@@ -307,8 +352,11 @@ def _list_own(folder: Path, old: Manifest | None, new: Manifest) -> set[str]:
     }
 
 
-def _retire(commit: Commit, old: Manifest) -> None:
-    """Keep the store of earlier settings, so that going back to them costs nothing."""
+def _retire(commit: Commit, old: Manifest, staged: Mapping[str, Path]) -> None:
+    """Keep the store of earlier settings, so that going back to them costs nothing.
+
+    :param staged: where shards of the new state wait.
+    """
     folder = commit.folder
     kept = kept_folder(folder) / old.fingerprint
     for path in kept.glob(f"{SCRATCH_PREFIX}*"):
@@ -319,13 +367,21 @@ def _retire(commit: Commit, old: Manifest) -> None:
                 path.unlink()
         write_manifest(kept / MANIFEST, old)
     new = {shard.file: shard for shard in commit.manifest.shards}
-    for shard in old.shards:
+    place = find_place(folder)
+    size_of = place.measure(folder)
+
+    def is_old(shard: Shard) -> bool:
+        if size_of(shard.file) != shard.bytes:
+            return False
         successor = new.get(shard.file)
-        # Once the new shard of this name has left the staging folder, the file is the new one.
-        is_old = successor is None or commit.find_staged(successor) is not None
-        if is_old and has_size(folder / shard.file, shard.bytes):
-            (folder / shard.file).replace(kept / shard.file)
-    sync_folder(kept)
+        # Once the new shard of this name has left the staging folder, the file is the new one. It
+        # may be so before, where a rename is a copy and a removal.
+        return successor is None or (
+            shard.file in staged and (place.is_atomic or not _holds(folder / shard.file, successor))
+        )
+
+    place.move((folder / s.file, kept / s.file) for s in old.shards if is_old(s))
+    place.sync(kept)
 
 
 def _move_stray(folder: Path, name: str) -> None:
@@ -371,7 +427,8 @@ def read_kept(folder: Path) -> list[KeptStore]:
     for path in list_kept(folder):
         manifest = _read_readable(path)
         if manifest is not None:
-            there = (s for s in manifest.shards if has_size(path / s.file, s.bytes))
+            size_of = find_place(path).measure(path)
+            there = (s for s in manifest.shards if size_of(s.file) == s.bytes)
             manifest = replace(manifest, shards=tuple(there))
         size = sum(file.lstat().st_size for file in path.iterdir())
         found.append(KeptStore(path, manifest, size))

@@ -8,15 +8,16 @@ that a disk is mounted on.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
 from pipeline.files import is_scratch
 from pipeline.store.manifest import MANIFEST, Shard, is_shard_file
+from pipeline.store.places import find_place
 
 COMMIT = "commit.json"
 OWNER = "owner"
+DIGEST = "object-store.json"
 # The whole shards and the parts of shards that wait for a commit carry the hash of their bytes.
 _WAITING = re.compile(r"(part|rows)-\d{5,12}-[0-9a-f]{32}\.parquet")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -31,7 +32,8 @@ def list_staging(folder: Path) -> list[Path]:
     """The staging folder, and where older versions had theirs if that is another one."""
     places = [staging_folder(folder)]
     beside_link = folder.with_name(f"{folder.name}.next")
-    if os.path.realpath(beside_link) != os.path.realpath(places[0]):
+    place = find_place(folder)
+    if place.find_real(beside_link) != place.find_real(places[0]):
         places.append(beside_link)
     return places
 
@@ -47,9 +49,10 @@ def aside_folder(folder: Path) -> Path:
 
 
 def _beside(folder: Path, what: str) -> Path:
-    real = Path(os.path.realpath(folder))
+    place = find_place(folder)
+    real = place.find_real(folder)
     with contextlib.suppress(OSError):
-        if real.stat().st_dev != real.parent.stat().st_dev:
+        if place.find_disk(real) != place.find_disk(real.parent):
             return real / f".{what}"
     return real.with_name(f"{real.name}.{what}")
 
@@ -58,7 +61,7 @@ def list_kept(folder: Path) -> list[Path]:
     """The stores of earlier settings, the one that was in use last first."""
     with contextlib.suppress(OSError):
         kept = [p for p in kept_folder(folder).iterdir() if _FINGERPRINT.fullmatch(p.name)]
-        return sorted(kept, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        return sorted(kept, key=find_place(folder).find_use, reverse=True)
     return []
 
 
@@ -70,7 +73,7 @@ def list_strays(folder: Path, named: set[str]) -> list[str]:
     :returns: names, sorted.
     """
     inside = {place(folder).name for place in (staging_folder, kept_folder, aside_folder)}
-    return sorted({entry.name for entry in folder.iterdir()} - named - {MANIFEST} - inside)
+    return sorted({entry.name for entry in folder.iterdir()} - named - {MANIFEST, DIGEST} - inside)
 
 
 def name_waiting(stem: str, sha256: str) -> str:
@@ -96,8 +99,9 @@ def clear_folder(folder: Path) -> None:
     if not folder.is_dir():
         return
     ours = [path for path in folder.iterdir() if _is_ours(path)]
-    for path in sorted(ours, key=lambda path: path.name == COMMIT):
-        path.unlink(missing_ok=True)
+    place = find_place(folder)
+    place.remove(path for path in ours if path.name != COMMIT)
+    place.remove(path for path in ours if path.name == COMMIT)
     with contextlib.suppress(OSError):  # another's file is in it, so it stays
         folder.rmdir()
 
@@ -118,7 +122,7 @@ def move_aside(folder: Path, name: str) -> Path:
     target = aside_folder(folder) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     number = 1
-    while os.path.lexists(target):
+    while find_place(folder).exists(target):
         target = target.with_name(f"{name}.{number}")
         number += 1
     (folder / name).rename(target)

@@ -22,10 +22,10 @@ from pipeline.store.manifest import (
     Manifest,
     Recipe,
     Rows,
-    has_size,
     is_shard_file,
     read_manifest_file,
 )
+from pipeline.store.places import find_place
 from pipeline.store.reader import read_keys, read_rows, read_whole_shard
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def find_store(folder: Path, fingerprint: str) -> Snapshot | None:
         manifest = join_shards(find_whole_shards(folder), fingerprint)
     if manifest is None or manifest.fingerprint != fingerprint:
         return None
-    there = (s for s in manifest.shards if has_size(folder / s.file, s.bytes))
+    size_of = find_place(folder).measure(folder)
+    there = (s for s in manifest.shards if size_of(s.file) == s.bytes)
     return Snapshot(folder, replace(manifest, shards=tuple(there)), {})
 
 
@@ -90,7 +91,8 @@ def find_unlisted(folder: Path, fingerprint: str) -> list[Snapshot]:
         return []  # then all shards of that recipe count, see ``find_store``
     if manifest is None:
         return []
-    listed = frozenset(s.file for s in manifest.shards if has_size(folder / s.file, s.bytes))
+    size_of = find_place(folder).measure(folder)
+    listed = frozenset(s.file for s in manifest.shards if size_of(s.file) == s.bytes)
     whole = find_whole_shards(folder, listed)
     return [s for s in whole if s.manifest.fingerprint == fingerprint]
 

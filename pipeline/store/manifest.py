@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
-from pipeline.files import add_hash, check_hash, format_json, hash_json, parse_json, write_bytes
+from pipeline.files import add_hash, check_hash, format_json, hash_json, parse_json
+from pipeline.store.places import find_place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -318,7 +319,7 @@ def format_manifest(manifest: Manifest, **besides: Any) -> bytes:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest with its own hash."""
-    write_bytes(path, format_manifest(manifest))
+    find_place(path).write(path, format_manifest(manifest))
 
 
 def is_shard_file(name: str) -> bool:
@@ -353,9 +354,10 @@ def holds_exactly(folder: Path, manifest: Manifest, keys: pa.Array) -> bool:
     :returns: whether it does.
     """
     planned = [(shard.file, shard.keys) for shard in plan_shards(keys)]
-    return [(shard.file, shard.keys) for shard in manifest.shards] == planned and all(
-        has_size(folder / shard.file, shard.bytes) for shard in manifest.shards
-    )
+    if [(shard.file, shard.keys) for shard in manifest.shards] != planned:
+        return False
+    size_of = find_place(folder).measure(folder)
+    return all(size_of(shard.file) == shard.bytes for shard in manifest.shards)
 
 
 def has_size(path: Path, size: int) -> bool:

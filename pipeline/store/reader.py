@@ -18,6 +18,7 @@ from pipeline.errors import StoreError
 from pipeline.files import hash_file
 from pipeline.store.commit import Snapshot, read_steadily
 from pipeline.store.manifest import REPAIR, Manifest, Recipe, Rows, Shard, split_columns
+from pipeline.store.places import Ranges, find_place
 from pipeline.store.shard import list_value_bytes, locate_values
 
 if TYPE_CHECKING:
@@ -65,13 +66,16 @@ def plan_blocks(
     value_bytes = {
         name: size for name, size in list_value_bytes(manifest).items() if name in columns
     }
-    blocks: list[Block] = []
+    wanted: list[tuple[Shard, int]] = []
     first = 0
     for shard in manifest.shards:
         if rows is None or np.diff(np.searchsorted(rows, [first, first + shard.rows]))[0]:
-            blocks += _plan_shard(snapshot.locate(shard), shard, first, value_bytes)
+            wanted.append((shard, first))
         first += shard.rows
-    return blocks
+    planned = find_place(snapshot.folder).call_each(
+        lambda item: _plan_shard(snapshot.locate(item[0]), *item, value_bytes), wanted
+    )
+    return [block for blocks in planned for block in blocks]
 
 
 def _plan_shard(
@@ -83,7 +87,7 @@ def _plan_shard(
     """
     blocks = []
     held = dict.fromkeys(value_bytes, 0)
-    for at in locate_values(_read_footer(path), value_bytes):
+    for at in locate_values(_read_footer(path, shard), value_bytes):
         checks = (shard.checks or {}).get(at.column, ())
         if at.group >= len(checks):
             raise _damaged(path, f"no hash of {at.column} in row group {at.group}")
@@ -116,12 +120,13 @@ def _missing(path: Path) -> StoreError:
     return StoreError(f"{path}: no such file", hint="run `pipeline embed` again")
 
 
-def _read_footer(path: Path) -> Any:
+def _read_footer(path: Path, shard: Shard | None = None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    sha256, size = (shard.sha256, shard.bytes) if shard is not None else ("", 0)
     try:
-        return pq.read_metadata(path)
+        return pq.read_metadata(find_place(path).open_footer(path, sha256, size))
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (pa.ArrowException, OSError) as error:
@@ -136,14 +141,12 @@ class _Files:
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._paths = sorted({block.path for block in blocks})
-        self._handles: dict[Path, int] = {}
+        self._open: dict[Path, Ranges] = {}
 
     def __enter__(self) -> _Files:
-        import os
-
         try:
             for path in self._paths:
-                self._handles[path] = os.open(path, os.O_RDONLY)
+                self._open[path] = find_place(path).open_ranges(path)
         except OSError as error:
             self.__exit__()
             if isinstance(error, FileNotFoundError):
@@ -152,10 +155,8 @@ class _Files:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        import os
-
-        for handle in self._handles.values():
-            os.close(handle)
+        for file in self._open.values():
+            file.close()
 
     def read(self, block: Block, into: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Read a block and check it.
@@ -164,19 +165,13 @@ class _Files:
         :param into: at least ``block.size`` bytes.
         :raises StoreError: if the values are not those that were written.
         """
-        import os
-
         from xxhash import xxh3_64_hexdigest
 
         values = into[: block.size]
-        handle = self._handles[block.path]
         try:
-            got = os.preadv(handle, [values.data], block.offset) if block.offset >= 0 else 0
-            while 0 < got < block.size:
-                more = os.preadv(handle, [values[got:].data], block.offset + got)
-                if more <= 0:
-                    break
-                got += more
+            got = self._open[block.path].read_into(values, block.offset, block.check)
+        except FileNotFoundError as error:
+            raise _missing(block.path) from error
         except OSError as error:
             raise _damaged(block.path, error.strerror) from error
         if got != block.size or xxh3_64_hexdigest(values.data) != block.check:
@@ -206,10 +201,14 @@ def read_keys(snapshot: Snapshot) -> pa.Array:
     import pyarrow as pa
 
     raw = np.empty((snapshot.manifest.rows, 16), np.uint8)
+
+    def read(block: Block) -> None:
+        files.read(block, raw[block.first : block.first + block.rows].reshape(-1))
+
     for blocks in _group_by_files(plan_blocks(snapshot, ["key"])):
         with _Files(blocks) as files:
-            for block in blocks:
-                files.read(block, raw[block.first : block.first + block.rows].reshape(-1))
+            for _ in find_place(snapshot.folder).call_each(read, blocks):
+                pass
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(raw), [None, pa.py_buffer(raw)])
 
 
@@ -503,7 +502,8 @@ def gather_rows(
         source = table if whole else table[rising[low:high] - block.first]
         into[block.column][target] = source
 
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    at_once = threads or find_place(snapshot.folder).threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(at_once) as pool:
         for group in _group_by_files(wanted):
             with _Files(group) as files:
                 for _ in pool.map(copy, group):

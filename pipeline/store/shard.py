@@ -10,11 +10,10 @@ Source: Apache Parquet format, "Data Pages" and "Plain encoding".
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -26,11 +25,10 @@ from pipeline.arrays import wrap_numbers
 from pipeline.corpus.keys import view_keys
 from pipeline.store import manifest as layout
 from pipeline.store.manifest import Manifest, Recipe, Rows, name_columns, split_columns
+from pipeline.store.places import Piece
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Piece = bytes | memoryview
 
 _NO_HASH = "0" * 16
 
@@ -124,14 +122,6 @@ class Skeleton:
                 checks[extent.column].append(check)
         unknown = _format_checks(columns, self.rows)
         return [*pieces, self.gaps[-1].replace(unknown, json.dumps(checks).encode())], checks
-
-
-def hash_pieces(pieces: Sequence[Piece]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def make_skeleton(recipe: Recipe, rows: int) -> Skeleton:

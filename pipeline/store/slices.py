@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from pipeline.console import warn
 from pipeline.errors import SettingsError, StoreError
-from pipeline.files import describe_write_error, hold_lock, is_scratch, write_bytes
+from pipeline.files import describe_write_error, is_scratch
 from pipeline.store.commit import Snapshot, read_snapshot
 from pipeline.store.folders import (
     clear_folder,
@@ -40,6 +40,7 @@ from pipeline.store.manifest import (
     has_size,
     parse_manifest,
 )
+from pipeline.store.places import find_place
 from pipeline.store.update import Update, join_fidelity
 
 if TYPE_CHECKING:
@@ -127,21 +128,18 @@ class SliceState:
 
     def holds_all(self) -> bool:
         """Whether it is finished and every shard is still there, in its size."""
-        return (
-            self.is_finished
-            and self.manifest is not None
-            and all(
-                has_size(self.folder / name_staged(shard), shard.bytes)
-                for shard in self.manifest.shards
-            )
-        )
+        if not self.is_finished or self.manifest is None:
+            return False
+        size_of = find_place(self.folder).measure(self.folder)
+        return all(size_of(name_staged(shard)) == shard.bytes for shard in self.manifest.shards)
 
     def to_snapshot(self) -> Snapshot | None:
         """Its shards as a store of their own, as far as they are there."""
         if self.manifest is None:
             return None
         paths = {shard.file: self.folder / name_staged(shard) for shard in self.manifest.shards}
-        there = (s for s in self.manifest.shards if has_size(paths[s.file], s.bytes))
+        size_of = find_place(self.folder).measure(self.folder)
+        there = (s for s in self.manifest.shards if size_of(name_staged(s)) == s.bytes)
         return Snapshot(self.folder, replace(self.manifest, shards=tuple(there)), paths)
 
 
@@ -219,7 +217,7 @@ def hold_slice(root: Path, part: Slice) -> Iterator[Path]:
     :raises LockedError: if another run holds the lock.
     """
     folder = root / part.name
-    with hold_lock(root / f".{part.name}.lock", what=f"{folder}/"):
+    with find_place(root).hold_lock(root / f".{part.name}.lock", f"{folder}/"):
         yield folder
 
 
@@ -421,8 +419,8 @@ class SliceUpdate(Update):
                 path = self._moves[shard.file]
                 if path != self.staged / name_staged(shard):
                     path.replace(self.staged / name_staged(shard))
-            for path in self.staged.glob("rows-*"):  # their rows stand in the shards now
-                path.unlink()
+            # Their rows stand in the shards now.
+            find_place(self.staged).remove(self.staged.glob("rows-*"))
         except OSError as error:
             raise describe_write_error(error, self.staged) from error
         return self._write(fidelity, is_finished=True, is_measured=is_measured, run=run)
@@ -448,7 +446,8 @@ class SliceUpdate(Update):
             "measured": is_measured,
             "run": dict(run),
         }
-        write_bytes(self.staged / MANIFEST, format_manifest(manifest, **{_ABOUT: about}))
+        content = format_manifest(manifest, **{_ABOUT: about})
+        find_place(self.staged).write(self.staged / MANIFEST, content)
         return manifest
 
 
@@ -460,5 +459,14 @@ def _read_store(folder: Path, fingerprint: str) -> Snapshot | None:
         return find_store(folder, fingerprint)
     if snapshot.manifest.fingerprint != fingerprint:
         return None
-    there = (s for s in snapshot.manifest.shards if has_size(snapshot.locate(s), s.bytes))
+    size_of = find_place(folder).measure(folder)
+    there = (
+        s
+        for s in snapshot.manifest.shards
+        if (
+            has_size(snapshot.staged[s.file], s.bytes)
+            if s.file in snapshot.staged
+            else size_of(s.file) == s.bytes
+        )
+    )
     return replace(snapshot, manifest=replace(snapshot.manifest, shards=tuple(there)))

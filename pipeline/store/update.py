@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +16,15 @@ import numpy.typing as npt
 from pipeline.arrays import wrap_numbers
 from pipeline.console import count
 from pipeline.errors import LockedError, StoreError, WriteError
-from pipeline.files import (
-    SCRATCH_PREFIX,
-    describe_write_error,
-    sync_folder,
-    write_aside,
-    write_bytes,
-)
+from pipeline.files import describe_write_error
 from pipeline.store import manifest as layout
 from pipeline.store.commit import Snapshot
 from pipeline.store.folders import OWNER, list_kept, name_waiting
 from pipeline.store.known import KnownRows, try_keys
 from pipeline.store.manifest import Recipe, Rows, Shard, Vectors, plan_shards
+from pipeline.store.places import find_place
 from pipeline.store.reader import read_n_tokens
-from pipeline.store.shard import Skeleton, hash_pieces, make_skeleton
+from pipeline.store.shard import Skeleton, make_skeleton
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,6 +154,10 @@ class Update:
         self._moves[shard.file] = path
         self._done[shard.file] = replace(shard, **about, lengths=lengths)
 
+    def discard(self) -> None:
+        """Remove what was kept of this run, and of those before that it would take up."""
+        find_place(self.staged).remove_folder(self.staged)
+
     def _stage(
         self, stem: str, places: npt.NDArray[np.int64], rows: Rows
     ) -> tuple[Path, dict[str, Any]]:
@@ -174,20 +171,11 @@ class Update:
         if skeleton is None or skeleton.rows != len(places):
             skeleton = self._skeleton = make_skeleton(self.recipe, len(places))
         pieces, checks = skeleton.fill(self.keys.take(wrap_numbers(places)), rows)
-        # A kill before it has its name leaves a file that says of itself that it is of no use.
-        unnamed = self.staged / f"{SCRATCH_PREFIX}{stem}.parquet"
         try:
-            with ThreadPoolExecutor(1) as beside:
-                hashed = beside.submit(hash_pieces, pieces)
-                with write_aside(unnamed) as file:
-                    file.writelines(pieces)
-                sha256 = hashed.result()
-            path = self.staged / name_waiting(stem, sha256)
-            unnamed.replace(path)
-            sync_folder(self.staged)
+            path, sha256 = find_place(self.staged).write_named(
+                self.staged, stem, pieces, lambda sha256: name_waiting(stem, sha256)
+            )
         except (OSError, WriteError) as error:
-            with contextlib.suppress(OSError):
-                unnamed.unlink(missing_ok=True)
             self._claim.hold()  # a run that took over may have removed what was half-written
             cause = error if isinstance(error, OSError) else error.__cause__
             failure = (
@@ -223,7 +211,7 @@ class Claim:
         """
         with self._one_at_a_time:
             if not self._is_made:
-                write_bytes(self._path, self._mark)
+                find_place(self._path).write(self._path, self._mark)
                 self._is_made = True
                 return
             try:

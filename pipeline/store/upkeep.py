@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from pipeline.store.manifest import (
     split_columns,
     write_manifest,
 )
+from pipeline.store.places import find_place
 from pipeline.store.reader import read_keys, read_rows, read_vectors, read_whole_shard
 from pipeline.store.writer import StoreUpdate
 
@@ -87,7 +87,7 @@ def _find_damage(snapshot: Snapshot, shard: Shard) -> str | None:
     path = snapshot.locate(shard)
     try:
         if not path.is_file():
-            return "is not a file" if os.path.lexists(path) else "is missing"
+            return "is not a file" if find_place(path).exists(path) else "is missing"
         size = path.stat().st_size
         if size != shard.bytes:
             return f"has {size:,} bytes instead of {shard.bytes:,}"
@@ -128,7 +128,7 @@ def repair_store(folder: Path, damages: Sequence[Damage]) -> list[str]:
             write_manifest(folder / MANIFEST, replace(manifest, shards=kept))
         for damage in damages:
             path = folder / damage.file
-            if not os.path.lexists(path):
+            if not find_place(path).exists(path):
                 continue
             if (not damage.is_stray and _is_remains(path)) or is_scratch(path):
                 path.unlink()

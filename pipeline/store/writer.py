@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import StoreError
-from pipeline.files import describe_write_error, sync_folder
+from pipeline.files import describe_write_error
 from pipeline.store import manifest as layout
 from pipeline.store.commit import (
     Snapshot,
@@ -30,6 +29,7 @@ from pipeline.store.known import (
     take_up,
 )
 from pipeline.store.manifest import Manifest, Recipe
+from pipeline.store.places import find_place
 from pipeline.store.update import Update, join_fidelity
 
 if TYPE_CHECKING:
@@ -157,12 +157,11 @@ class StoreUpdate(Update):
                 hint="run `pipeline embed` again, which takes up what this run has embedded",
             )
         shards = [self._done[shard.file] for shard in self._planned]
+        place = find_place(self.staged)
+        found = [(self._moves.get(s.file), self.staged / name_staged(s)) for s in shards]
         try:
-            for shard in shards:
-                path = self._moves.get(shard.file)
-                if path is not None and path != self.staged / name_staged(shard):
-                    path.replace(self.staged / name_staged(shard))
-            sync_folder(self.staged)
+            place.move((path, to) for path, to in found if path is not None and path != to)
+            place.sync(self.staged)
         except OSError as error:
             raise describe_write_error(error, self.staged) from error
         for known in (self._old, self._kept):
@@ -176,12 +175,13 @@ class StoreUpdate(Update):
         return read_manifest(self.folder)
 
 
-def _find_disk(folder: Path) -> int | None:
+def _find_disk(folder: Path) -> object:
     """The device of a folder, or of that in which it will be made."""
-    real = Path(os.path.realpath(folder))
+    place = find_place(folder)
+    real = place.find_real(folder)
     for candidate in (real, real.parent):
         try:
-            return candidate.stat().st_dev
+            return place.find_disk(candidate)
         except OSError:
             continue
     return None
