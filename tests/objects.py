@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -72,3 +74,38 @@ def use_objects(server: ObjectServer) -> Iterator[None]:
                     client.delete_object(Bucket=BUCKET, Key=entry["Key"])
             client.delete_bucket(Bucket=BUCKET)
             S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
+def serve_refusals(code: str) -> Iterator[ObjectServer]:
+    """Run a server that answers every request by an error of S3.
+
+    :param code: the code of the error.
+    """
+
+    class Refusal(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def refuse(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body.encode())
+
+        do_GET = do_PUT = do_DELETE = do_HEAD = refuse  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is said."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield ObjectServer(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pipeline.console import warn
 from pipeline.corpus.keys import view_keys
-from pipeline.errors import StoreError
+from pipeline.errors import ObjectStoreError, PipelineError, StoreError
 from pipeline.model.weights import Floats
 from pipeline.store import read_keys, read_snapshot, read_vectors
 
@@ -43,6 +43,8 @@ class KnownVectors:
         except StoreError as error:
             if (folder / "manifest.json").exists():
                 self._give_up(error)
+        except ObjectStoreError as error:
+            self._give_up(error)
 
     def take(self, keys: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], Floats]:
         """The vectors of those texts that the store knows.
@@ -59,12 +61,12 @@ class KnownVectors:
                 return is_known, read_vectors(
                     self._folder, known, self._layers, fingerprint=self._fingerprint
                 )
-            except StoreError as error:
+            except (StoreError, ObjectStoreError) as error:
                 self._give_up(error)
         none = np.zeros(len(keys), bool)
         return none, np.empty((0, len(self._layers), self._width), np.float32)
 
-    def _give_up(self, error: StoreError) -> None:
+    def _give_up(self, error: PipelineError) -> None:
         """Take nothing from the store any more, and say why."""
         self._keys = _NO_KEYS
         self.has_given_up = True

@@ -26,7 +26,14 @@ from pipeline.project import Project
 from pipeline.store import manifest as layout
 from pipeline.store import read_manifest, read_vectors
 from tests.conftest import Cli, edit_params, name_spam, read_store, run_stages
-from tests.objects import BUCKET, SECRET, ObjectServer, serve_objects, use_objects
+from tests.objects import (
+    BUCKET,
+    SECRET,
+    ObjectServer,
+    serve_objects,
+    serve_refusals,
+    use_objects,
+)
 
 SHARD_ROWS = 16
 TEXTS = 200
@@ -465,3 +472,90 @@ def test_workers_that_are_killed_lose_no_vector_and_break_nothing(
         assert list_beside(corpus) == []
         for path in [*Project(corpus).store.iterdir()]:
             path.unlink()
+
+
+# Stores that do not serve.
+
+COMMANDS = [("embed",), ("cache", "info"), ("cache", "verify"), ("embed", "--slice", "1/2")]
+
+
+def refuse_all(cli: Cli) -> str:
+    """What commands say, each of which ends in one message."""
+    return "".join(refuse(cli(*command)) for command in COMMANDS)
+
+
+def forget_clients() -> None:
+    """Clients are kept by fsspec, with the credentials that they found."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+
+
+def test_a_client_that_is_not_installed(
+    corpus: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.registry import _registry
+
+    edit_params({"store.url": URL})
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    said = refuse_all(cli)
+    assert said.count(f"s3://{BUCKET}: the client for s3:// is not installed") == len(COMMANDS)
+    assert said.count("pip install 'embedding-pipeline[s3]'") == len(COMMANDS)
+
+
+def test_a_bucket_that_is_not_there(corpus: Path, cli: Cli) -> None:
+    edit_params({"store.url": "s3://elsewhere/team"})
+    said = refuse_all(cli)
+    assert said.count("s3://elsewhere: there is no such bucket") == len(COMMANDS)
+    assert said.count("create the bucket, or correct store.url") == len(COMMANDS)
+
+
+def test_no_credentials(corpus: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_params({"store.url": URL})
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    forget_clients()
+    said = refuse_all(cli)
+    assert said.count("no credentials for it were found") == len(COMMANDS)
+    assert said.count("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") == len(COMMANDS)
+
+
+def test_no_network(corpus: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`predict` does without the store: what it would take from there it computes."""
+    edit_params({"store.url": URL})
+    run_stages(cli, "embed", "train-heads")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # which nobody listens at
+    forget_clients()
+    said = refuse(cli("embed"))
+    assert "the store does not answer" in said
+    assert "check the network" in said
+    answer = cli("predict", "--text", "message 3 of a corpus", "-o", "out.csv")
+    assert answer.returncode == 0, answer.stderr
+    assert "the store does not answer; all vectors are computed anew" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("AccessDenied", "let them list, read, write and remove objects below store.url"),
+        ("InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_requests_that_are_denied(
+    corpus: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, code: str, remedy: str
+) -> None:
+    edit_params({"store.url": URL})
+    with serve_refusals(code) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
+        forget_clients()
+        assert remedy in refuse(cli("embed"))
+        refuse(cli("cache", "info"))
+
+
+def test_a_url_with_a_secret_is_refused_and_not_shown(corpus: Path, cli: Cli) -> None:
+    edit_params({"store.url": f"s3://tests:{SECRET}@bucket/team"})
+    said = refuse_all(cli)
+    assert said.count("params.yaml: store.url: s3://…@bucket/team: must hold no user") == 4
+    assert SECRET not in said
