@@ -6,20 +6,19 @@ Each process imports this file, so nothing is imported here that scoring does no
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from typing import Protocol
 
 from pipeline.errors import DeviceError
 from pipeline.prepare.labelers.sentiment import VaderScorer
+from pipeline.processes import count_cores, stay_with_parent
 
 # A process takes about 0.2 s of a core to start, in which a core scores some 20,000 messages.
 TEXTS_A_PROCESS = 50_000
@@ -50,7 +49,7 @@ def score_texts(
     :returns: scores from -1 to 1, float64, [B].
     :raises DeviceError: if one of the processes was ended from outside.
     """
-    processes = min(threads or _count_cores(), len(texts) // TEXTS_A_PROCESS)
+    processes = min(threads or count_cores(), len(texts) // TEXTS_A_PROCESS)
     following = iter(texts)
     chunks = iter(lambda: list(itertools.islice(following, _CHUNK_TEXTS)), [])
     scores = array("d")
@@ -86,13 +85,6 @@ def _score_chunks(
         pool.shutdown(cancel_futures=True)
 
 
-def _count_cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def _hold_interrupts() -> Iterator[None]:
     """Let Ctrl-C wait while processes start, which inherit that they do not see it.
@@ -115,17 +107,8 @@ _scorer: VaderScorer | None = None  # set only in a process of the pool
 
 def _start_process(lexicon: Mapping[str, float]) -> None:
     global _scorer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block a signal
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stay_with_parent()
     _scorer = VaderScorer(lexicon)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends, which cannot do so itself if it is killed."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _score_in_process(texts: Sequence[str]) -> list[float]:
