@@ -1,7 +1,8 @@
 # `make run` and `make test` do all the set-up that they need, and are quick the second time.
 #   make run       the whole flow on the default corpus; ends with the metrics
 #   make test      all checks, and all tests but those that take more than a minute each
-#   make test-all  the long tests too, with 50 kills of `pipeline embed`
+#   make test-all  the long tests too, with 50 kills of `pipeline embed`, and the kernels for GPUs
+#   make test-kernels  the kernels for GPUs, by Triton's interpreter
 #   make check     ruff, flake8 (docstrings) and mypy
 #   make docs      writes the pages of docs/ that are made from the code
 VENV ?= .venv
@@ -9,7 +10,7 @@ PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(she
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: run test test-all check browser docs clean
+.PHONY: run test test-all test-kernels check browser docs clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -19,8 +20,14 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-test browser check
 	python -m pytest -m "not long"
 
-test-all: $(VENV)/.installed-test browser check
+test-all: $(VENV)/.installed-test browser check test-kernels
 	KILLS=50 python -m pytest
+
+# Triton comes with torch's builds for GPUs. Beside one for CPUs it is installed by itself, 290 MB.
+test-kernels: $(VENV)/.installed-test
+	@python -c "import triton" 2>/dev/null || test -d $(VENV)/triton || \
+	  python -m pip install --disable-pip-version-check -q --no-deps --target $(VENV)/triton triton==3.9.0
+	PYTHONPATH=$(VENV)/triton python -m pytest --dist load tests/integration/test_kernels.py
 
 docs: $(VENV)/.installed-test
 	python -m tests.docs.generate
