@@ -39,7 +39,8 @@ def score_baselines(
 
     :param heads: the heads.
     :param rows: the rows of the corpus.
-    :param words: the words of the N distinct texts of ``rows``.
+    :param words: the words of the N distinct texts of ``rows``, at least of those of the part and
+        of ``list_training_texts``.
     :param part: the part to score; ``None`` for the one that heads are judged by.
     :returns: task → ``most frequent`` and ``words`` → scores; nothing of a task without rows to
         learn from.
@@ -56,7 +57,7 @@ def score_baselines(
         targets = encode_targets(head.type, labels[train], len(head.classes))
         constant = np.repeat(targets.mean(axis=0)[None], len(judged), axis=0)
         sample = _sample_rows(len(train))
-        texts = rows.codes[train[sample]]
+        texts = list_training_texts(head, rows)
         key = texts.tobytes()  # tasks whose training rows are the same share what is dear
         fits[key] = fits.get(key) or WordFit.prepare(words, texts)
         answers = fits[key].predict(targets[sample], words, rows.codes[judged])
@@ -65,6 +66,16 @@ def score_baselines(
             WORDS: _score(head, labels[judged], answers),
         }
     return made
+
+
+def list_training_texts(head: SavedHead, rows: ScoredRows) -> Ints:
+    """The texts that the words alone learn a head's task from: codes, [b].
+
+    :param head: the head.
+    :param rows: the rows of the corpus.
+    """
+    train = rows.take_rows("train", head.name)
+    return rows.codes[train[_sample_rows(len(train))]]
 
 
 @dataclass(frozen=True, eq=False)

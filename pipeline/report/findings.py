@@ -16,7 +16,7 @@ from pipeline.model.evaluation import PartScores
 from pipeline.model.saved import Heads
 from pipeline.neighbours import Vectors
 from pipeline.project import Project
-from pipeline.report.baselines import score_baselines
+from pipeline.report.baselines import list_training_texts, score_baselines
 from pipeline.report.calibration import Reliability, measure_reliability
 from pipeline.report.costs import Costs, measure_costs
 from pipeline.report.errors import ErrorRow, format_errors, list_errors
@@ -123,14 +123,18 @@ def collect_findings(
     columns = read_segments(project, settings.report.segments)
     reader = _LayerReader(project, heads, rows)
     neighbours = find_training_neighbours(rows, reader.read)
-    texts = read_texts(project, list_first_rows(rows))
-    words = count_words(texts)
     shown = sample_rows(rows)
     points = draw_map(reader.take(rows.codes[shown]), shown, settings.report.map)
+    read = _list_read_texts(heads, rows, points)
+    texts = read_texts(project, list_first_rows(rows)[read])
+    words = count_words(texts).spread(read, len(rows.keys))
+    lengths = np.zeros(len(rows.keys), np.int64)
+    lengths[read] = np.fromiter(map(len, texts), np.int64, len(texts))
+    del texts
     clusters = name_clusters(words, rows.codes[points.rows], points.cluster)
     if settings.report.texts == "hide":
         clusters = tuple(str(number) for number in range(1, len(clusters) + 1))
-    groupings = _group_rows(rows, texts, columns, points, clusters)
+    groupings = _group_rows(rows, lengths, columns, points, clusters)
     return Findings(
         numbers=numbers,
         baselines=score_baselines(heads, rows, words),
@@ -174,22 +178,33 @@ def _judge_probabilities(
     return {"reliability": reliability, "thresholds": thresholds}
 
 
+def _list_read_texts(heads: Heads, rows: ScoredRows, points: MapPoints) -> Ints:
+    """The texts whose words and lengths matter: codes, ascending.
+
+    They are those of the judged part, of the map, and of the training rows that the words alone
+    learn from. Of a large corpus that is a part, and words take more memory than all else.
+    """
+    judged = rows.codes[rows.parts[rows.judged]]
+    learned = (list_training_texts(head, rows) for head in heads.heads)
+    return np.unique(np.concatenate([judged, rows.codes[points.rows], *learned]))
+
+
 def _group_rows(
     rows: ScoredRows,
-    texts: Sequence[str],
+    lengths: Ints,
     columns: Mapping[str, Sequence[str | None]],
     points: MapPoints,
     clusters: Sequence[str],
 ) -> list[Grouping]:
     """Groups of rows that heads may be weak on: by length, by cluster of the map, by column.
 
-    :param texts: the N distinct texts.
+    :param lengths: the number of characters of each of the N distinct texts; of those that judged
+        rows have.
     :param columns: the columns of the source that the settings name.
     """
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))[rows.codes]
     judged = rows.parts[rows.judged]
     return [
-        group_lengths(lengths, judged),
+        group_lengths(lengths[rows.codes], judged),
         group_points(points, clusters, rows),
         *(group_values(name, values, judged) for name, values in columns.items()),
     ]

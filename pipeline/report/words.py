@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,14 @@ class WordCounts:
     words: Ints
     times: Ints
     vocabulary: npt.NDArray[Any]
+
+    def spread(self, texts: Ints, N: int) -> WordCounts:
+        """The words of the same texts among others, of which no word is known.
+
+        :param texts: the index of each of these texts among all, ascending: int64.
+        :param N: the number of all texts.
+        """
+        return replace(self, starts=self.starts[np.searchsorted(texts, np.arange(N + 1))])
 
     def find_pairs(self, texts: Ints) -> tuple[Ints, Ints]:
         """The pairs of some texts.

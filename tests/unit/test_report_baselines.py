@@ -16,10 +16,12 @@ from pipeline.model.decision import Decision
 from pipeline.model.evaluation import PartScores
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.model.tasks import TASK_TYPES
+from pipeline.report import baselines
 from pipeline.report.baselines import (
     MOST_FREQUENT,
     WORDS,
     WordFit,
+    list_training_texts,
     score_baselines,
     solve_by_gradients,
     weigh_words,
@@ -107,6 +109,35 @@ def test_no_texts_and_texts_without_words_have_none() -> None:
         counts = count_words(texts)
         assert len(counts.vocabulary) == 0
         assert counts.starts.tolist() == [0] * (len(texts) + 1)
+
+
+def test_words_of_some_texts_are_as_if_the_others_were_empty() -> None:
+    texts = make_texts(40)
+    some = np.array([0, 3, 4, 17, 39])
+    spread = count_words([texts[at] for at in some]).spread(some, len(texts))
+    whole = count_words([text if at in some else "" for at, text in enumerate(texts)])
+    for name in ("starts", "words", "times", "vocabulary"):
+        assert getattr(spread, name).tolist() == getattr(whole, name).tolist()
+
+
+@pytest.mark.parametrize(("kind", "C"), [("binary", 2), ("multiclass", 3)])
+def test_baselines_need_no_other_texts_than_they_say(
+    kind: str, C: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more training rows than are learned from, the scores are those of all texts' words."""
+    monkeypatch.setattr(baselines, "_MAX_TRAIN_ROWS", 25)
+    labels = np.arange(120) // 3 % C
+    texts = [f"{text} class{label}" for text, label in zip(make_texts(120), labels, strict=True)]
+    rows = make_rows({"task": labels}, {"task": np.ones(120, bool)}, 120)
+    heads = make_heads(make_head(kind, C))
+    some = list_training_texts(heads.heads[0], rows)
+    assert len(some) == 25
+    some = np.union1d(some, rows.codes[rows.parts["test"]])
+    assert len(some) < 120
+    words = count_words([texts[at] for at in some]).spread(some, 120)
+    found = score_baselines(heads, rows, words)["task"][WORDS].overall
+    assert found == score_baselines(heads, rows, count_words(texts))["task"][WORDS].overall
+    assert found["accuracy"] == 1
 
 
 def test_weights_are_those_of_scikit_learn() -> None:
