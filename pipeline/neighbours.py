@@ -20,15 +20,22 @@ EXACT_PAIRS = 2_500_000_000
 # The cosines of one block, 8 MB, stay in the processor's cache until their largest are found.
 _BLOCK_QUERIES = 512
 _BLOCK_OTHERS = 4096
-# The cells whose vectors a query is compared with. Of the vectors of 130,000 texts in 361 cells,
-# 96 in 100 of the nearest are in one of so many, and 998 in 1,000 of those at a cosine above 0.85.
-_PROBED_CELLS = 16
+# The number of cells, as a multiple of the root of the number of vectors in them, and those whose
+# vectors a query is compared with. Of the nearest among 93,000 vectors of texts in 1,150 cells, 96
+# in 100 are found in so many, and 996 in 1,000 of those at a cosine above 0.8.
+_CELLS_PER_ROOT = 4
+_PROBED_CELLS = 36
+# Directions in which the centres of cells vary most. The nearest centres are found by them, with
+# the loss of 2 in 1,000 of the nearest vectors.
+_DIRECTIONS = 192
+# Regions in which the cell of a vector is looked for, with the loss of 3 in 1,000.
+_PROBED_REGIONS = 3
 _QUERIES_PER_CELL = 20  # by which the centre of a cell is found
 _MOST_LINKS = 5_000_000  # between vectors, that are held before groups are joined: 80 MB
 _ROUNDS = 3  # of finding the centres
-# Vectors whose cells are filled at once. The queries of a cell are copied for each such filling,
-# which with the few vectors of one chunk would take longer than comparing them.
-_FILLED_ROWS = 131_072
+# The numbers in the vectors whose cells are filled at once: 1.1 GB. The queries of each are copied
+# for each filling, which with the few vectors of one chunk would take longer than comparing.
+_FILLED_NUMBERS = 270_000_000
 # No texts at a lower cosine are called near-duplicates, whatever the others are.
 _LEAST_COSINE = 0.8
 _FEWEST_TEXTS = 1000  # among which fewer than one may exceed the threshold by chance
@@ -51,8 +58,11 @@ class Nearest:
 
 def normalize(vectors: Vectors) -> Vectors:
     """Vectors, [B, D], at the length 1."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Vectors = vectors / np.maximum(lengths, 1e-12)
+    scaled = np.empty_like(vectors)
+    for start in range(0, len(vectors), _BLOCK_OTHERS):
+        some = slice(start, start + _BLOCK_OTHERS)
+        lengths = np.linalg.norm(vectors[some], axis=1, keepdims=True)
+        np.divide(vectors[some], np.maximum(lengths, 1e-12), out=scaled[some])
     return scaled
 
 
@@ -89,17 +99,18 @@ def find_nearest(
 
 
 def _join_chunks(chunks: Chunks, D: int) -> Chunks:
-    """The same vectors, in order, ``_FILLED_ROWS`` at a time, which stand until the next ones."""
-    held_numbers, held = np.empty(_FILLED_ROWS, np.int64), np.empty((_FILLED_ROWS, D), np.float32)
+    """The same vectors, in order, as many at a time as cells take, which stand until the next."""
+    filled = max(1, _FILLED_NUMBERS // D)
+    held_numbers, held = np.empty(filled, np.int64), np.empty((filled, D), np.float32)
     count = 0
     for numbers, vectors in chunks:
         start = 0
         while start < len(numbers):
-            some = slice(start, start + _FILLED_ROWS - count)
+            some = slice(start, start + filled - count)
             into = slice(count, count + len(numbers[some]))
             held_numbers[into], held[into] = numbers[some], vectors[some]
             start, count = start + len(numbers[some]), into.stop
-            if count == _FILLED_ROWS:
+            if count == filled:
                 yield held_numbers, held
                 count = 0
     if count:
@@ -221,12 +232,22 @@ def _join_groups(groups: Ints, links: Sequence[tuple[Ints, Ints]]) -> Ints:
 class _Cells:
     """Cells of the space of vectors of length 1: all vectors nearest to one of some centres.
 
-    :param centres: the centres, of length 1, [C, D].
+    Cells that are near each other form a region, so that the nearest centre of a vector is looked
+    for in a few regions alone.
+
+    Source: Nistér, Stewénius (2006), Scalable recognition with a vocabulary tree, for centres that
+    are found, and looked for, level by level.
+
+    :param regions: the centres of the regions, of length 1, [G, D].
+    :param centres: the centres of the cells, of length 1, those of a region side by side, [C, D].
+    :param starts: the first cell of each region, and C behind them: [G + 1].
     :param queries: for each cell the indices of the queries that are to be compared with the
         vectors in it.
     """
 
+    regions: Vectors
     centres: Vectors
+    starts: Ints
     queries: list[Ints]
 
     @classmethod
@@ -236,32 +257,68 @@ class _Cells:
         :param queries: vectors of length 1, [B, D].
         :param others: the number of vectors that are to be in the cells.
         """
-        C = max(1, min(math.isqrt(others), len(queries) // _QUERIES_PER_CELL))
+        C = max(1, min(_CELLS_PER_ROOT * math.isqrt(others), len(queries) // _QUERIES_PER_CELL))
         order = np.random.default_rng(0).permutation(len(queries))
         sample = queries[order[: C * _QUERIES_PER_CELL]]
-        centres = sample[:C]
-        for _ in range(_ROUNDS):
-            cell = _find_cells(sample, centres, 1)[:, 0]
-            sums = np.zeros_like(centres)
-            np.add.at(sums, cell, sample)
-            is_held = np.bincount(cell, minlength=C) > 0
-            centres = np.where(is_held[:, None], normalize(sums), centres)
-        probed = _find_cells(queries, centres, min(_PROBED_CELLS, C))
-        by_cell = np.argsort(probed, axis=None, kind="stable")
-        ends = np.cumsum(np.bincount(probed.ravel(), minlength=C))
-        return cls(centres, np.split(by_cell // probed.shape[1], ends[:-1]))
+        regions = _find_centres(sample, math.isqrt(C))
+        members = _list_members(_find_cells(sample, regions, 1), len(regions))
+        centres = [
+            _find_centres(sample[of], max(1, len(of) // _QUERIES_PER_CELL)) for of in members
+        ]
+        starts = np.cumsum([0, *map(len, centres)])
+        joined = np.concatenate(centres)
+        # Centres vary in few directions, by which the nearest ones are found as well.
+        directions = np.linalg.eigh(joined.T @ joined)[1][:, -_DIRECTIONS:]
+        probed = _find_cells(
+            queries @ directions, joined @ directions, min(_PROBED_CELLS, len(joined))
+        )
+        return cls(regions, joined, starts, _list_members(probed, len(joined)))
 
     def pair(self, vectors: Vectors) -> Iterator[tuple[Ints, Ints]]:
         """The indices of the queries and of the vectors that meet in each cell.
 
         :param vectors: vectors of length 1, [b, D].
         """
-        cell = _find_cells(vectors, self.centres, 1)[:, 0]
-        by_cell = np.argsort(cell, kind="stable")
-        ends = np.cumsum(np.bincount(cell, minlength=len(self.centres)))
-        for members, queries in zip(np.split(by_cell, ends[:-1]), self.queries, strict=True):
-            if len(members) and len(queries):
-                yield queries, members
+        members = _list_members(self._locate(vectors)[:, None], len(self.centres))
+        for queries, of_cell in zip(self.queries, members, strict=True):
+            if len(of_cell) and len(queries):
+                yield queries, of_cell
+
+    def _locate(self, vectors: Vectors) -> Ints:
+        """The cell of each vector: [b]."""
+        G = len(self.regions)
+        nearest = Nearest(np.zeros(len(vectors), np.int64), np.full(len(vectors), -np.inf, "f4"))
+        members = _list_members(_find_cells(vectors, self.regions, min(_PROBED_REGIONS, G)), G)
+        for some, start, end in zip(members, self.starts, self.starts[1:], strict=False):
+            if len(some) and end > start:
+                cells = np.arange(start, end)
+                _update(nearest, vectors, some, cells, self.centres[start:end], None)
+        return nearest.numbers
+
+
+def _find_centres(vectors: Vectors, count: int) -> Vectors:
+    """Centres of vectors by a few rounds of k-means, of length 1, [count, D]; fewer of few vectors.
+
+    :param vectors: vectors of length 1 in random order, [B, D].
+    """
+    centres = vectors[:count]
+    for _ in range(_ROUNDS):
+        members = _list_members(_find_cells(vectors, centres, 1), len(centres))
+        sums = [vectors[of].sum(axis=0) if len(of) else centre
+                for of, centre in zip(members, centres, strict=True)]  # fmt: skip
+        centres = normalize(np.stack(sums)) if sums else centres
+    return centres
+
+
+def _list_members(cells: Ints, count: int) -> list[Ints]:
+    """The indices of the vectors that are in each cell, ascending.
+
+    :param cells: the cells that each vector is in, [B, n].
+    :param count: the number of cells.
+    """
+    by_cell = np.argsort(cells, axis=None, kind="stable")
+    ends = np.cumsum(np.bincount(cells.ravel(), minlength=count))
+    return np.split(by_cell // cells.shape[1], ends[:-1])
 
 
 def _find_cells(vectors: Vectors, centres: Vectors, count: int) -> Ints:

@@ -182,6 +182,7 @@ def _draw_times(rows: int) -> Iterator[Floats]:
     at_once = max(1, min(REPLICATES, _MOST_NUMBERS // rows))
     for start in range(0, REPLICATES, at_once):
         R = min(at_once, REPLICATES - start)
-        drawn = generator.integers(0, rows, (R, rows)) + rows * np.arange(R)[:, None]
-        counted = np.bincount(drawn.reshape(-1), minlength=R * rows)
-        yield counted.reshape(R, rows).astype(np.float64)
+        times = np.empty((R, rows))
+        for replicate, drawn in zip(times, generator.integers(0, rows, (R, rows)), strict=True):
+            replicate[:] = np.bincount(drawn, minlength=rows)
+        yield times

@@ -287,18 +287,16 @@ def sweep_thresholds(ranking: Ranking, times: Floats | None = None) -> Sweep:
     :param ranking: the rows and their scores.
     :param times: how often each sample holds each row, [R, B]; ``None`` for one sample.
     """
-    order = np.argsort(-ranking.scores, kind="stable")
-    is_new = np.diff(ranking.scores[order], prepend=np.nan) != 0
-    level = np.cumsum(is_new) - 1  # from the highest score on, of each row in their order
-    N = int(level[-1]) + 1 if len(level) else 0
+    # From the highest score on, of each row.
+    level = np.unique(-ranking.scores, return_inverse=True)[1]
+    N = int(level.max(initial=-1)) + 1
     # Rows of one score, those of the class behind the others, are next to each other.
-    cell = 2 * level + ranking.is_class[order]
-    by_cell = np.argsort(cell, kind="stable")
-    first = np.flatnonzero(np.diff(cell[by_cell], prepend=-1))
-    weights = (np.ones(len(order)) if times is None else times)[..., order[by_cell]]
-    counted = np.zeros((*weights.shape[:-1], 2 * N + 2))
-    counted[..., 2 + cell[by_cell[first]]] = np.add.reduceat(weights, first, axis=-1)
-    passed = np.cumsum(counted.reshape(*weights.shape[:-1], N + 1, 2), axis=-2)
+    cell = 2 + 2 * level + ranking.is_class
+    samples = [None] if times is None else times
+    counted = np.stack([np.bincount(cell, sample, 2 * N + 2) for sample in samples])
+    passed = np.cumsum(counted.reshape(len(samples), N + 1, 2), axis=1, dtype=np.float64)
+    if times is None:
+        (passed,) = passed
     return Sweep(hits=passed[..., 1], false_alarms=passed[..., 0])
 
 

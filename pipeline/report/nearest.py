@@ -68,8 +68,12 @@ def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNei
     generator = np.random.default_rng(0)
     sample = np.sort(generator.permutation(training)[:SAMPLE_TEXTS])
     wanted = np.union1d(codes, sample)
-    queries = np.concatenate([vectors for _, vectors in read(wanted)])
-    found = find_nearest(queries, read(training), own=wanted, others=len(training))
+    found = find_nearest(
+        np.concatenate([vectors for _, vectors in read(wanted)]),  # which nothing else holds
+        read(training),
+        own=wanted,
+        others=len(training),
+    )
 
     def locate_rows(found_codes: Ints) -> Ints:
         at = np.minimum(np.searchsorted(training, found_codes), len(training) - 1)

@@ -28,7 +28,7 @@ from pipeline.assets import read_assets
 from pipeline.config import load_settings
 from pipeline.corpus.tables import read_distinct_keys
 from pipeline.project import Project
-from pipeline.recipe import make_recipe
+from pipeline.recipe import make_recipe, resolve_text_recipe
 from pipeline.store import Rows, StoreUpdate
 
 ROOT = Path(__file__).parents[2]
@@ -93,8 +93,10 @@ def write_project(folder: Path, rows: int) -> None:
         run_stage(folder, stage)
     project = Project(folder)
     backbone = read_assets(project.assets)["backbone"]
-    architecture = Architecture.read(backbone.locate(project))
-    recipe = make_recipe(backbone, architecture, load_settings(settings).embed, "float32")
+    where, embed = backbone.locate(project), load_settings(settings).embed
+    architecture = Architecture.read(where)
+    texts = resolve_text_recipe(embed, architecture, where)
+    recipe = make_recipe(backbone, architecture, embed, texts, "float32")
     write_vectors(project, replace(recipe, width=WIDTH), rows)
 
 
