@@ -27,6 +27,10 @@ BLOCK_ROWS = 8192
 # What they hold is mostly rounding; scaled up, it would get weights that are thousands of times as
 # large as all others.
 _LEAST_DEVIATION = 0.01
+# Features that vary by no more than this part of their mean, the step between two numbers of
+# float16, hold nothing but rounding, and are left out. Where a few rows or a label happen to go
+# with it, weights of any size would be learned, which would judge a text that differs there.
+_ROUNDING = 2.0**-10
 # Rows that are widened to float64 at a time: 256 of them stay in a core's cache.
 _FIT_ROWS = 256
 # Rows that are widened to float32 and scaled at a time: 1,024 of them, 768 wide, are 3 MB.
@@ -54,8 +58,8 @@ class Scaling:
     """A feature x becomes (x - mean) / deviation.
 
     :param mean: float64, [D].
-    :param deviation: float64, [D]; 1 for a feature that is constant over the training rows, and at
-        least a part of the typical one for those that are nearly so.
+    :param deviation: float64, [D]; at least a part of the typical one, and infinite for a feature
+        that is constant over the training rows but for rounding, so that it becomes 0.
     """
 
     mean: npt.NDArray[np.float64]
@@ -97,12 +101,11 @@ class Scaling:
         offset = total / rows
         mean = shift + offset
         deviation = np.sqrt(np.maximum(squares / rows - offset**2, 0))
-        # Rounding leaves a constant feature a deviation near, not at, zero.
-        constant = deviation <= 1e-7 * np.maximum(np.abs(mean), 1e-12)
+        constant = deviation <= np.maximum(_ROUNDING * np.abs(mean), 1e-19)
         if not constant.all():
             floor = _LEAST_DEVIATION * float(np.median(deviation[~constant]))
             deviation = np.maximum(deviation, floor)
-        return cls(mean, np.where(constant, 1.0, deviation))
+        return cls(mean, np.where(constant, np.inf, deviation))
 
     def apply(self, features: Floats) -> Floats:
         """Scaled features: float32, [B, D]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,6 +96,53 @@ def test_features_are_the_same_wherever_they_are(
         strict=True,
     ):
         np.testing.assert_allclose(found, of_memory, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("bytes_a_number", "changes"),
+    [
+        (8, {"head": "linear"}),
+        (1, {"head": "linear"}),
+        (8, {"head": "kernel", "weight_decay": 0.01}),
+        (8, {"head": "linear", "optimizer": "adamw", "search": [], "max_epochs": 3}),
+        (8, {"head": "hidden", "optimizer": "adamw", "search": [], "max_epochs": 3}),
+    ],
+    ids=["linear", "streamed", "kernel", "adamw", "hidden"],
+)
+def test_features_that_hardly_vary_decide_nothing(
+    tmp_path: Path, bytes_a_number: int, changes: dict[str, Any]
+) -> None:
+    """A few units in the last place of float16, by chance or by label, get no huge weight."""
+    vectors, values = make_rows()
+    step = 2.0**-10  # of float16 at 1
+    flat = {0: np.arange(ROWS) % 97 == 0, 3: values == 1, 7: np.arange(ROWS) == 5, 10: values < 0}
+    for column, is_higher in flat.items():
+        vectors[:, column] = 1 + step * is_higher
+    keys = write_store(tmp_path / "s", vectors, "float16")
+    stored = StoredFeatures(
+        tmp_path / "s", keys[:JUDGED], TRAIN, (0, 1), WIDTH // 2,
+        standardize=True, memory_bytes=bytes_a_number * vectors.size, device="cpu",
+    )  # fmt: skip
+    counts = tuple(np.bincount(values[:TRAIN]).tolist())
+    task = Task("y", "multiclass", ("a", "b", "c"), LabelSummary(counts, TRAIN), metric="loss")
+    settings = HeadsSettings(**{"folds": None, **changes})
+    targets = make_targets([task], {"y": values[:JUDGED]}, TRAIN, None, "cpu")
+    fit = fit_heads(stored, targets, [task], list_configurations(settings, (0, 1)), settings)
+    weights = fit.heads[0].candidate.head
+    rows = vectors[JUDGED:].astype(np.float32)
+
+    def measure_change(column: int, amount: float) -> float:
+        moved = rows.copy()
+        moved[:, column] += amount
+        return float(np.abs(weights.compute_logits(moved) - weights.compute_logits(rows)).max())
+
+    others = [column for column in range(WIDTH) if column not in flat]
+    typical = float(np.median(vectors[:, others].astype(np.float64).std(axis=0)))
+    assert max(measure_change(column, typical) for column in flat) == 0
+    assert min(measure_change(column, typical) for column in others) > 0.01
+    if weights.centers is None:
+        folded = weights.weight if weights.input_weight is None else weights.input_weight
+        assert np.abs(folded).max() < 10
 
 
 def test_a_stream_is_read_again_and_again_in_part_or_whole(tmp_path: Path) -> None:
