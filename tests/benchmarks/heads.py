@@ -1,6 +1,6 @@
 """Time and quality of training heads, beside scikit-learn, Lightning's usual loop, the notebook.
 
-    python -m tests.benchmarks.heads [--json FILE] [--quick | --seeds N | --rows N --folder FOLDER]
+    python -m tests.benchmarks.heads [--json FILE] [--quick | --seeds N | --rows N | --outputs N]
 
 On the SMS corpus if this project's ``cache/`` holds its vectors, and on synthetic rows. All engines
 get the same standardized features in memory; scores are macro-F1 on the validation rows, averaged
@@ -12,6 +12,8 @@ chosen on held-out rows, and how it does on the test part.
 
 ``--rows N`` makes a project of N synthetic rows in ``--folder``, if there is none, and measures its
 stages `train-heads` and `report`: seconds of CPU and of the wall, and memory.
+
+``--outputs N`` does so for `train-heads` with N classes, and with N tags, on 5,000 rows.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from pipeline.heads.trainer import make_trainer
 from pipeline.heads.training import TrainedHead, fit_heads
 from pipeline.project import Project
 from pipeline.store import read_manifest, read_vectors
-from tests.benchmarks.scale import measure_stages
+from tests.benchmarks.scale import measure_outputs, measure_stages
 from tests.benchmarks.table import describe_machine, present
 
 
@@ -347,6 +349,7 @@ def _summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--quick", is_flag=True, help="Less of everything: under 50 s on two cores.")
 @click.option("--seeds", type=int, help="Test figures under so many seeds instead.")
 @click.option("--rows", type=int, help="The stages on so many synthetic rows instead.")
+@click.option("--outputs", type=int, help="Training of so many classes and tags instead.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where these rows are.")
 @click.option("--max-memory", type=float, help="runtime.max_memory of these rows.")
 def main(
@@ -354,15 +357,19 @@ def main(
     quick: bool,
     seeds: int | None,
     rows: int | None,
+    outputs: int | None,
     folder: Path | None,
     max_memory: float | None,
 ) -> None:
     """Measure training beside scikit-learn, a plain Lightning loop and the notebook's way."""
     machine = describe_machine("torch", "lightning", "scikit-learn")
-    if rows is not None:
+    if rows is not None or outputs is not None:
         with tempfile.TemporaryDirectory() as scratch:
             where = (folder or Path(scratch)).absolute()
-            present(measure_stages(where, rows, max_memory), path, machine)
+            measured = [] if rows is None else measure_stages(where, rows, max_memory)
+            if outputs is not None:
+                measured += measure_outputs(where, outputs)
+            present(measured, path, machine)
         return
     if seeds is not None:
         present(try_seeds(seeds), path, machine)
