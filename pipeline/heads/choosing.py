@@ -19,7 +19,7 @@ from pipeline.model.tasks import TASK_TYPES
 
 # The aim of the thresholds of tags → for how many held-out rows with a tag the threshold counts
 # that is common to all tags, beside the rows that have it.
-_COMMON_WEIGHTS = {"auto": 5.0, "f1": 1.0, "f1_micro": np.inf}
+_COMMON_WEIGHTS = {"auto": 3.0, "f1": 1.0, "f1_micro": np.inf}
 # The value of a metric that held-out rows leave undefined; that of any other metric is 0.
 _UNDEFINED = {"roc_auc": 0.5}
 

@@ -11,7 +11,7 @@ Source: Hoerl, Kennard (1970), Ridge regression: biased estimation for nonorthog
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,6 +21,10 @@ from pipeline.onednn import multiply
 
 # Rows whose products are summed in float32, before the sum is added to one in float64.
 _CHUNK_ROWS = 2048
+# Columns of the sum of products that are computed at a time.
+_PANEL = 1024
+# The share of the mean square of a feature that rounding may take a covariance from the true one.
+_ROUNDING = 1e-6
 # Steps that L-BFGS takes about where it is the other way. A number of a Cholesky factor counts
 # twice, since it is of float64.
 _OTHER_STEPS = 20
@@ -55,6 +59,9 @@ def count_work(rows: int, width: int, outputs: int, fits: int) -> float:
 class NormalEquations:
     """F fits of one head under one quadratic loss, for any weight decay.
 
+    Two matrices of D × D are kept in float32, that of all training rows and that of the fit that
+    was solved last; one more in float64 is made of the latter for each solution.
+
     :param features: features of all rows, of width D.
     :param objective: a function that gives the mean loss of each fit from logits: quadratic in
         them, and bending alike for all outputs of a row.
@@ -71,33 +78,42 @@ class NormalEquations:
         self._last: tuple[int, torch.Tensor] | None = None
 
     @torch.no_grad()
-    def solve(self, decay: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def solve(
+        self, decay: float, fits: Sequence[int] | None = None, *, is_rough: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The best heads under one weight decay.
 
         :param decay: λ of all fits.
-        :returns: weights, [F, O, D], biases, [F, O], and logits of all rows, [B, F, O], float32.
+        :param fits: the numbers of the n fits to solve; ``None`` for all.
+        :param is_rough: whether float32 will do, in half the time, where it can.
+        :returns: weights, [n, O, D], biases, [n, O], and logits of all rows, [B, n, O], float32.
         """
-        F, D = self._fits, self._features.width
-        weight = torch.empty(F, self._O, D, device=self._device)
-        bias = torch.empty(F, self._O, device=self._device)
-        for fit in range(F):
-            weight[fit], bias[fit] = self._solve_one(fit, decay)
-        logits = torch.empty(self._features.rows, F, self._O, device=self._device)
+        chosen = range(self._fits) if fits is None else fits
+        n, D = len(chosen), self._features.width
+        weight = torch.empty(n, self._O, D, device=self._device)
+        bias = torch.empty(n, self._O, device=self._device)
+        for place, fit in enumerate(chosen):
+            weight[place], bias[place] = self._solve_one(fit, decay, is_rough)
+        logits = torch.empty(self._features.rows, n, self._O, device=self._device)
         for rows, block in self._features.blocks():
-            logits[rows] = multiply(block, weight.view(F * self._O, D)).view(-1, F, self._O) + bias
+            logits[rows] = multiply(block, weight.view(n * self._O, D)).view(-1, n, self._O) + bias
         return weight, bias, logits
 
-    def _solve_one(self, fit: int, decay: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _solve_one(
+        self, fit: int, decay: float, is_rough: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         bends, pulls = self._differentiate(fit)
         mean, by_pull = self._sum_pulls(bends, pulls)
         total = bends.sum().double()
-        covariance = self._find_gram(fit, bends).clone()
-        covariance.addr_(mean, mean, alpha=-float(total))
-        covariance.diagonal().add_(max(decay, 1e-8))
         pull = pulls.sum(dim=0).double()
         right = by_pull - mean[:, None] * pull
-        lower = torch.linalg.cholesky(covariance)
-        weight = torch.cholesky_solve(right, lower).T
+        gram = self._find_gram(fit, bends)
+        ridge = max(decay, 1e-8)
+        lower = _factorize(gram, mean, float(total), ridge, torch.float32) if is_rough else None
+        while lower is None:
+            lower = _factorize(gram, mean, float(total), ridge, torch.float64)
+            ridge = max(10 * ridge, _ROUNDING * float(gram.diagonal().mean()))
+        weight = torch.cholesky_solve(right.to(lower), lower).T.double()
         return weight.float(), (pull / total - weight @ mean).float()
 
     def _differentiate(self, fit: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,6 +149,7 @@ class NormalEquations:
         """The sum of the outer products of a fit's features, as rows bend its loss: [D, D]."""
         if self._last is not None and self._last[0] == fit:
             return self._last[1]
+        self._last = None
         if fit == self._fits - 1:
             if self._whole is None:
                 self._whole = self._sum_products(bends)
@@ -143,17 +160,56 @@ class NormalEquations:
         left_out = torch.where(bends > 0, 0.0, whole)
         # A fold's rows count for more in the mean over fewer rows.
         share = bends.sum() / (whole - left_out).sum()
-        gram = (self._whole - self._sum_products(left_out)) * share.double()
+        gram = self._sum_products(left_out)
+        torch.sub(self._whole, gram, out=gram).mul_(share)
         self._last = fit, gram
         return gram
 
     def _sum_products(self, bends: torch.Tensor) -> torch.Tensor:
-        D = self._features.width
-        total = torch.zeros(D, D, dtype=torch.float64, device=self._device)
+        """The sum of the outer products of all rows, each of which counts as it bends: [D, D].
+
+        It is symmetric, so that of each panel of its columns the part below its diagonal will do.
+        """
+        D, device = self._features.width, self._device
+        panels = [
+            torch.zeros(D - first, min(_PANEL, D - first), dtype=torch.float64, device=device)
+            for first in range(0, D, _PANEL)
+        ]
         for rows, block in self._features.blocks():
             for chunk in _scale_rows(block, bends[rows].sqrt()):
-                total += multiply(chunk.T, chunk.T).double()
-        return total
+                turned = chunk.T.contiguous()
+                for number, panel in enumerate(panels):
+                    below = turned[number * _PANEL :]
+                    panel += multiply(below, below[:_PANEL])
+        gram = torch.empty(D, D, device=device)
+        while panels:
+            panel = panels.pop()
+            first, stop = len(panels) * _PANEL, len(panels) * _PANEL + panel.shape[1]
+            gram[first:, first:stop] = panel
+            gram[first:stop, first:] = panel.T
+        return gram
+
+
+def _factorize(
+    gram: torch.Tensor, mean: torch.Tensor, total: float, ridge: float, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """The lower Cholesky factor of a covariance with a ridge, [D, D].
+
+    :param gram: the sum of outer products that it is of, [D, D].
+    :param mean: the mean of the features, float64, [D].
+    :param total: the sum of what rows weigh.
+    :param ridge: what is added to the diagonal.
+    :param dtype: the precision that it is computed in.
+    :returns: ``None`` where rounding makes it no positive matrix.
+    """
+    matrix = gram.to(dtype, copy=True)
+    matrix.addr_(mean.to(dtype), mean.to(dtype), alpha=-total)
+    matrix.diagonal().add_(ridge)
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    # In place, which it is for a matrix of columns alone; this one is symmetric.
+    lower = matrix.mT
+    torch.linalg.cholesky_ex(lower, out=(lower, info))
+    return None if int(info) else lower
 
 
 def _scale_rows(block: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.Tensor]:

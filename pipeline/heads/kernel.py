@@ -205,8 +205,9 @@ def fit_kernel(features: Features, scaling: Scaling, bandwidth: float) -> Kernel
 def _factorize(kernel: torch.Tensor) -> torch.Tensor:
     """The upper Cholesky factor of the centres' kernel matrix, [U, U], which it changes."""
     kernel.diagonal().add_(_RIDGE)
-    lower: torch.Tensor = torch.linalg.cholesky(kernel)
-    return lower.mT
+    # In place, which it is for a matrix of columns alone; this one is symmetric.
+    torch.linalg.cholesky(kernel.mT, out=kernel.mT)
+    return kernel
 
 
 def _split(features: Features) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -61,9 +61,13 @@ class Task:
     @property
     def thresholds_are_chosen(self) -> bool:
         """Whether configurations are judged by tags above thresholds of their own."""
+        return self.has_tags and isinstance(self.threshold, str)
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether a row has any number of its classes."""
         kind = TASK_TYPES[self.type]
-        is_of_tags = kind.has_thresholds and kind.positive_class is None
-        return is_of_tags and isinstance(self.threshold, str)
+        return kind.has_thresholds and kind.positive_class is None
 
     def adapt(self, configuration: Configuration) -> Configuration:
         """A configuration as it is for this task, whose own settings it may have to leave alone.

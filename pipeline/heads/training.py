@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +47,7 @@ _MAX_STACK_NUMBERS = 24_000_000
 _WEIGHT_COPIES = 4
 
 # The tolerance of the head that a path leads to, whose loss then is its optimum's within 1e-4.
-_PATH_TOLERANCE = 1e-5
+_PATH_TOLERANCE = 1e-6
 _DEAR_TOLERANCE = 3e-4
 
 # A function that gives the features of some layers, scaled by the training rows, and the scaling.
@@ -237,9 +239,12 @@ def _follow_paths(
     held: dict[Hashable, tuple[Features, FeatureMap]] = {}
 
     def take_features(configuration: Configuration) -> tuple[Features, FeatureMap]:
-        key = configuration.layers, configuration.head, configuration.bandwidth
+        if configuration.head != "kernel":
+            return make_features(features_of, configuration)  # which are at hand
+        key = _identify_features(configuration)
         if key not in held:
-            held.clear()  # one set of features at a time
+            held.clear()  # one kernel's features at a time
+            gc.collect()  # solvers and trainers, which hold some, are in cycles
             held[key] = make_features(features_of, configuration)
         return held[key]
 
@@ -258,52 +263,73 @@ def _follow_paths(
     for search in searches:
         search.leave_out(measure_width)
     counter = _StepCounter(advance, searches)
-    found = _walk_paths(searches, take_searched, counter)
-    heads: dict[str, TrainedHead] = {}
-    epochs = 0
-    order = sorted(range(len(tasks)), key=lambda n: found[n].best.configuration.head)
-    for number in order:
-        features, made = take_features(found[number].best.step.family)
+    heads: dict[int, TrainedHead] = {}
+    judged_rows = 0
+    for number, found in _walk_paths(searches, take_searched, counter):
+        features, made = take_features(found.best.step.family)
         if sample is not None:
             whole = PathSearch(tasks[number], configurations, sample.split)
-            found[number] = sample.judge(whole, found[number], features)
-        is_dear = searches[number].is_dear(features.width)
-        head = _fit_best(
-            tasks[number], found[number], features, made, targets, settings, device, is_dear
+            found = sample.judge(whole, found, features)
+        is_dear = searches[number].is_long(features.width)
+        heads[number] = _fit_best(
+            tasks[number], found, features, made, targets, settings, device, is_dear
         )
-        heads[tasks[number].name] = head
-        epochs += head.candidate.epoch
+        del features, made  # so that the next ones have room
+        judged_rows = max(judged_rows, found.judged_rows)
         counter.count_head()
-    judged_rows = max(of_task.judged_rows for of_task in found)
-    return tuple(heads[task.name] for task in tasks), epochs, judged_rows
+    epochs = sum(head.candidate.epoch for head in heads.values())
+    return tuple(heads[number] for number in range(len(tasks))), epochs, judged_rows
 
 
 def _walk_paths(
     searches: Sequence[PathSearch],
     take_features: Callable[[Configuration], Features],
     counter: _StepCounter,
-) -> list[Found]:
-    """What the path of each family ends at, for each task.
+) -> Iterator[tuple[int, Found]]:
+    """What the paths of each task end at.
 
     :param searches: the search of each task.
     :param take_features: a function that gives the features of a family.
     :param counter: what is told of each step.
+    :yields: the number of a task and what was found for it, as soon as its last family is walked:
+        the features of that family are still at hand then.
     """
-    families = dict.fromkeys(family for search in searches for family in search.families)
-    for family in _sort_by_features(families):
-        for search in searches:
-            if family in search.families:
+    families = _sort_by_features({family for search in searches for family in search.families})
+    left = [set(search.families) for search in searches]
+    waiting = set(range(len(searches)))
+    for _, alike in itertools.groupby(families, _identify_features):
+        for family in alike:
+            for search, open_families in zip(searches, left, strict=True):
+                if family not in open_families:
+                    continue
+                open_families.remove(family)
+                for other in searches:
+                    if other is not search:
+                        other.close()  # the matrices of one task at a time
                 with counter.count_walk() as step:
                     search.walk(family, take_features(family), step)
-    finals: list[list[Step]] = [[] for _ in searches]
-    finalists = [search.list_finalists() for search in searches]
-    for family in reversed(_sort_by_features(families)):  # the last one's features are at hand
-        for number, search in enumerate(searches):
-            steps = [step for step in finalists[number] if step.family == family]
-            if steps:
-                finals[number] += search.refit(steps, take_features(family))
-    counter.finish_walks()
-    return [search.finish(finals[number]) for number, search in enumerate(searches)]
+                if family.head == "kernel":  # others are refined when kernels are known
+                    search.refine(family, take_features(family))
+        for number, open_families in enumerate(left):
+            if not open_families and number in waiting:
+                waiting.remove(number)
+                yield number, _finish_paths(searches[number], take_features)
+
+
+def _finish_paths(search: PathSearch, take_features: Callable[[Configuration], Features]) -> Found:
+    """What the paths of one task end at, all of whose families were walked."""
+    families = _sort_by_features(search.families)
+    for family in families:
+        if family.head != "kernel":
+            search.refine(family, take_features(family))
+    finals: list[Step] = []
+    finalists = search.list_finalists()
+    for family in reversed(families):  # the last one's features are at hand
+        steps = [step for step in finalists if step.family == family]
+        if steps:
+            finals += search.refit(steps, take_features(family))
+    search.close()
+    return search.finish(finals)
 
 
 def _measure_width(layer_width: int, train_rows: int, configuration: Configuration) -> int:
@@ -345,10 +371,6 @@ class _StepCounter:
         yield step
         self._tell(left)
 
-    def finish_walks(self) -> None:
-        """Count paths that were not walked as done."""
-        self._tell(self._WALKS - self._done)
-
     def count_head(self) -> None:
         """Count the head of one task as trained."""
         self._tell(self._head)
@@ -360,7 +382,12 @@ class _StepCounter:
 
 def _sort_by_features(families: Iterable[Configuration]) -> list[Configuration]:
     """Families in an order in which those of one set of features follow each other."""
-    return sorted(families, key=lambda c: (c.head != "linear", c.layers, c.bandwidth))
+    return sorted(families, key=_identify_features)
+
+
+def _identify_features(family: Configuration) -> tuple[bool, tuple[int, ...], float]:
+    """What is equal for families of the same features; that of kernel heads comes last."""
+    return family.head == "kernel", family.layers, family.bandwidth
 
 
 def _fit_best(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipeline.config import HeadsSettings, TaskSettings
+from pipeline.heads import closed_form
 from pipeline.heads.closed_form import NormalEquations
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
@@ -40,7 +42,7 @@ def make_task(kind: str, values: np.ndarray, **settings: object) -> Task:
     return Task("y", kind, classes, summary, settings=options)
 
 
-def solve(task: Task, features: np.ndarray, targets: Targets) -> tuple[np.ndarray, ...]:
+def solve(task: Task, features: np.ndarray, targets: Targets, **how: Any) -> tuple[np.ndarray, ...]:
     loss = StackedLoss(task, [resolve_loss(task, {})] * targets.fits)
 
     def objective(logits: torch.Tensor, models: torch.Tensor) -> torch.Tensor:
@@ -48,7 +50,7 @@ def solve(task: Task, features: np.ndarray, targets: Targets) -> tuple[np.ndarra
         return loss.select(models).average(logits, targets.labels["y"], masks)
 
     held = MemoryFeatures(torch.from_numpy(features), TRAIN)
-    solved = NormalEquations(held, objective, targets.fits, C).solve(DECAY)
+    solved = NormalEquations(held, objective, targets.fits, C).solve(DECAY, **how)
     return tuple(part.numpy() for part in solved)
 
 
@@ -109,6 +111,40 @@ def test_lbfgs_ends_where_the_closed_form_does(kind: str) -> None:
     )
 
 
+def test_columns_some_at_a_time_make_the_same_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, values = make_rows("multiclass")
+    task = make_task("multiclass", values)
+    targets = make_targets([task], {"y": values}, TRAIN, draw_folds(np.arange(TRAIN), 3, 0), "cpu")
+    whole = solve(task, features, targets)
+    monkeypatch.setattr(closed_form, "_PANEL", 7)  # the width is no multiple of it
+    for found, expected in zip(solve(task, features, targets), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rough_heads_of_some_fits_are_near_the_exact_ones() -> None:
+    features, values = make_rows("multiclass")
+    task = make_task("multiclass", values)
+    targets = make_targets([task], {"y": values}, TRAIN, draw_folds(np.arange(TRAIN), 3, 0), "cpu")
+    weight, bias, _ = solve(task, features, targets)
+    rough_weight, rough_bias, logits = solve(task, features, targets, fits=[1], is_rough=True)
+    np.testing.assert_allclose(rough_weight[0], weight[1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(rough_bias[0], bias[1], rtol=1e-3, atol=1e-3)
+    assert logits.shape == (ROWS, 1, C)
+
+
+def test_features_that_rounding_makes_dependent_have_finite_heads() -> None:
+    features, values = make_rows("multiclass")
+    features = np.concatenate([features * 1e4, features * 1e4], axis=1)
+    task = make_task("multiclass", values)
+    targets = make_targets([task], {"y": values}, TRAIN, None, "cpu")
+    for is_rough in (False, True):
+        weight, bias, logits = solve(task, features, targets, is_rough=is_rough)
+        assert all(np.isfinite(part).all() for part in (weight, bias, logits))
+        right = logits[:, 0].argmax(axis=1) == values
+        reference = Ridge(alpha=1e-3).fit(features, hold("multiclass", values)).predict(features)
+        assert right.mean() >= (reference.argmax(axis=1) == values).mean() - 0.03
+
+
 def search_families(task: Task, targets: Targets, width: int) -> list[tuple[str, str | None]]:
     configurations = list_configurations(HeadsSettings(), (0,))
     search = PathSearch(task, configurations, targets)
@@ -122,7 +158,7 @@ def test_least_squares_is_tried_where_outputs_are_many_and_no_loss_is_given() ->
     targets = make_targets([task], {"y": values}, TRAIN, None, "cpu")
     usual = [("linear", None), ("kernel", None)]
     open_task = replace(task, settings=TaskSettings())
-    squared = [("linear", None), ("kernel", "least_squares")]
+    squared = [("linear", None), ("kernel", None), ("kernel", "least_squares")]
     assert search_families(open_task, targets, WIDTH) == squared
     given = replace(open_task, settings=TaskSettings(loss="focal"), kept={"loss": "focal"})
     assert search_families(given, targets, WIDTH) == [("linear", "focal"), ("kernel", "focal")]

@@ -18,6 +18,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from pipeline.config import HeadsSettings
 from pipeline.heads import path
+from pipeline.heads.choosing import choose_thresholds
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
 from pipeline.heads.held_out import encode_held_out
@@ -26,6 +27,7 @@ from pipeline.heads.targets import draw_folds, make_targets
 from pipeline.heads.task_types import LabelSummary
 from pipeline.heads.tasks import Task
 from pipeline.heads.training import TrainedHead, fit_heads
+from pipeline.model.decision import Decision
 from pipeline.model.tasks import TASK_TYPES
 
 TRAIN, JUDGED, ROWS = 600, 800, 1800
@@ -189,9 +191,35 @@ def test_folds_after_a_path_on_one_split_have_not_seen_what_they_judge(
     configurations = list_configurations(HeadsSettings(head="linear"), (0,))
     one = PathSearch(task, configurations, targets)
     one.walk(one.families[0], shown)
-    steps = one.refit(sorted(one._walked, key=lambda step: step.decay)[:2], shown)
+    walked = one._walks[one.families[0]].steps
+    steps = one.refit(sorted(walked, key=lambda step: step.decay)[:2], shown)
     for step in steps:
         assert np.mean((step.held_out[:, 0] > 0) == values[:JUDGED]) < 0.58
+
+
+def test_fits_in_all_folds_end_where_each_would_from_nothing() -> None:
+    """A path to a weak decay leads folds to their optimum, which scikit-learn finds, too."""
+    features, values = make_classes(0.2, classes=2)
+    task = make_task("binary", values, "loss")
+    scaling = Scaling.fit(features[:TRAIN])
+    scaled = scaling.apply(features[:JUDGED])
+    shown = MemoryFeatures(torch.from_numpy(scaled), TRAIN)
+    folds = draw_folds(np.arange(TRAIN), 5, 0)
+    targets = make_targets([task], {"y": values[:JUDGED]}, TRAIN, folds, "cpu")
+    one = PathSearch(task, list_configurations(HeadsSettings(head="linear"), (0,)), targets)
+    one.walk(one.families[0], shown)
+    walked = one._walks[one.families[0]].steps
+    (step,) = one.refit([dataclasses.replace(walked[0], decay=1e-3)], shown)
+    decay = step.configuration.weight_decay
+    assert decay is not None
+    for fold in range(5):
+        rows = np.flatnonzero(folds != fold)
+        model = LogisticRegression(C=1 / (decay * len(rows)), max_iter=5000, tol=1e-8)
+        model.fit(scaled[rows], values[rows])
+        left = np.flatnonzero(folds == fold)
+        expected = log_loss(values[left], model.predict_proba(scaled[left]))
+        odds = 1 / (1 + np.exp(-step.held_out[left, 0]))
+        assert log_loss(values[left], odds) == pytest.approx(expected, rel=0.05)
 
 
 def test_without_folds_where_they_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +256,7 @@ def test_a_tag_without_training_rows_is_never_predicted_and_rare_ones_lean_on_th
     values[rare[3:], 2] = 0
     task = make_task("multilabel", values, "f1_macro")
     spreads = {}
+    logits_of_all: np.ndarray | None = None
     for aim in ("f1", "auto", "f1_micro", 0.3):
         head, logits = search(features, values, dataclasses.replace(task, threshold=aim))
         thresholds = head.calibration.decision.thresholds
@@ -236,8 +265,12 @@ def test_a_tag_without_training_rows_is_never_predicted_and_rare_ones_lean_on_th
         found = TASK_TYPES["multilabel"].predict(logits + 100, head.calibration.decision)
         assert found[:, :3].all()
         assert not found[:, 3].any()
-        spreads[aim] = np.ptp(np.log(np.array(thresholds[:3]) / (1 - np.array(thresholds[:3]))))
-    assert spreads["f1"] >= spreads["auto"] > spreads["f1_micro"] == spreads[0.3] == 0
+        if logits_of_all is None:  # spreads are compared on what one head says
+            logits_of_all = head.candidate.held_out
+        aimed = dataclasses.replace(task, threshold=aim)
+        own = np.array(choose_thresholds(aimed, logits_of_all, values[:JUDGED], Decision())[:3])
+        spreads[aim] = np.ptp(np.log(own / (1 - own)))
+    assert spreads["f1"] > spreads["auto"] > spreads["f1_micro"] == spreads[0.3] == 0
 
 
 def test_nearly_constant_features_get_no_huge_weight() -> None:
