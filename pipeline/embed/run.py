@@ -126,7 +126,7 @@ def say_text_recipe(settings: Settings, folder: Path, recipe: Recipe) -> None:
 
 
 def choose_recipe(
-    store: Path,
+    stores: Sequence[Path],
     recipes: Sequence[Recipe],
     setting: Precision | Literal["auto"],
     device: str,
@@ -136,16 +136,19 @@ def choose_recipe(
     So no text is embedded again because a machine, or a version of this program, would compute in
     another precision.
 
-    :param store: the store.
+    :param stores: the store, and where vectors may stand that are moved to it.
     :param recipes: the recipes that the settings may mean, which differ in their precision.
     :param setting: the setting of the precision.
     :param device: type of the device.
     """
-    held = [kept.manifest.fingerprint for kept in read_kept(store) if kept.manifest is not None]
-    try:
-        held.insert(0, read_manifest(store).fingerprint)
-    except StoreError:  # there is none, or its manifest is lost, which its shards make up for
-        held[:0] = {shard.manifest.fingerprint for shard in find_whole_shards(store)}
+    held: list[str] = []
+    for store in stores:
+        try:
+            held.append(read_manifest(store).fingerprint)
+        except StoreError:  # there is none, or its manifest is lost, which its shards make up for
+            held += {shard.manifest.fingerprint for shard in find_whole_shards(store)}
+        kept = (earlier.manifest for earlier in read_kept(store))
+        held += (manifest.fingerprint for manifest in kept if manifest is not None)
     by_fingerprint = {recipe.fingerprint: recipe for recipe in recipes}
     suited = resolve_precision(setting, device)
     for fingerprint in held:
@@ -247,7 +250,8 @@ class Machine:
             checked.result()
         devices = choose_devices(settings.runtime.devices)
         precision = settings.embed.precision
-        recipe = choose_recipe(project.store, recipes, precision, devices[0].type)
+        stores = list(dict.fromkeys([project.store, project.local_store]))
+        recipe = choose_recipe(stores, recipes, precision, devices[0].type)
         return cls(recipe, folder, devices, settings.runtime)
 
 

@@ -185,6 +185,14 @@ def test_vectors_of_the_folder_move_and_are_not_embedded_again(corpus: Path, cli
     assert "every byte is right" in cli("cache", "verify").stdout
 
 
+def test_vectors_that_move_keep_their_precision(corpus: Path, cli: Cli) -> None:
+    edit_params({"embed.precision": "bfloat16"})
+    run_stages(cli, "embed")
+    edit_params({"store.url": URL, "embed.precision": "auto"})  # float32, for a new store
+    assert "0 embedded" in cli("embed").stdout
+    assert read_manifest(Project(corpus).store).recipe["precision"] == "bfloat16"
+
+
 def test_the_digest_changes_if_and_only_if_the_vectors_do(corpus: Path, cli: Cli) -> None:
     edit_params({"store.url": URL})
     digest = Project(corpus).local_store / "object-store.json"
