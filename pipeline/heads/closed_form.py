@@ -113,7 +113,9 @@ class NormalEquations:
         while lower is None:
             lower = _factorize(gram, mean, float(total), ridge, torch.float64)
             ridge = max(10 * ridge, _ROUNDING * float(gram.diagonal().mean()))
-        weight = torch.cholesky_solve(right.to(lower), lower).T.double()
+        # Not by torch.cholesky_solve, which copies the factor.
+        halfway = torch.linalg.solve_triangular(lower, right.to(lower), upper=False)
+        weight = torch.linalg.solve_triangular(lower.mT, halfway, upper=True).T.double()
         return weight.float(), (pull / total - weight @ mean).float()
 
     def _differentiate(self, fit: int) -> tuple[torch.Tensor, torch.Tensor]:
