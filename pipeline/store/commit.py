@@ -218,6 +218,7 @@ def read_steadily(
     :raises StoreError: if what does not change is damaged, or the changes do not end.
     """
     snapshot = start or read_snapshot(folder)
+    has_failed = False  # with the state that the store has now
     for number in range(1, _READS + 1):
         if fingerprint is not None and snapshot.manifest.fingerprint != fingerprint:
             raise StoreError(
@@ -228,8 +229,10 @@ def read_steadily(
             return read(snapshot)
         except StoreError:
             now = read_snapshot(folder)
-            if now == snapshot:
+            # Once may be a chance: a store can be back in a state after others in between.
+            if now == snapshot and has_failed:
                 raise
+            has_failed = now == snapshot
             snapshot = now
         sleep(number * _PAUSE_SECONDS)
     raise StoreError(

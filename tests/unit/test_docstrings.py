@@ -6,15 +6,21 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from types import ModuleType
 from typing import is_typeddict
 
 import pipeline
 
+# Importing the one runs the command line; the other needs Triton, which few machines have.
+LEFT_OUT = {"pipeline.__main__"} | (
+    {"pipeline.embed.kernels"} if not find_spec("triton") else set()
+)
+
 
 def list_modules() -> Iterator[ModuleType]:
     for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
-        if found.name != "pipeline.__main__":  # importing it runs the command line
+        if found.name not in LEFT_OUT:
             yield importlib.import_module(found.name)
 
 

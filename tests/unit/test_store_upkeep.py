@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.store import (
     write_manifest,
 )
 from pipeline.store import manifest as layout
+from pipeline.store.commit import Snapshot, read_steadily
 from pipeline.store.folders import aside_folder, kept_folder
 from pipeline.store.manifest import format_manifest
 from pipeline.store.upkeep import export_vectors, prune_store, rebuild_manifest, verify_store
@@ -474,6 +475,29 @@ def test_readers_while_another_run_commits(
         stop.set()
         process.join(60)
     assert len(seen) > 3, "the store was not rewritten while it was read"
+
+
+def test_what_fails_once_is_read_again_though_the_store_is_as_it_was(tmp_path: Path) -> None:
+    """It can be back in a state after others in between, of which the reader saw one."""
+    folder = tmp_path / "s"
+    update(folder, make_recipe(), range(8))
+    calls: list[Snapshot] = []
+
+    def fail(times: int) -> Callable[[Snapshot], int]:
+        calls.clear()
+
+        def read_once(snapshot: Snapshot) -> int:
+            calls.append(snapshot)
+            if len(calls) <= times:
+                raise StoreError("damaged")
+            return len(calls)
+
+        return read_once
+
+    assert read_steadily(folder, fail(1)) == 2
+    with pytest.raises(StoreError, match="damaged"):
+        read_steadily(folder, fail(2))
+    assert len(calls) == 2
 
 
 def test_vectors_of_two_recipes_are_never_mixed(tmp_path: Path) -> None:
