@@ -13,9 +13,9 @@ from typing import is_typeddict
 import pipeline
 
 # Importing the one runs the command line; the other needs Triton, which few machines have.
-LEFT_OUT = {"pipeline.__main__"} | (
-    {"pipeline.embed.kernels"} if not find_spec("triton") else set()
-)
+LEFT_OUT = {"pipeline.__main__"}
+if not find_spec("triton"):
+    LEFT_OUT.add("pipeline.embed.kernels")
 
 
 def list_modules() -> Iterator[ModuleType]:
