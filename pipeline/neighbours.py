@@ -262,8 +262,11 @@ class _Cells:
         sample = queries[order[: C * _QUERIES_PER_CELL]]
         regions = _find_centres(sample, math.isqrt(C))
         members = _list_members(_find_cells(sample, regions, 1), len(regions))
+        regions = regions[[len(of) > 0 for of in members]]  # in one without cells nothing is found
         centres = [
-            _find_centres(sample[of], max(1, len(of) // _QUERIES_PER_CELL)) for of in members
+            _find_centres(sample[of], max(1, len(of) // _QUERIES_PER_CELL))
+            for of in members
+            if len(of)
         ]
         starts = np.cumsum([0, *map(len, centres)])
         joined = np.concatenate(centres)
@@ -281,8 +284,13 @@ class _Cells:
         """
         members = _list_members(self._locate(vectors)[:, None], len(self.centres))
         for queries, of_cell in zip(self.queries, members, strict=True):
-            if len(of_cell) and len(queries):
-                yield queries, of_cell
+            # A cell of many vectors that are the same is met a part at a time.
+            for first in range(0, len(of_cell), _BLOCK_OTHERS):
+                for start in range(0, len(queries), _BLOCK_OTHERS):
+                    yield (
+                        queries[start : start + _BLOCK_OTHERS],
+                        of_cell[first : first + _BLOCK_OTHERS],
+                    )
 
     def _locate(self, vectors: Vectors) -> Ints:
         """The cell of each vector: [b]."""
@@ -290,23 +298,25 @@ class _Cells:
         nearest = Nearest(np.zeros(len(vectors), np.int64), np.full(len(vectors), -np.inf, "f4"))
         members = _list_members(_find_cells(vectors, self.regions, min(_PROBED_REGIONS, G)), G)
         for some, start, end in zip(members, self.starts, self.starts[1:], strict=False):
-            if len(some) and end > start:
-                cells = np.arange(start, end)
-                _update(nearest, vectors, some, cells, self.centres[start:end], None)
+            cells, centres = np.arange(start, end), self.centres[start:end]
+            for first in range(0, len(some), _BLOCK_OTHERS):
+                part = some[first : first + _BLOCK_OTHERS]
+                _update(nearest, vectors, part, cells, centres, None)
         return nearest.numbers
 
 
 def _find_centres(vectors: Vectors, count: int) -> Vectors:
-    """Centres of vectors by a few rounds of k-means, of length 1, [count, D]; fewer of few vectors.
+    """Centres of vectors by a few rounds of k-means, of length 1: [count, D], or fewer.
 
-    :param vectors: vectors of length 1 in random order, [B, D].
+    A centre that no vector is nearest to is left out. Those of vectors that are the same would be
+    the same, too, and a query would look for them in cells of which all but one are empty.
+
+    :param vectors: vectors of length 1 in random order, at least one, [B, D].
     """
     centres = vectors[:count]
     for _ in range(_ROUNDS):
         members = _list_members(_find_cells(vectors, centres, 1), len(centres))
-        sums = [vectors[of].sum(axis=0) if len(of) else centre
-                for of, centre in zip(members, centres, strict=True)]  # fmt: skip
-        centres = normalize(np.stack(sums)) if sums else centres
+        centres = normalize(np.stack([vectors[of].sum(axis=0) for of in members if len(of)]))
     return centres
 
 

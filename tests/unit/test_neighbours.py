@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import neighbours
-from pipeline.neighbours import find_nearest, group_near
+from pipeline.neighbours import find_nearest, group_near, list_neighbours
 
 
 def read_chunks(
@@ -146,3 +148,34 @@ def test_groups_of_many_vectors_are_found_by_cells(monkeypatch: pytest.MonkeyPat
     found = group_near(vectors, 0.999)
     assert is_same_partition(found, expected)
     assert (found[2500:] == found[:500]).all()
+
+
+@pytest.mark.parametrize("kinds", [1, 5, 400])
+def test_vectors_that_are_the_same_are_found_by_cells(
+    kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of long texts are that begin alike, and are cut."""
+    monkeypatch.setattr(neighbours, "EXACT_PAIRS", 0)
+    monkeypatch.setattr(neighbours, "_BLOCK_OTHERS", 100)
+    generator = np.random.default_rng(6)
+    same = generator.standard_normal((kinds, 16)).astype(np.float32)
+    kind = np.append(np.zeros(2000, int), generator.integers(0, kinds, 1000))
+    single = generator.standard_normal((1000, 16)).astype(np.float32)
+    vectors = np.concatenate([same[kind], single])[generator.permutation(4000)]
+    update, compared = neighbours._update, []
+
+    def watch(nearest: Any, queries: Any, some: Any, numbers: Any, others: Any, own: Any) -> None:
+        compared.append(max(len(some), len(numbers)))
+        update(nearest, queries, some, numbers, others, own)
+
+    monkeypatch.setattr(neighbours, "_update", watch)
+    cosines = cosine_similarity(vectors)
+    np.fill_diagonal(cosines, -1)
+    has_same = cosines.max(axis=1) > 0.999999
+    assert has_same.sum() > 2000
+    found = find_nearest(vectors, [(np.arange(4000), vectors)], own=np.arange(4000), others=4000)
+    assert found.cosines[has_same] == pytest.approx(1, abs=1e-5)
+    assert (found.numbers != np.arange(4000)).all()
+    assert max(compared) <= 100
+    assert list_neighbours(vectors, 2)[1][has_same, 0] == pytest.approx(1, abs=1e-5)
+    assert is_same_partition(group_near(vectors, 0.9999), count_groups(vectors, 0.9999))
