@@ -50,7 +50,8 @@ def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     :param b: [N, D], on the same device.
     :returns: [B, N].
     """
-    if a.device.type != "cpu" or a.dtype != b.dtype or not has_onednn(a.dtype):
+    is_empty = not a.numel() or not b.numel()  # of which oneDNN makes no product
+    if is_empty or a.device.type != "cpu" or a.dtype != b.dtype or not has_onednn(a.dtype):
         return a @ b.T
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
         _lay_out(a), _lay_out(b), None, "none", [], ""

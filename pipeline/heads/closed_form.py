@@ -103,8 +103,10 @@ class NormalEquations:
         self, fit: int, decay: float, is_rough: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         bends, pulls = self._differentiate(fit)
-        mean, by_pull = self._sum_pulls(bends, pulls)
         total = bends.sum().double()
+        if not total:  # nothing is learned where no row weighs anything
+            return bends.new_zeros(self._O, self._features.width), bends.new_zeros(self._O)
+        mean, by_pull = self._sum_pulls(bends, pulls)
         pull = pulls.sum(dim=0).double()
         right = by_pull - mean[:, None] * pull
         gram = self._find_gram(fit, bends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.config import HeadsSettings, TaskSettings
 from pipeline.heads import closed_form
 from pipeline.heads.closed_form import NormalEquations
 from pipeline.heads.configurations import list_configurations
-from pipeline.heads.features import MemoryFeatures, Scaling
+from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.path import PathSearch
 from pipeline.heads.targets import StackedLoss, Targets, draw_folds, make_targets
 from pipeline.heads.task_types import TARGET_TYPES
@@ -42,15 +43,21 @@ def make_task(kind: str, values: np.ndarray, **settings: object) -> Task:
     return Task("y", kind, classes, summary, settings=options)
 
 
-def solve(task: Task, features: np.ndarray, targets: Targets, **how: Any) -> tuple[np.ndarray, ...]:
+def solve(
+    task: Task,
+    features: np.ndarray,
+    targets: Targets,
+    held: StreamedFeatures | None = None,
+    **how: Any,
+) -> tuple[np.ndarray, ...]:
     loss = StackedLoss(task, [resolve_loss(task, {})] * targets.fits)
 
     def objective(logits: torch.Tensor, models: torch.Tensor) -> torch.Tensor:
         masks = targets.masks[:, models]
         return loss.select(models).average(logits, targets.labels["y"], masks)
 
-    held = MemoryFeatures(torch.from_numpy(features), TRAIN)
-    solved = NormalEquations(held, objective, targets.fits, C).solve(DECAY, **how)
+    rows = held or MemoryFeatures(torch.from_numpy(features), TRAIN)
+    solved = NormalEquations(rows, objective, targets.fits, C).solve(DECAY, **how)
     return tuple(part.numpy() for part in solved)
 
 
@@ -91,6 +98,46 @@ def test_class_weights_and_rows_without_a_label_count_as_sample_weights_do() -> 
     reference = Ridge(alpha=DECAY * SURE**2 * weights.sum())
     reference.fit(features[rows].astype(np.float64), wanted[rows], sample_weight=weights)
     np.testing.assert_allclose(weight[-1], reference.coef_, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_and_folds_whose_rows_have_no_label_change_nothing() -> None:
+    features, values = make_rows("multiclass")
+    given = values.copy()
+    given[:100] = -1
+    task = make_task("multiclass", given[100:])
+    folds = np.append(np.zeros(100, int), draw_folds(np.arange(200), 2, 0) + 1)
+    targets = make_targets([task], {"y": given}, TRAIN, folds, "cpu")
+    weight, _, _ = solve(task, features, targets)
+
+    def read(rows: int, batch: int, seed: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, rows, batch):
+            numbers = np.arange(start, min(start + batch, rows))
+            yield numbers, features[numbers]
+
+    streamed = StreamedFeatures(read, ROWS, TRAIN, Scaling.identity(WIDTH), "cpu", block_rows=20)
+    by_blocks, _, _ = solve(task, features, targets, held=streamed)
+    np.testing.assert_allclose(by_blocks, weight, rtol=1e-3, atol=1e-4)
+    # The first fold leaves out rows without a label alone.
+    wanted = SURE * (2.0 * hold("multiclass", values[100:TRAIN]) - 1)
+    reference = Ridge(alpha=DECAY * SURE**2 * 200).fit(features[100:TRAIN], wanted)
+    for fit in (0, -1):
+        np.testing.assert_allclose(weight[fit], reference.coef_, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_a_task_that_weighs_nothing_has_constant_heads(kind: str) -> None:
+    features, values = make_rows(kind)
+    task = replace(make_task(kind, values), loss_weight=0.0)
+    targets = make_targets([task], {"y": values}, TRAIN, draw_folds(np.arange(TRAIN), 3, 0), "cpu")
+    held, settings = MemoryFeatures(torch.from_numpy(features), TRAIN), HeadsSettings()
+    configurations = list_configurations(settings, (0,))
+    search = PathSearch(task, configurations, targets)
+    search.leave_out(lambda _: WIDTH)
+    assert all(search.is_closed(family, WIDTH) for family in search.families)
+    fit = fit_heads(
+        lambda _: (held, Scaling.identity(WIDTH)), targets, [task], configurations, settings
+    )
+    assert not fit.heads[0].candidate.head.weight.any()
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
