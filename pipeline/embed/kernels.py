@@ -1,7 +1,8 @@
 """Kernels for GPUs in Triton, which comes with torch's builds for GPUs.
 
 Each does in one pass over its tensors what torch's operators do in several. Only
-``pipeline.embed.gpu`` imports this module, and only where a GPU can run it.
+``pipeline.embed.gpu`` imports this module, and only where a GPU can run it. Triton launches kernels
+on the current device, which with several GPUs need not be that of the tensors.
 """
 
 from __future__ import annotations
@@ -82,12 +83,13 @@ def attend_short(
     width = D // heads
     out = qkv.new_empty((T, D))
     tokens = max(_FEWEST_TOKENS, triton.next_power_of_2(longest))
-    _attend[(len(offsets) - 1, heads)](
-        qkv, out, offsets, qkv if bias is None else bias, longest, width**-0.5,
-        HEADS=heads, WIDTH=width, LANES=max(16, triton.next_power_of_2(width)), TOKENS=tokens,
-        WINDOW=-1 if window is None else window, HAS_BIAS=bias is not None,
-        num_warps=_ATTENTION_WARPS[tokens],
-    )  # fmt: skip
+    with torch.cuda.device_of(qkv):
+        _attend[(len(offsets) - 1, heads)](
+            qkv, out, offsets, qkv if bias is None else bias, longest, width**-0.5,
+            HEADS=heads, WIDTH=width, LANES=max(16, triton.next_power_of_2(width)), TOKENS=tokens,
+            WINDOW=-1 if window is None else window, HAS_BIAS=bias is not None,
+            num_warps=_ATTENTION_WARPS[tokens],
+        )  # fmt: skip
     return out
 
 
@@ -131,11 +133,12 @@ def add_norm(
     T, D = x.shape
     out = torch.empty_like(x)
     lanes = triton.next_power_of_2(D)
-    _add_norm[(T,)](
-        x, residual, weight, weight if bias is None else bias, out, epsilon,
-        WIDTH=D, LANES=lanes, HAS_BIAS=bias is not None,
-        num_warps=min(max(lanes // _NUMBERS_A_WARP, 1), _MOST_WARPS),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _add_norm[(T,)](
+            x, residual, weight, weight if bias is None else bias, out, epsilon,
+            WIDTH=D, LANES=lanes, HAS_BIAS=bias is not None,
+            num_warps=min(max(lanes // _NUMBERS_A_WARP, 1), _MOST_WARPS),
+        )  # fmt: skip
     return out
 
 
@@ -166,7 +169,8 @@ def average_texts(states: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
     B, D = len(offsets) - 1, states.shape[1]
     out = states.new_empty((B, D), dtype=torch.float32)
-    _average[(B, triton.cdiv(D, _AVERAGED_COLUMNS))](
-        states, out, offsets, D, COLUMNS=_AVERAGED_COLUMNS, ROWS=_AVERAGED_ROWS
-    )
+    with torch.cuda.device_of(states):
+        _average[(B, triton.cdiv(D, _AVERAGED_COLUMNS))](
+            states, out, offsets, D, COLUMNS=_AVERAGED_COLUMNS, ROWS=_AVERAGED_ROWS
+        )
     return out

@@ -6,8 +6,9 @@ with torch's builds for GPUs, is not installed, they are skipped.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -126,6 +127,36 @@ def test_the_mean_of_each_text(
     expected = torch.stack([text.double().mean(0) for text in states.split(lengths)])
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["_attend", "_add_norm", "_average"])
+def test_kernels_are_launched_on_the_device_of_their_tensors(
+    name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton launches on the current device, which is the first GPU in a new process or thread."""
+    current: list[torch.Tensor] = []
+    launched: list[bool] = []
+
+    @contextlib.contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.clear()
+
+    class Launch:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *tensors, **_: launched.append(tensors[0] is current[0])
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(kernels, name, Launch())
+    x = torch.zeros(4, 48, dtype=torch.float16, device=DEVICE)
+    if name == "_attend":
+        kernels.attend_short(x, send_offsets([3, 1]), 1, 3)
+    elif name == "_add_norm":
+        kernels.add_norm(x, x, x[0], None, 1e-5)
+    else:
+        kernels.average_texts(x, send_offsets([3, 1]))
+    assert launched == [True]
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
