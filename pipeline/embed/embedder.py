@@ -114,7 +114,6 @@ class Embedder:
         most, is_whole = self.text_recipe.max_tokens, self.text_recipe.long_texts == "windows"
         tokenizers = TokenizerPlan(folder, most, prompt, is_whole)
         self._tokenizer = tokenizers.load()
-        self._tokenizers = TokenizerGroup(tokenizers, self._tokenizer, tokenizer_processes)
         self.cutter = WindowCutter(most, *self._tokenizer.framing) if is_whole else None
         self.architecture.check_vocabulary(self._tokenizer.find_highest_id(), folder)
         self._plan = EnginePlan(
@@ -129,6 +128,8 @@ class Embedder:
         )
         self._engine: AnyEngine | None = None
         self._threads_before = 0
+        # Last, so that an error above leaves no process behind.
+        self._tokenizers = TokenizerGroup(tokenizers, self._tokenizer, tokenizer_processes)
 
     @classmethod
     def from_recipe(
@@ -182,7 +183,10 @@ class Embedder:
         self.close()
 
     def close(self) -> None:
-        """Give back the weights and end threads and processes; later texts would load it again."""
+        """Give back the weights, and end threads and processes.
+
+        Texts that come later load the weights again, and are tokenized in this process.
+        """
         self._tokenizers.close()
         if self._engine is not None:
             self._engine.close()

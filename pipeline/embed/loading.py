@@ -25,7 +25,7 @@ from pipeline.embed.pooling import find_pooling
 from pipeline.embed.tokens import Tokens
 from pipeline.embed.weights import Weights, is_adapter, read_config
 from pipeline.errors import DeviceError
-from pipeline.processes import stay_with_parent
+from pipeline.processes import hold_interrupts, stay_with_parent
 from pipeline.recipe import Precision
 from pipeline.store import Rows
 
@@ -181,7 +181,8 @@ class _RemoteEngine:
 
     def _exchange(self, tokens: Tokens | None) -> None:
         try:
-            call = self._pool.submit(_exchange_in_process, tokens)
+            with hold_interrupts():  # as the first call starts the process
+                call = self._pool.submit(_exchange_in_process, tokens)
         except BrokenProcessPool as error:
             raise self.describe_end() from error
         if self._last is not None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.embed.tokens import DistinctTokens, TextTokenizer, find_distinct, load_tokenizer
 from pipeline.errors import DeviceError
-from pipeline.processes import stay_with_parent
+from pipeline.processes import hold_interrupts, stay_with_parent
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class TokenizerGroup:
     """A tokenizer in this process, and others in processes of their own.
 
     Python runs one thread at a time, so that threads that tokenize would hold up the one that keeps
-    the GPU busy. Until the processes have started, texts are tokenized here.
+    the GPU busy. Until the processes have started, and when they have ended, texts are tokenized
+    here.
 
     :param plan: plan of the tokenizers.
     :param here: the tokenizer of this process.
@@ -62,7 +63,8 @@ class TokenizerGroup:
             self._pool = ProcessPoolExecutor(
                 processes, get_context("spawn"), _start_process, (plan,)
             )
-            self._starts = [self._pool.submit(_start_up) for _ in range(processes)]
+            with hold_interrupts():
+                self._starts = [self._pool.submit(_start_up) for _ in range(processes)]
 
     def tokenize(self, texts: pa.Array) -> DistinctTokens:
         """The token ids of texts; several threads may call this at once.
@@ -70,11 +72,12 @@ class TokenizerGroup:
         :param texts: strings without nulls: [B].
         :raises DeviceError: if a process has ended too early.
         """
-        if self._pool is None or not all(start.done() for start in self._starts):
+        pool = self._pool
+        if pool is None or not all(start.done() for start in self._starts):
             with self._one_at_a_time:
                 return find_distinct(self._here.tokenize(texts))
         try:
-            return self._pool.submit(_tokenize, texts).result()
+            return pool.submit(_tokenize, texts).result()
         except BrokenProcessPool as error:
             raise DeviceError(
                 "a process that tokenizes ended before its work was done",
@@ -86,9 +89,10 @@ class TokenizerGroup:
         wait(self._starts)
 
     def close(self) -> None:
-        """End the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        """End the processes; later texts are tokenized in this one."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
 # Set only in a process of a group.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +17,15 @@ import pytest
 import torch
 
 from pipeline.config import load_settings
-from pipeline.embed import run
+from pipeline.embed import run, tokenizing
 from pipeline.embed.embedder import Embedder
 from pipeline.embed.tokenizing import TokenizerGroup, TokenizerPlan
-from pipeline.errors import DeviceError
+from pipeline.embed.tokens import TextTokenizer
+from pipeline.errors import AssetError, DeviceError
 from pipeline.project import Project
 from pipeline.store import manifest
-from tests.conftest import Cli, edit_params, run_stages
+from tests.conftest import ROOT, Cli, edit_params, run_stages
+from tests.unit.test_vader import is_gone, wait_until
 
 TEXTS = pa.array(["Hello", "bye", "hello", "日本 is unknown", "", "a longer text, and so on" * 9])
 
@@ -54,6 +59,98 @@ def test_a_process_that_is_killed_is_told(tiny_backbone: Path) -> None:
         process.join()
         with pytest.raises(DeviceError, match="tokenizes ended before its work was done"):
             embedder.tokenize(TEXTS)
+
+
+def test_an_embedder_that_was_closed_embeds_again(tiny_backbone: Path) -> None:
+    with Embedder(tiny_backbone, tokenizer_processes=1) as embedder:
+        embedder._tokenizers.wait_until_started()
+        expected = embedder.embed(TEXTS)
+    again = embedder.embed(TEXTS)
+    assert embedder.is_loaded
+    assert not multiprocessing.active_children()
+    assert again.n_tokens.tolist() == expected.n_tokens.tolist()
+    assert (again.vectors == expected.vectors).all()
+    embedder.close()
+    embedder.close()
+
+
+def test_an_embedder_that_cannot_be_made_starts_no_process(
+    tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(TextTokenizer, "find_highest_id", lambda tokenizer: 10**6)
+    with pytest.raises(AssetError):
+        Embedder(tiny_backbone, tokenizer_processes=1)
+
+
+SCRIPT = """
+import sys
+import time
+
+import torch
+
+from pipeline.embed.embedder import Embedder
+from pipeline.embed.loading import EngineGroup, EnginePlan
+
+
+def main(folder, what):
+    print("begun", flush=True)
+    try:
+        with Embedder(folder, tokenizer_processes=2 if what == "tokenizers" else 0) as embedder:
+            if what == "engines":
+                group = EngineGroup(embedder._plan, [torch.device("cpu")] * 2)
+                tokens = embedder.tokenize(["a text"]).tokens
+                jobs = [group.start(tokens), group.start(tokens)]
+            embedder._tokenizers.wait_until_started()
+            print("started", flush=True)
+            time.sleep(600)
+    except KeyboardInterrupt:
+        print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+def count_importing(process: int) -> int:
+    """The children of a process that have begun to import torch."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return sum("libtorch" in Path(f"/proc/{child}/maps").read_text() for child in children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("what", "signal_"),
+    [("tokenizers", signal.SIGINT), ("engines", signal.SIGINT), ("tokenizers", signal.SIGKILL)],
+)
+def test_processes_that_just_start_leave_ctrl_c_to_this_one_and_end_with_it(
+    what: str, signal_: signal.Signals, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "start.py"
+    script.write_text(SCRIPT)
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(tiny_backbone.absolute()), what],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == "begun\n"
+    wait_until(lambda: count_importing(run.pid) == 2)
+    if signal_ == signal.SIGINT:
+        os.killpg(run.pid, signal_)  # as a terminal does
+    else:
+        run.kill()
+    out, err = run.communicate(timeout=60)
+    wait_until(lambda: is_gone(run.pid))
+    if signal_ == signal.SIGINT:
+        assert "Traceback" not in err
+        assert run.returncode == 130
+        assert out.endswith("interrupted\n")
 
 
 def test_a_plan_for_gpus_leaves_cores_and_short_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:

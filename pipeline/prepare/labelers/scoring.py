@@ -6,19 +6,17 @@ Each process imports this file, so nothing is imported here that scoring does no
 from __future__ import annotations
 
 import itertools
-import signal
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Protocol
 
 from pipeline.errors import DeviceError
 from pipeline.prepare.labelers.sentiment import VaderScorer
-from pipeline.processes import count_cores, stay_with_parent
+from pipeline.processes import count_cores, hold_interrupts, stay_with_parent
 
 # A process takes about 0.2 s of a core to start, in which a core scores some 20,000 messages.
 TEXTS_A_PROCESS = 50_000
@@ -69,7 +67,7 @@ def _score_chunks(
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (lexicon,))
     waiting: deque[Future[list[float]]] = deque()
     try:
-        with _hold_interrupts():  # as the first chunks start the processes
+        with hold_interrupts():  # as the first chunks start the processes
             for chunk in itertools.islice(chunks, _WAITING_CHUNKS * processes):
                 waiting.append(pool.submit(_score_in_process, chunk))
         while waiting:
@@ -83,23 +81,6 @@ def _score_chunks(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _hold_interrupts() -> Iterator[None]:
-    """Let Ctrl-C wait while processes start, which inherit that they do not see it.
-
-    Ctrl-C reaches all processes of a terminal, and one that just starts would show a traceback. The
-    process that a person started answers it and ends the others.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _scorer: VaderScorer | None = None  # set only in a process of the pool
