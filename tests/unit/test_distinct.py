@@ -18,7 +18,7 @@ from pipeline.corpus.keys import KeyIndex, pack_keys
 from pipeline.prepare.labelers import score_memory, sentiment
 from pipeline.prepare.labelers.base import LabelingContext, make_labeler
 from pipeline.prepare.labelers.column import label_by_values
-from pipeline.prepare.labelers.distinct import DistinctTexts, TextValues, split_batches
+from pipeline.prepare.labelers.distinct import DistinctTexts, RowValues, TextValues, split_batches
 from pipeline.prepare.labelers.score_memory import ScoreMemory
 from pipeline.project import Project
 
@@ -92,6 +92,18 @@ def test_labels_are_those_of_a_list_of_values(kind: str) -> None:
         expected.classes, expected.unusable, expected.notes,
     )  # fmt: skip
     assert expected.unusable
+
+
+def test_answers_that_no_row_has_are_no_classes() -> None:
+    """As those of a model that could have given them."""
+    numbers = np.array([1, 3, 1], np.int32)
+    settings = FunctionLabel(labeler="function", function="m:f")
+    values = RowValues([None, "yes", "none", "no", "No"], numbers)
+    found = label_by_values(settings, values, "the model")
+    expected = label_by_values(settings, ["yes", "no", "yes"], "the model")
+    assert found.classes == expected.classes == ("no", "yes")
+    assert found.values.tolist() == expected.values.tolist()
+    assert found.notes == expected.notes == ()
 
 
 def test_equal_values_are_one_object() -> None:

@@ -85,7 +85,7 @@ def _read_classes(settings: ValueLabel, values: Sequence[Any], source: str) -> L
     written = {
         number: normalize_value(value)
         for number, (_, value) in enumerate(cells)
-        if not is_missing(value)
+        if rows_of_cell[number] and not is_missing(value)
     }
     name_of_cell = {number: mapping.get(name, name) for number, name in written.items()}
     counts: Counter[str] = Counter()
