@@ -206,7 +206,7 @@ class PathSearch:
             walk.refine(features)
 
     def close(self) -> None:
-        """Let go of the matrices that the fits of a family share."""
+        """Let go of the matrices that the fits of a family share, and of its features."""
         self._equations = None
 
     def take_equations(

@@ -56,6 +56,10 @@ class Sample:
             self._held[id(features)] = features, taken
         return self._held[id(features)][1]
 
+    def close(self) -> None:
+        """Let go of the features that were taken last."""
+        self._held.clear()
+
     def judge(self, search: PathSearch, found: Found, features: Features) -> Found:
         """Fit what was found on the sample on all rows, under decays that more rows may call for.
 

@@ -244,6 +244,10 @@ def _follow_paths(
         key = _identify_features(configuration)
         if key not in held:
             held.clear()  # one kernel's features at a time
+            for search in searches:
+                search.close()
+            if sample is not None:
+                sample.close()
             gc.collect()  # solvers and trainers, which hold some, are in cycles
             held[key] = make_features(features_of, configuration)
         return held[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipeline.config import HeadsSettings, TaskSettings
-from pipeline.heads import closed_form
+from pipeline.heads import closed_form, kernel, path, sample, training
 from pipeline.heads.closed_form import NormalEquations
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.path import PathSearch
+from pipeline.heads.sample import draw_sample
 from pipeline.heads.targets import StackedLoss, Targets, draw_folds, make_targets
 from pipeline.heads.task_types import TARGET_TYPES
 from pipeline.heads.tasks import Task, resolve_loss
@@ -250,3 +252,37 @@ def test_many_classes_are_told_apart_as_well_as_by_a_tuned_logistic_regression()
         for strength in (0.001, 0.01, 0.1, 1.0)
     )
     assert (found == values[judged:]).mean() >= best - 0.02
+
+
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_features_of_one_kernel_are_in_memory_at_a_time(
+    is_sampled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path, "_FOLDED_PATH_WORK", 0.0)  # so that finalists are fitted anew
+    for module in (kernel, training):
+        monkeypatch.setattr(module, "MAX_CENTERS", 40)
+    if is_sampled:
+        monkeypatch.setattr(sample, "_TRAIN_ROWS", 100)
+    fit_kernel = training.fit_kernel
+    made: list[weakref.ref[MemoryFeatures]] = []
+
+    def make(*arguments: Any) -> kernel.Kernel:
+        assert not any(features() for features in made)
+        found = fit_kernel(*arguments)
+        made.append(weakref.ref(found.features))
+        return found
+
+    monkeypatch.setattr(training, "fit_kernel", make)
+    features, values = make_rows("multiclass")
+    tasks = [
+        replace(make_task("multiclass", values), name=name, settings=TaskSettings())
+        for name in ("one", "two")
+    ]
+    labels = {"one": values, "two": values[::-1].copy()}
+    targets = make_targets(tasks, labels, TRAIN, draw_folds(np.arange(TRAIN), 3, 0), "cpu")
+    assert (draw_sample(targets, 40, 0) is not None) == is_sampled
+    held, scaling = MemoryFeatures(torch.from_numpy(features), TRAIN), Scaling.identity(WIDTH)
+    settings = HeadsSettings()
+    configurations = list_configurations(settings, (0,))
+    fit_heads(lambda _: (held, scaling), targets, tasks, configurations, settings)
+    assert len(made) > 2
