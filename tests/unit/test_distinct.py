@@ -37,7 +37,7 @@ def test_distinct_texts_come_in_the_order_of_first_appearance() -> None:
     for _ in range(2):
         assert list(chosen) == ["b", "a", "c", "ä", "d"]
     assert list(split_batches(chosen, 2)) == [["b", "a"], ["c", "ä"], ["d"]]
-    assert [distinct.find_row(n) for n in range(len(distinct))] == list(map(TEXTS.index, expected))
+    assert distinct.find_rows(range(len(distinct))) == list(map(TEXTS.index, expected))
     assert len(DistinctTexts([])) == 0
 
 

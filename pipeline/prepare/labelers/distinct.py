@@ -51,12 +51,13 @@ class DistinctTexts:
         (empty,) = hash_texts([""])
         return np.asarray((self.keys != np.frombuffer(empty, np.uint8)).any(axis=1))
 
-    def find_row(self, number: int) -> int:
-        """The first row that has a text.
+    def find_rows(self, numbers: Sequence[int]) -> list[int]:
+        """The first row that has each of some texts.
 
-        :param number: the number of the text.
+        :param numbers: the numbers of the texts.
         """
-        return int(np.flatnonzero(self._is_first)[number])
+        rows: list[int] = np.flatnonzero(self._is_first)[numbers].tolist()
+        return rows
 
 
 class TextChoice:

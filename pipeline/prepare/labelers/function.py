@@ -122,7 +122,7 @@ class FunctionLabeler:
                 these = list(itertools.islice(numbers, len(batch)))
                 answer, error = _try_function(function, batch)
                 if error is not None:
-                    rows = {text: texts.find_row(n) for text, n in zip(batch, these, strict=True)}
+                    rows = dict(zip(batch, texts.find_rows(these), strict=True))
                     raise self._describe_call_error(function, batch, rows, error) from error
                 for number, value in zip(these, self._read_answer(answer, len(batch)), strict=True):
                     of_text[number] = values.number(value, number)
