@@ -1,11 +1,12 @@
 """Kernels for GPUs in Triton, which comes with torch's builds for GPUs.
 
 Each does in one pass over its tensors what torch's operators do in several. Only
-``pipeline.embed.gpu`` imports this module, and only where a GPU can run it. Triton launches kernels
-on the current device, which with several GPUs need not be that of the tensors.
+``pipeline.embed.gpu`` imports this module, and only where a GPU can run it.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import torch
 import triton
@@ -18,6 +19,15 @@ _FEWEST_TOKENS = 16  # the least that a product of tiles takes
 _ATTENTION_WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
 _NUMBERS_A_WARP, _MOST_WARPS = 256, 8  # of a row that is normalized
 _AVERAGED_COLUMNS, _AVERAGED_ROWS = 128, 16
+
+
+def _switch_device(tensor: torch.Tensor) -> AbstractContextManager[None]:
+    """Make a tensor's device the current one, on which Triton launches kernels, for a while.
+
+    With several GPUs, the current one of a new process or thread is the first.
+    """
+    device: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return device
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -83,7 +93,7 @@ def attend_short(
     width = D // heads
     out = qkv.new_empty((T, D))
     tokens = max(_FEWEST_TOKENS, triton.next_power_of_2(longest))
-    with torch.cuda.device_of(qkv):
+    with _switch_device(qkv):
         _attend[(len(offsets) - 1, heads)](
             qkv, out, offsets, qkv if bias is None else bias, longest, width**-0.5,
             HEADS=heads, WIDTH=width, LANES=max(16, triton.next_power_of_2(width)), TOKENS=tokens,
@@ -133,7 +143,7 @@ def add_norm(
     T, D = x.shape
     out = torch.empty_like(x)
     lanes = triton.next_power_of_2(D)
-    with torch.cuda.device_of(x):
+    with _switch_device(x):
         _add_norm[(T,)](
             x, residual, weight, weight if bias is None else bias, out, epsilon,
             WIDTH=D, LANES=lanes, HAS_BIAS=bias is not None,
@@ -169,7 +179,7 @@ def average_texts(states: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
     B, D = len(offsets) - 1, states.shape[1]
     out = states.new_empty((B, D), dtype=torch.float32)
-    with torch.cuda.device_of(states):
+    with _switch_device(states):
         _average[(B, triton.cdiv(D, _AVERAGED_COLUMNS))](
             states, out, offsets, D, COLUMNS=_AVERAGED_COLUMNS, ROWS=_AVERAGED_ROWS
         )
