@@ -189,20 +189,25 @@ class EmbedPlan:
 
 
 def plan_run(
-    recipe: Recipe, missing: Sequence[tuple[int, int]], devices: Sequence[torch.device]
+    recipe: Recipe,
+    missing: Sequence[tuple[int, int]],
+    devices: Sequence[torch.device],
+    threads: int | None = None,
 ) -> EmbedPlan:
     """Plan the work that the store lacks.
 
     :param recipe: recipe of the vectors.
     :param missing: the ranges of the shards to write among the distinct texts of the corpus.
     :param devices: all devices that the settings allow.
+    :param threads: the number of cores that the settings allow; ``None`` for all.
     """
     from pipeline.embed.shards import ShardPlan
 
     used = tuple(devices[: max(1, len(missing) // _SHARDS_A_DEVICE)])
     processes, writers = 0, 1
     if used[0].type == "cuda":
-        cores_left = count_cores() - len(used) - 1  # for this process, and that of each further GPU
+        cores = min(count_cores(), threads or count_cores())
+        cores_left = cores - len(used) - 1  # for this process, and that of each further GPU
         # Processes start within some seconds, in which one device finishes a few shards.
         processes = min(_TOKENIZERS_A_GPU * len(used), cores_left, len(missing) // 4)
         writers = _WRITERS_A_GPU * len(used)
@@ -271,13 +276,14 @@ def embed_shards(
     from pipeline.embed.embedder import Embedder
     from pipeline.embed.shards import ShardReader, ShardRunner
 
-    plan = plan_run(machine.recipe, update.list_missing(), machine.devices)
+    threads = machine.runtime.threads
+    plan = plan_run(machine.recipe, update.list_missing(), machine.devices, threads)
     embedder = Embedder.from_recipe(
         machine.recipe,
         machine.folder,
         devices=plan.devices,
         token_budget=machine.runtime.token_budget,
-        threads=machine.runtime.threads,
+        threads=threads,
         tokenizer_processes=plan.tokenizer_processes,
     )
     reader = ShardReader(update, TextReader(texts_file), first_rows, embedder)

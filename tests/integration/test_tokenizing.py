@@ -157,9 +157,11 @@ def test_a_plan_for_gpus_leaves_cores_and_short_runs_alone(monkeypatch: pytest.M
     gpus = [torch.device("cuda", number) for number in range(4)]
     recipe: Any = None
 
-    def plan(cores: int, shards: int, devices: Sequence[torch.device]) -> tuple[int, int]:
+    def plan(
+        cores: int, shards: int, devices: Sequence[torch.device], threads: int | None = None
+    ) -> tuple[int, int]:
         monkeypatch.setattr(run, "count_cores", lambda: cores)
-        made = run.plan_run(recipe, [(0, 1)] * shards, devices)
+        made = run.plan_run(recipe, [(0, 1)] * shards, devices, threads)
         return made.tokenizer_processes, made.writers
 
     assert plan(16, 100, gpus[:1]) == (3, 3)
@@ -168,6 +170,10 @@ def test_a_plan_for_gpus_leaves_cores_and_short_runs_alone(monkeypatch: pytest.M
     assert plan(2, 100, gpus[:1]) == (0, 3)
     assert plan(1, 100, gpus[:1]) == (0, 3)
     assert plan(16, 3, gpus[:1]) == (0, 3)
+    # The settings' threads are cores, as they are to the scores of VADER.
+    assert plan(16, 100, gpus[:1], threads=2) == (0, 3)
+    assert plan(16, 100, gpus[:1], threads=4) == (2, 3)
+    assert plan(16, 100, gpus[:1], threads=64) == (3, 3)
 
 
 def test_a_store_does_not_depend_on_how_many_tokenize_and_write(
