@@ -87,19 +87,26 @@ def make_attention(
     if window is not None and longest <= window + 1:
         window = None  # no two tokens of a text are further apart
     by_runs = partial(_attend_by_runs, packing, heads, window, make_bias)
-    kernels = find_kernels(device)
-    if kernels is not None and longest <= kernels.MOST_TOKENS:
-        offsets = send(packing.offsets.astype(np.int32), device)
-        bias = make_bias(longest).contiguous() if make_bias is not None else None
-        short: Attention = partial(
-            kernels.attend_short,
-            offsets=offsets, heads=heads, longest=longest, window=window, bias=bias,
-        )  # fmt: skip
-        return lambda qkv: by_runs()(qkv) if qkv.dtype == torch.float32 else short(qkv)
     varlen_attn = find_flash(device, window)
     if varlen_attn is None or make_bias is not None:  # flash attention adds nothing to scores
-        return by_runs()
-    return _attend_by_offsets(packing, heads, device, varlen_attn, by_runs)
+        long = by_runs
+    else:
+        long = partial(_attend_by_offsets, packing, heads, device, varlen_attn, by_runs)
+    kernels = find_kernels(device)
+    if kernels is None or longest > kernels.MOST_TOKENS:
+        return long()
+    offsets = send(packing.offsets.astype(np.int32), device)
+    bias = make_bias(longest).contiguous() if make_bias is not None else None
+
+    def attend(qkv: torch.Tensor) -> torch.Tensor:
+        if qkv.dtype == torch.float32 or qkv.shape[1] > 3 * heads * kernels.MOST_WIDTH:
+            return long()(qkv)
+        context: torch.Tensor = kernels.attend_short(
+            qkv, offsets, heads, longest, window=window, bias=bias
+        )
+        return context
+
+    return attend
 
 
 def find_flash(device: torch.device, window: int | None) -> Callable[..., Any] | None:

@@ -14,6 +14,7 @@ import triton.language as tl
 
 # Texts of up to this many tokens have all their scores of one head in one program.
 MOST_TOKENS = 128
+MOST_WIDTH = 64  # of a head; the tiles of a wider one outgrow the shared memory of smaller GPUs
 _FEWEST_TOKENS = 16  # the least that a product of tiles takes
 # Warps, a power of two, by the tokens of a tile: the fastest of 1 to 8 on an H200.
 _ATTENTION_WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
@@ -82,7 +83,7 @@ def attend_short(
 
     :param qkv: queries, keys and values of T packed tokens, in a 16-bit type: [T, 3 D].
     :param offsets: the first token of each text, and T: int32, [B + 1].
-    :param heads: number of attention heads H.
+    :param heads: number of attention heads H, each at most ``MOST_WIDTH`` wide.
     :param longest: tokens of the longest text, at most ``MOST_TOKENS``.
     :param window: the distance in tokens up to which tokens attend to each other.
     :param bias: what is added to the scores: [H, longest, longest], of which a shorter text takes

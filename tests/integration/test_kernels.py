@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from pipeline.embed import gpu
-from pipeline.embed.attention import Packing
+from pipeline.embed.attention import Packing, make_attention
 from pipeline.embed.families import FAMILIES
 from pipeline.embed.fidelity import check_fidelity, measure_fidelity
 from pipeline.embed.linears import FusedLinear
@@ -70,7 +71,7 @@ def attend_plainly(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("H", "width"), [(2, 8), (3, 64), (2, 24), (1, 128)])
+@pytest.mark.parametrize(("H", "width"), [(2, 8), (3, 64), (2, 24), (1, 32)])
 @pytest.mark.parametrize("lengths", CASES)
 @pytest.mark.parametrize("how", ["plain", "window", "bias"])
 def test_attention_of_short_texts(
@@ -91,6 +92,26 @@ def test_attention_of_short_texts(
     # The bits of the type: shares and vectors are rounded to it.
     allowed = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), expected, rtol=allowed, atol=allowed)
+
+
+@pytest.mark.parametrize(("width", "is_taken"), [(64, True), (72, False)])
+def test_heads_that_are_too_wide_attend_without_it(
+    width: int, is_taken: bool, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [5, 3]
+    qkv = torch.randn(8, 3 * 2 * width).to(DEVICE, torch.float16)
+    calls: list[int] = []
+    attend_short = kernels.attend_short
+
+    def watch(*arguments: Any, **named: Any) -> torch.Tensor:
+        calls.append(1)
+        return attend_short(*arguments, **named)
+
+    monkeypatch.setattr(kernels, "attend_short", watch)
+    found = make_attention(Packing(np.array(lengths)), 2, DEVICE)(qkv)
+    expected = attend_plainly(qkv, lengths, 2, None, None)
+    torch.testing.assert_close(found.double(), expected, rtol=8e-3, atol=8e-3)
+    assert bool(calls) == is_taken
 
 
 @pytest.mark.parametrize("dtype", [*TYPES, torch.float32])
