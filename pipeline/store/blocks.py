@@ -43,8 +43,7 @@ class BlockCache:
         if not self._limit_bytes:
             return fetch()
         self._count_at_first()
-        digest = hashlib.sha256(name.encode()).hexdigest()
-        path = self._folder / digest[:2] / digest[2:]
+        path = self._locate(name)
         kept = _read_whole(path)
         if kept is not None:
             with contextlib.suppress(OSError):
@@ -55,6 +54,18 @@ class BlockCache:
             with contextlib.suppress(OSError):  # a disk that is full or read-only costs speed alone
                 self._keep(path, content)
         return content
+
+    def forget(self, name: str) -> None:
+        """Keep the bytes of a name no longer: they have turned out not to be what it stands for.
+
+        :param name: the name.
+        """
+        with contextlib.suppress(OSError):
+            self._locate(name).unlink(missing_ok=True)
+
+    def _locate(self, name: str) -> Path:
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        return self._folder / digest[:2] / digest[2:]
 
     def _keep(self, path: Path, content: bytes) -> None:
         from xxhash import xxh3_64_digest

@@ -17,10 +17,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LockedError, ObjectStoreError
-from pipeline.store.objects import ObjectPath, create_object, replace_object
+from pipeline.store.objects import Facts, ObjectPath, create_object, replace_object
 
 LEASE_SECONDS = 60.0  # without a sign of life, after which a lock may be taken over
 RENEW_SECONDS = 10.0  # between two signs of life
@@ -49,6 +50,7 @@ class _Lease:
             "mark": self._mark,
             "process": os.getpid(),
             "host": socket.gethostname(),
+            "system": _identify_system(),
             "writes": self._writes,
         }
         return json.dumps(about).encode()
@@ -69,19 +71,20 @@ class _Lease:
     def _take_over(self) -> str | None:
         """Take the lock of a run that has ended without giving it back."""
         try:
-            held = self._path.read_bytes()
-            facts = self._path.read_facts()
+            facts, held = self._read_held()
         except FileNotFoundError:  # it was given back in this moment
             return create_object(self._path, self._content)
         if not _has_ended(held):
-            if time.time() - facts.modified < LEASE_SECONDS:
+            if -RENEW_SECONDS < time.time() - facts.modified < LEASE_SECONDS:
                 return None
             # The clocks of machines differ, so that a sign of life is waited for.
             self._ended.wait(2 * RENEW_SECONDS)
         return replace_object(self._path, self._content, held, facts.etag)
 
     def _refuse(self) -> LockedError:
-        about = _parse(self._read_held())
+        about = {}
+        with contextlib.suppress(FileNotFoundError):
+            about = _parse(self._path.read_bytes())
         host, process = about.get("host", "another machine"), about.get("process", "unknown")
         where = "" if host == socket.gethostname() else f" on {host}"
         return LockedError(
@@ -90,21 +93,40 @@ class _Lease:
             f"that was lost counts for {LEASE_SECONDS:.0f} seconds",
         )
 
-    def _read_held(self) -> bytes:
-        with contextlib.suppress(FileNotFoundError):
-            return self._path.read_bytes()
-        return b""
+    def _read_held(self) -> tuple[Facts, bytes]:
+        """What the store says of the lock, and its content, which may be younger but not older.
+
+        So a write on the condition of this etag replaces nothing but that content.
+        """
+        facts = self._path.read_facts()
+        return facts, self._path.read_bytes()
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
-            content = self._describe()
             try:
-                etag = replace_object(self._path, content, self._content, self._etag)
+                is_held = self._give_sign()
             except ObjectStoreError:  # the next try may get through before the lock has run out
                 continue
-            if etag is None:  # another run has it now, which the claim on the folder tells
+            if not is_held:  # another run has it now, which the claim on the folder tells
                 return
-            self._content, self._etag = content, etag
+
+    def _give_sign(self) -> bool:
+        """Write the lock again, if it is still this run's.
+
+        :returns: whether it is.
+        """
+        content = self._describe()
+        etag = replace_object(self._path, content, self._content, self._etag)
+        if etag is None:
+            try:
+                facts, content = self._read_held()
+            except FileNotFoundError:
+                return False
+            if _parse(content).get("mark") != self._mark:
+                return False
+            etag = facts.etag  # of an earlier sign, whose answer has not arrived
+        self._content, self._etag = content, etag
+        return True
 
     def release(self) -> None:
         """Give the lock back, if it is still this run's."""
@@ -123,10 +145,24 @@ def _parse(content: bytes) -> dict[str, Any]:
     return {}
 
 
+def _identify_system() -> str:
+    """What processes have in common that see each other under the same numbers.
+
+    Machines and containers may share the name of a host. Each start of Linux has a number of its
+    own, and so has each container's table of processes.
+
+    :returns: empty where the system does not tell.
+    """
+    with contextlib.suppress(OSError):
+        start = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{start} {Path('/proc/self/ns/pid').readlink()}"
+    return ""
+
+
 def _has_ended(held: bytes) -> bool:
     """Whether the run that holds a lock was one of this machine, and is not there any more."""
-    about = _parse(held)
-    if about.get("host") != socket.gethostname() or not isinstance(about.get("process"), int):
+    about, system = _parse(held), _identify_system()
+    if not system or about.get("system") != system or not isinstance(about.get("process"), int):
         return False
     try:
         os.kill(about["process"], 0)

@@ -41,6 +41,8 @@ _READ_BYTES = 8 << 20  # of an object that is read from its beginning to its end
 _REASON_CHARACTERS = 200  # of what a client says of an error
 _TIMES = ("LastModified", "mtime", "updated", "created")  # of the facts that clients tell
 _NOT_THERE = {"InvalidRange", "416"}  # codes of S3 for bytes behind the end of an object
+# Codes of S3 for a condition that does not hold, or for two writes with conditions at once.
+_CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
 # Code or class of an error, anywhere among its causes → what it means, and what to do.
 _CAUSES: Mapping[str, tuple[str, str]] = {
     "NoSuchBucket": ("there is no such bucket", "create the bucket, or correct store.url"),
@@ -145,7 +147,7 @@ class ObjectClient:
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in names:
                 reason = os.strerror(errno.ENOENT)
                 raise FileNotFoundError(errno.ENOENT, reason, str(path)) from error
-            if "PreconditionFailed" in names or "412" in names:
+            if _CHANGED & names:
                 raise FileExistsError(errno.EEXIST, "changed meanwhile", str(path)) from error
             raise explain(error, self.url, str(path)) from error
 
@@ -355,9 +357,11 @@ def create_object(path: ObjectPath, content: bytes) -> str | None:
     """
     if path.client.is_conditional:
         try:
-            told = path.call("pipe_file", content, IfNoneMatch="*")
+            told = path.call(
+                "pipe_file", content, IfNoneMatch="*", **_as_one(path.client, len(content))
+            )
         except FileExistsError:
-            return None
+            return _find_written(path, content)
         return str(told.get("ETag", "")) if isinstance(told, Mapping) else path.read_facts().etag
     if path.exists():
         return None
@@ -376,15 +380,29 @@ def replace_object(path: ObjectPath, content: bytes, before: bytes, etag: str) -
     """
     if path.client.is_conditional:
         try:
-            told = path.call("pipe_file", content, IfMatch=etag)
+            told = path.call(
+                "pipe_file", content, IfMatch=etag, **_as_one(path.client, len(content))
+            )
         except (FileExistsError, FileNotFoundError):
-            return None
+            return _find_written(path, content)
         return str(told.get("ETag", "")) if isinstance(told, Mapping) else path.read_facts().etag
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == before:
             path.write_bytes(content)
             return path.read_facts().etag
     return None
+
+
+def _find_written(path: ObjectPath, content: bytes) -> str | None:
+    """The etag of an object whose write was refused, if the write has come through all the same.
+
+    A client asks again where an answer is lost, and is then refused for what it has written itself.
+    """
+    try:
+        etag = path.read_facts().etag
+        return etag if path.read_bytes() == content else None
+    except FileNotFoundError:
+        return None
 
 
 class _Reader(io.RawIOBase):

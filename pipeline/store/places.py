@@ -128,6 +128,14 @@ class Place(Protocol):
         :param size: its size; 0 if it is not known.
         """
 
+    def forget_footer(self, path: Path, sha256: str, size: int) -> None:
+        """Read the footer of a shard anew from now on, as what it says has turned out to be wrong.
+
+        :param path: the shard.
+        :param sha256: SHA-256 that its bytes should have.
+        :param size: the size that it should have.
+        """
+
     def call_each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Call a function on each item, several at a time where each waits for the network."""
 
@@ -243,6 +251,9 @@ class _LocalPlace:
     def open_footer(self, path: Path, sha256: str, size: int) -> Any:
         return path
 
+    def forget_footer(self, path: Path, sha256: str, size: int) -> None:
+        """Nothing is kept of it."""
+
     def call_each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         return map(function, items)
 
@@ -352,8 +363,12 @@ class _ObjectPlace:
         target = _as_object(path)
         if not sha256:
             return io.BytesIO(_read_end(target, target.stat().st_size))
-        name = f"{target}:footer:{size}:{sha256}"
+        name = _name_footer(target, sha256, size)
         return io.BytesIO(target.client.blocks.read(name, lambda: _read_end(target, size), _is_end))
+
+    def forget_footer(self, path: Path, sha256: str, size: int) -> None:
+        target = _as_object(path)
+        target.client.blocks.forget(_name_footer(target, sha256, size))
 
     def call_each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
@@ -361,6 +376,10 @@ class _ObjectPlace:
 
     def hold_lock(self, path: Path, what: str) -> AbstractContextManager[None]:
         return hold_lease(_as_object(path), what=what)
+
+
+def _name_footer(path: ObjectPath, sha256: str, size: int) -> str:
+    return f"{path}:footer:{size}:{sha256}"
 
 
 def _read_end(path: ObjectPath, size: int) -> bytes:

@@ -32,7 +32,8 @@ _OPEN_FILES = 64
 class Block:
     """The values of one column of one row group, as they stand in a file.
 
-    :param path: the shard.
+    :param path: the file.
+    :param shard: what the manifest says of it.
     :param column: its name.
     :param first: the number of its first row in the store.
     :param rows: number of its rows.
@@ -42,6 +43,7 @@ class Block:
     """
 
     path: Path
+    shard: Shard
     column: str
     first: int
     rows: int
@@ -90,13 +92,13 @@ def _plan_shard(
     for at in locate_values(_read_footer(path, shard), value_bytes):
         checks = (shard.checks or {}).get(at.column, ())
         if at.group >= len(checks):
-            raise _damaged(path, f"no hash of {at.column} in row group {at.group}")
-        check = checks[at.group]
-        blocks.append(Block(path, at.column, first + at.first, at.rows, at.offset, at.size, check))
+            raise _damaged(path, f"no hash of {at.column} in row group {at.group}", shard)
+        start, check = first + at.first, checks[at.group]
+        blocks.append(Block(path, shard, at.column, start, at.rows, at.offset, at.size, check))
         held[at.column] += at.rows
     for column, rows in held.items():
         if rows != shard.rows:
-            raise _damaged(path, f"{rows:,} rows of {column}, should be {shard.rows:,}")
+            raise _damaged(path, f"{rows:,} rows of {column}, should be {shard.rows:,}", shard)
     return blocks
 
 
@@ -112,7 +114,15 @@ def _select_blocks(planned: Sequence[Block], rows: npt.NDArray[np.int64]) -> Seq
     return planned[low:high]
 
 
-def _damaged(path: Path, what: object) -> StoreError:
+def _damaged(path: Path, what: object, shard: Shard | None = None) -> StoreError:
+    """The error of a damaged shard, whose footer is read anew next time: it may be what is damaged.
+
+    :param path: the file.
+    :param what: what is wrong with it.
+    :param shard: what the manifest says of it, if there is one.
+    """
+    if shard is not None:
+        find_place(path).forget_footer(path, shard.sha256, shard.bytes)
     return StoreError(f"{path}: damaged ({what})", hint=REPAIR)
 
 
@@ -130,7 +140,7 @@ def _read_footer(path: Path, shard: Shard | None = None) -> Any:
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, shard) from error
 
 
 class _Files:
@@ -175,7 +185,8 @@ class _Files:
         except OSError as error:
             raise _damaged(block.path, error.strerror) from error
         if got != block.size or xxh3_64_hexdigest(values.data) != block.check:
-            raise _damaged(block.path, f"{block.column} of rows {block.first:,} and on")
+            what = f"{block.column} of rows {block.first:,} and on"
+            raise _damaged(block.path, what, block.shard)
         return values
 
 

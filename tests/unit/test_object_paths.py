@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,14 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import LockedError, SettingsError, StoreError
+from pipeline.errors import LockedError, ObjectStoreError, SettingsError, StoreError
 from pipeline.store import StoreUpdate, finish_commit, read_kept, read_manifest, read_snapshot
 from pipeline.store import manifest as layout
 from pipeline.store.blocks import BlockCache
 from pipeline.store.commit import write_commit
 from pipeline.store.folders import staging_folder
 from pipeline.store.leases import hold_lease
-from pipeline.store.objects import ObjectClient, ObjectPath, open_objects
+from pipeline.store.objects import (
+    ObjectClient,
+    ObjectPath,
+    create_object,
+    open_objects,
+    replace_object,
+)
 from pipeline.store.upkeep import prune_store, repair_store, verify_store
 from tests.objects import BUCKET, ObjectServer, serve_objects, use_objects
 from tests.unit.test_store import make_keys, make_recipe, make_rows, read, update
@@ -260,7 +270,7 @@ def test_a_decision_of_another_run_is_not_written_over(s3: str, tmp_path: Path) 
     manifest = read_manifest(folder)
     write_commit(folder, manifest, None)
     with pytest.raises(StoreError, match="another run has changed the store in this moment"):
-        write_commit(folder, manifest, None)
+        write_commit(folder, manifest, "0" * 64)
     finish_commit(folder)
     assert read_snapshot(folder).staged == {}
     np.testing.assert_array_equal(
@@ -287,17 +297,16 @@ def test_the_lock_of_a_run_that_was_lost_is_taken_over(
     place: ObjectPath, monkeypatch: pytest.MonkeyPatch, host: str, process: int, age: int
 ) -> None:
     """A process of this machine that has ended; one elsewhere without a sign of life."""
-    import subprocess
-    import sys
-
     monkeypatch.setattr("pipeline.store.leases.RENEW_SECONDS", 0.01)
     monkeypatch.setattr("pipeline.store.leases.socket.gethostname", lambda: "here")
+    monkeypatch.setattr("pipeline.store.leases._identify_system", lambda: "here")
     if not process:
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()
         process = ended.pid
     path = place / ".s.lock"
-    path.write_bytes(json.dumps({"mark": "x", "host": host, "process": process}).encode())
+    about = {"mark": "x", "host": host, "system": host, "process": process}
+    path.write_bytes(json.dumps(about).encode())
     now = time.time()
     if age:
         monkeypatch.setattr("pipeline.store.leases.time.time", lambda: now)
@@ -319,6 +328,131 @@ def test_a_run_that_gave_a_sign_of_life_meanwhile_keeps_its_lock(
         monkeypatch.setattr("pipeline.store.leases.time.time", lambda: 4e9)
         with pytest.raises(LockedError, match="is writing the store"):
             hold_lease(path, what="the store").__enter__()
+
+
+def test_a_clock_that_is_late_does_not_keep_the_lock_of_a_lost_run(
+    place: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.leases.RENEW_SECONDS", 0.05)
+    path = place / ".s.lock"
+    path.write_bytes(b'{"mark": "x", "host": "elsewhere", "process": 1}')
+    monkeypatch.setattr("pipeline.store.leases.time.time", lambda: 0.0)
+    with hold_lease(path, what="the store"):
+        assert b'"x"' not in path.read_bytes()
+
+
+def test_a_process_number_of_another_container_says_nothing(
+    place: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers may share the name of their host, where each has a table of its own."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = place / ".s.lock"
+    path.write_bytes(
+        json.dumps(
+            {"mark": "x", "host": socket.gethostname(), "system": "another", "process": ended.pid}
+        ).encode()
+    )
+    with pytest.raises(LockedError, match="is writing the store"):
+        hold_lease(path, what="the store").__enter__()
+    assert json.loads(path.read_bytes())["mark"] == "x"
+
+
+def test_of_two_runs_that_find_an_ended_one_the_first_has_the_lock(
+    place: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run takes the lock over before any one of the requests of this one."""
+    monkeypatch.setattr("pipeline.store.leases._identify_system", lambda: "here")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = place / ".s.lock"
+    about = {"mark": "x", "host": "here", "system": "here", "process": ended.pid}
+    call = ObjectClient.call
+    # Before the write, or before the look at what it replaces where a store knows no conditions.
+    for number in range(1, 7 if place.client.is_conditional else 5):
+        path.write_bytes(json.dumps(about).encode())
+        with contextlib.ExitStack() as stack:
+            names: list[str] = []
+
+            def take_first(
+                client: ObjectClient,
+                path: ObjectPath,
+                name: str,
+                *given: Any,
+                names: list[str] = names,
+                number: int = number,
+                stack: contextlib.ExitStack = stack,
+                **more: Any,
+            ) -> Any:
+                names.append(name)
+                if len(names) == number:
+                    stack.enter_context(hold_lease(path, what="the store"))
+                return call(client, path, name, *given, **more)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(ObjectClient, "call", take_first)
+                with pytest.raises(LockedError):
+                    hold_lease(path, what="the store").__enter__()
+            assert len(names) > number
+
+
+def test_a_lock_whose_answer_was_lost_is_kept(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client asks again, and the store refuses what it has written for it before."""
+    monkeypatch.setattr("pipeline.store.leases.RENEW_SECONDS", 0.01)
+    path = open_objects(f"{s3}/team", BlockCache(tmp_path, 0)) / ".s.lock"
+    call = ObjectClient.call
+    lost = 0
+
+    def lose(client: ObjectClient, path: ObjectPath, name: str, *given: Any, **more: Any):
+        nonlocal lost
+        answer = call(client, path, name, *given, **more)
+        if name == "pipe_file":
+            lost += 1
+            if lost % 3 == 2:  # the client gives up before the store answers
+                raise ObjectStoreError("the store does not answer")
+            raise FileExistsError
+        return answer
+
+    monkeypatch.setattr(ObjectClient, "call", lose)
+    with hold_lease(path, what="the store"):
+        deadline = time.monotonic() + 30
+        while lost < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        writes = json.loads(path.read_bytes())["writes"]
+    assert lost >= 8
+    assert writes >= 7
+    assert not path.exists()
+
+
+def test_a_large_object_is_written_on_its_condition_too(s3: str, tmp_path: Path) -> None:
+    """The client would send it in parts, of which the first request forgets the condition."""
+    path = open_objects(f"{s3}/team", BlockCache(tmp_path, 0)) / "manifest.json"
+    path.write_bytes(b"of another run")
+    large = bytes(101 << 20)
+    assert create_object(path, large) is None
+    assert replace_object(path, large, b"before", '"0"') is None
+    assert path.read_bytes() == b"of another run"
+
+
+def test_a_damaged_footer_is_not_kept(place: ObjectPath, tmp_path: Path) -> None:
+    """A shard that was mended has the bytes, and so the hash, that it was to have before."""
+    folder = place / "s"
+    update(folder, make_recipe(), range(20))
+    path = folder / "part-00001.parquet"
+    right = path.read_bytes()
+    footer = len(right) - 8 - int.from_bytes(right[-8:-4], "little")
+    shutil.rmtree(tmp_path / "blocks", ignore_errors=True)
+    path.write_bytes(right[:footer] + b"\xff" + right[footer + 1 :])
+    with pytest.raises(StoreError, match=r"part-00001\.parquet: damaged"):
+        read(folder, range(20))
+    assert repair_store(folder, verify_store(folder)) == []
+    assert update(folder, make_recipe(), range(20)) == 8
+    assert path.read_bytes() == right
+    np.testing.assert_array_equal(
+        read(folder, range(20)), make_rows(range(20), make_recipe()).vectors
+    )
 
 
 @pytest.mark.parametrize(
