@@ -184,6 +184,7 @@ def verify(project: Project, params: Path, *, repair: bool, is_locked: bool = Tr
             f"{folder}/manifest.json: made anew from the shards of {manifest.backbone} that are "
             f"whole: {count(manifest.rows, 'text')}"
         )
+        write_digest(project.local_store, project.store)
     damages = verify_store(folder)
     for damage in damages:
         warn(f"{damage.file}: {damage.what}")

@@ -92,8 +92,8 @@ def run_embed(project: Project, settings: Settings) -> dict[str, object] | None:
     for recipe in recipes:
         if _is_complete(project.store, recipe, keys):
             say(f"{project.store}: holds all {len(keys):,} distinct texts of {asset.id}")
-            write_digest(project.local_store, project.store)
             _count_cut(project, asset, recipe, keys, first_rows)
+            write_digest(project.local_store, project.store)
             _say_cut(read_manifest(project.store), architecture)
             _record_run(project, len(keys), 0)
             return None
@@ -324,10 +324,12 @@ def _embed_missing(
         left = find_left_behind(project.local_store, project.store, recipe.fingerprint)
         update = StoreUpdate(project.store, recipe, keys, first_rows, [*found, *left])
         update.note_counted(gather_lengths(own))
-        _say_taken_up(update, project if left else None)
+        moved = left if update.is_first else []
+        _say_taken_up(update, project if moved else None, is_sliced=bool(found))
         _say_size(recipe, len(keys))
         runner, details = embed_shards(update, machine, project.texts_file, first_rows)
         measures = [(s.manifest.fidelity, s.is_measured) for s in own if s.manifest is not None]
+        measures += [(snapshot.manifest.fidelity, True) for snapshot in moved[:1]]
         fidelity, is_measured = sum_fidelity(
             [*measures, (runner.fidelity_record, runner.is_gauged)]
         )
@@ -341,16 +343,17 @@ def _embed_missing(
     return details
 
 
-def _say_taken_up(update: StoreUpdate, moves: Project | None) -> None:
+def _say_taken_up(update: StoreUpdate, moves: Project | None, *, is_sliced: bool) -> None:
     """Say what need not be embedded, as it was embedded elsewhere.
 
     :param moves: the project, if the vectors of its folder move to an object store.
+    :param is_sliced: whether there are slices with vectors of the recipe.
     """
     if update.resumed_rows:
         say(f"resuming an interrupted run: {count(update.resumed_rows, 'text')} already embedded")
     if moves is not None:
         say(f"{moves.local_store}: what it holds goes to {moves.store}, nothing embedded again")
-    elif update.sliced_rows:
+    elif is_sliced and update.sliced_rows:
         say(f"{count(update.sliced_rows, 'text')} already embedded in slices")
     if update.kept_rows:
         say(f"{count(update.kept_rows, 'text')} kept from when these settings were in use before")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.files import add_hash, format_json, write_bytes
-from pipeline.store.commit import Snapshot, hash_manifest, read_manifest
+from pipeline.files import add_hash, format_json, hash_json, write_bytes
+from pipeline.store.commit import Snapshot, read_manifest
 from pipeline.store.folders import DIGEST
 from pipeline.store.known import find_store, split_store
 
@@ -28,7 +28,7 @@ def write_digest(local: Path, store: Path) -> None:
         "fingerprint": manifest.fingerprint,
         "texts": manifest.rows,
         "bytes": manifest.bytes,
-        "manifest_sha256": hash_manifest(store),
+        "shards_sha256": hash_json([shard.sha256 for shard in manifest.shards]),
     }
     content = format_json(add_hash(record))
     path = local / DIGEST

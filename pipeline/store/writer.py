@@ -79,6 +79,11 @@ class StoreUpdate(Update):
         self._known = KnownRows(keys, self._old, beside, recipe)
 
     @property
+    def is_first(self) -> bool:
+        """Whether the store holds no vectors of the recipe yet."""
+        return self._old is None
+
+    @property
     def resumed_rows(self) -> int:
         """How many of the texts an interrupted run has left to take up."""
         return self._count_held(self._leftovers)

@@ -180,6 +180,22 @@ def test_vectors_of_the_folder_move_and_are_not_embedded_again(corpus: Path, cli
     assert f"cache/embeddings: what it holds goes to {URL}" in result.stdout
     assert "0 embedded" in result.stdout
     assert read_there(corpus) == here
+    project = Project(corpus)
+    fidelity = read_manifest(project.local_store).fidelity
+    assert fidelity is not None
+    assert read_manifest(project.store).fidelity == fidelity
+    write_texts(corpus / "texts.tsv", list(range(TEXTS + 1)))
+    run_stages(cli, "fetch", "prepare")
+    result = cli("embed")
+    assert "1 embedded" in result.stdout
+    assert "goes to" not in result.stdout
+    assert "slices" not in result.stdout
+    joined = read_manifest(project.store).fidelity
+    assert joined is not None
+    assert joined["texts"] in {fidelity["texts"], fidelity["texts"] + 1}
+    write_texts(corpus / "texts.tsv", list(range(TEXTS)))
+    run_stages(cli, "fetch", "prepare", "embed")
+    assert read_there(corpus) == here
     edit_params({"store.url": None})
     assert "nothing to do" in cli("embed").stdout
     assert "every byte is right" in cli("cache", "verify").stdout
@@ -201,6 +217,13 @@ def test_the_digest_changes_if_and_only_if_the_vectors_do(corpus: Path, cli: Cli
     assert json.loads(first)["texts"] == TEXTS
     shutil.rmtree(digest.parent)  # as on a machine that has another clone of the project
     assert "nothing to do" in cli("embed").stdout
+    assert digest.read_bytes() == first
+    (Project(corpus).store / "manifest.json").unlink()  # with the counts of texts that were cut
+    run_stages(cli, "embed")
+    assert digest.read_bytes() == first
+    (Project(corpus).store / "manifest.json").unlink()
+    assert cli("cache", "verify", "--repair").returncode == 0
+    run_stages(cli, "embed")
     assert digest.read_bytes() == first
     write_texts(corpus / "texts.tsv", list(range(TEXTS + 1)))
     run_stages(cli, "fetch", "prepare", "embed")
