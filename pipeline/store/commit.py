@@ -47,7 +47,7 @@ from pipeline.store.manifest import (
     read_manifest_file,
     write_manifest,
 )
-from pipeline.store.places import find_place
+from pipeline.store.places import describe_change, find_place
 
 KEPT_STORES = 2  # of earlier settings
 _READS = 12  # of a store that another run rewrites meanwhile
@@ -275,7 +275,9 @@ def _carry_out(commit: Commit) -> None:
     if old is not None and old.fingerprint != new.fingerprint:
         _retire(commit, old, staged)
     held = _list_own(folder, old, new)
+    _confirm(commit)
     place.move(_plan_moves(folder, new, staged, held))
+    _confirm(commit)
     _clear_shards(folder, new, held)
     place.sync(folder)
     hashes = {commit.replaces, hashlib.sha256(format_manifest(new)).hexdigest()}
@@ -292,6 +294,16 @@ def _carry_out(commit: Commit) -> None:
     drop_kept(folder, KEPT_STORES)
     for beside in list_staging(folder):
         clear_folder(beside)
+
+
+def _confirm(commit: Commit) -> None:
+    """Make sure that a commit still stands, where runs on other machines may have taken over.
+
+    :raises StoreError: if another run has carried it out, as this one was suspended; what stands
+        in the store may then be of a later commit.
+    """
+    if find_place(commit.folder).is_shared and read_commit(commit.folder) != commit:
+        raise describe_change(commit.folder)
 
 
 def _plan_moves(

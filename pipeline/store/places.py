@@ -319,7 +319,7 @@ class _ObjectPlace:
 
     def create(self, path: Path, content: bytes) -> None:
         if create_object(_as_object(path), content) is None:
-            raise _changed(path)
+            raise describe_change(path)
 
     def write_over(self, path: Path, content: bytes, expected: Callable[[bytes], bool]) -> None:
         target = _as_object(path)
@@ -331,7 +331,7 @@ class _ObjectPlace:
         if before == content:
             return
         if not expected(before) or replace_object(target, content, before, facts.etag) is None:
-            raise _changed(path)
+            raise describe_change(path)
 
     def write_named(
         self, folder: Path, stem: str, pieces: Sequence[Piece], name: Callable[[str], str]
@@ -402,7 +402,11 @@ def _as_object(path: Path) -> ObjectPath:
     return path
 
 
-def _changed(path: Path) -> StoreError:
+def describe_change(path: Path) -> StoreError:
+    """The error of a run that finds that another one has taken over.
+
+    :param path: what the other one has changed.
+    """
     return StoreError(
         f"{path}: another run has changed the store in this moment; nothing of it was written over",
         hint="run the command again, which takes up what this run has embedded",

@@ -264,6 +264,34 @@ def test_a_late_run_does_not_write_over_what_came_after_it(
         assert verify_store(folder) == []
 
 
+def test_a_late_run_does_not_move_away_what_came_after_it(
+    place: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is suspended while it moves its shards; another run does that, and all of its own work."""
+    folder = place / "s"
+    update(folder, make_recipe(), range(20))
+    call = ObjectClient.call
+    is_suspended = False
+
+    def suspend(client: ObjectClient, path: ObjectPath, name: str, *given: Any, **more: Any):
+        nonlocal is_suspended
+        if name == "rm_file" and path.name.startswith("part-00002-") and not is_suspended:
+            is_suspended = True
+            update(folder, make_recipe(), range(24))
+            update(folder, make_recipe(), range(40))
+        return call(client, path, name, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectClient, "call", suspend)
+        with pytest.raises(StoreError, match="another run has changed the store"):
+            update(folder, make_recipe(), range(24))
+    assert is_suspended
+    np.testing.assert_array_equal(
+        read(folder, range(40)), make_rows(range(40), make_recipe()).vectors
+    )
+    assert verify_store(folder) == []
+
+
 def test_a_decision_of_another_run_is_not_written_over(s3: str, tmp_path: Path) -> None:
     folder = open_objects(f"{s3}/team/s", BlockCache(tmp_path, 0))
     update(folder, make_recipe(), range(20))
