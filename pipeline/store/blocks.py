@@ -16,6 +16,7 @@ from pathlib import Path
 
 _HASH_BYTES = 8  # of XXH3-64, before the content of each file
 _SHARE_AFTER = 0.8  # of the limit that may be filled after files were removed
+_SHARE_UNSEEN = 0.05  # of the limit that a process adds before it looks what others have added
 
 
 class BlockCache:
@@ -29,6 +30,7 @@ class BlockCache:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._bytes: int | None = None  # that the files have, as far as this process knows
+        self._unseen = 0  # bytes that this process has added since it looked
         self._one_at_a_time = threading.Lock()
 
     def read(
@@ -85,8 +87,10 @@ class BlockCache:
             raise
         with self._one_at_a_time:
             self._bytes = (self._bytes or 0) + size
-            if self._bytes > self._limit_bytes:
-                self._bytes = self._shrink()
+            self._unseen += size
+            is_due = self._unseen > _SHARE_UNSEEN * self._limit_bytes
+            if is_due or self._bytes > self._limit_bytes:
+                self._bytes, self._unseen = self._shrink(), 0
 
     def _count_at_first(self) -> None:
         """Find out how much is kept from before, of which too much goes if the limit is lower."""
@@ -94,9 +98,7 @@ class BlockCache:
             if self._bytes is None:
                 self._bytes = 0
                 with contextlib.suppress(OSError):  # the folder is not there, or not to be read
-                    self._bytes = sum(size for _, size, _ in self._list_files())
-                    if self._bytes > self._limit_bytes:
-                        self._bytes = self._shrink()
+                    self._bytes = self._shrink()
 
     def _list_files(self) -> list[tuple[int, int, str]]:
         """When each file was last in use, its size and its path; that in use last comes last."""
@@ -110,12 +112,14 @@ class BlockCache:
         return sorted(found)
 
     def _shrink(self) -> int:
-        """Remove what was not in use for longest; other processes may have added to the folder.
+        """Remove what was not in use for longest, if the files of all processes are too many.
 
         :returns: the bytes that are left.
         """
         files = self._list_files()
         total = sum(size for _, size, _ in files)
+        if total <= self._limit_bytes:
+            return total
         for _, size, name in files:
             if total <= _SHARE_AFTER * self._limit_bytes:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,8 @@ from pipeline.store.known import (
     split_store,
     take_up,
 )
-from pipeline.store.manifest import Manifest, Recipe
-from pipeline.store.places import find_place
+from pipeline.store.manifest import Manifest, Recipe, format_manifest
+from pipeline.store.places import describe_change, find_place
 from pipeline.store.update import Update, join_fidelity
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class StoreUpdate(Update):
         decision = replace(self.recipe.describe(shards), fidelity=fidelity)
         write_commit(self.folder, decision, self._replaces)
         finish_commit(self.folder)
+        if hash_manifest(self.folder) != hashlib.sha256(format_manifest(decision)).hexdigest():
+            raise describe_change(self.folder)
         return read_manifest(self.folder)
 
 

@@ -264,6 +264,31 @@ def test_a_late_run_does_not_write_over_what_came_after_it(
         assert verify_store(folder) == []
 
 
+def test_a_run_whose_decision_comes_too_late_says_so(
+    place: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is suspended before it decides; another run does all of its own work."""
+    folder = place / "s"
+    update(folder, make_recipe(), range(20))
+    call = ObjectClient.call
+    is_suspended = False
+
+    def suspend(client: ObjectClient, path: ObjectPath, name: str, *given: Any, **more: Any):
+        nonlocal is_suspended
+        if name == "pipe_file" and path.name == "commit.json" and not is_suspended:
+            is_suspended = True
+            update(folder, make_recipe(), range(40))
+        return call(client, path, name, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectClient, "call", suspend)
+        with pytest.raises(StoreError, match="another run has changed the store"):
+            update(folder, make_recipe(), range(24))
+    assert is_suspended
+    assert len(read_manifest(folder).shards) == 5
+    assert verify_store(folder) == []
+
+
 def test_a_late_run_does_not_move_away_what_came_after_it(
     place: ObjectPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +506,17 @@ def test_a_damaged_footer_is_not_kept(place: ObjectPath, tmp_path: Path) -> None
     np.testing.assert_array_equal(
         read(folder, range(20)), make_rows(range(20), make_recipe()).vectors
     )
+
+
+def test_processes_that_keep_blocks_at_once_keep_to_the_limit(tmp_path: Path) -> None:
+    processes = [BlockCache(tmp_path / "blocks", 100_000) for _ in range(4)]
+    for number in range(400):
+        content = number.to_bytes(4, "little") * 250
+        cache = processes[number % 4]
+        assert cache.read(f"{number}", lambda c=content: c, lambda _: True) == content
+        kept = sum(p.stat().st_size for p in (tmp_path / "blocks").rglob("*") if p.is_file())
+        assert kept <= 130_000
+    assert kept > 70_000
 
 
 @pytest.mark.parametrize(
