@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from pathlib import Path
 
 from pipeline.errors import SettingsError
@@ -12,6 +13,10 @@ from pipeline.errors import SettingsError
 SETTINGS_FILE = "params.yaml"
 _FLOW_FILE = "dvc.yaml"
 _CACHE_VARIABLE = "PIPELINE_CACHE_DIR"
+# The key ``url`` with a value, right or wrong, other than null.
+_GIVEN_URL = re.compile(
+    rb"\burl[\"']?[ \t]*:(?![ \t]*(?:null|Null|NULL|~)?[ \t]*\r?(?:#.*)?$)", re.M
+)
 
 
 class Project:
@@ -69,7 +74,8 @@ class Project:
         :raises SettingsError: if the settings name an object store and are not right.
         """
         try:
-            is_at_home = b"://" not in self.settings.read_bytes()  # most have no URL at all
+            content = self.settings.read_bytes()
+            is_at_home = b"://" not in content and not _GIVEN_URL.search(content)  # as with most
         except OSError:
             is_at_home = True
         if is_at_home:

@@ -15,6 +15,7 @@ import errno
 import fnmatch
 import io
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -460,14 +461,14 @@ def check_url(url: str) -> None:
     parts = rest.rstrip("/").split("/")
     if not mark or not scheme or "::" in url or scheme.lower() in _REFUSED:
         raise SettingsError(
-            f"store.url: {hide_in_url(url)}: must be the URL of a folder in an object store, such "
+            f"store.url: {_hide_secret(url)}: must be the URL of a folder in an object store, such "
             "as s3://bucket/folder",
             hint="for a folder of this machine, or one that it shares, make cache/embeddings a "
             "symbolic link to it",
         )
     if any(sign in rest for sign in "@?#"):
         raise SettingsError(
-            f"store.url: {hide_in_url(url)}: must hold no user, password or query",
+            f"store.url: {_hide_secret(url)}: must hold no user, password or query",
             hint="give credentials by the environment, as the store's client reads them, and the "
             "address of a store of your own by AWS_ENDPOINT_URL",
         )
@@ -475,3 +476,16 @@ def check_url(url: str) -> None:
         raise SettingsError(
             f"store.url: {url}: must name a folder in a bucket, such as {scheme}://bucket/folder"
         )
+
+
+def _hide_secret(url: str) -> str:
+    """A URL as it may be shown, even if it is written wrong: a secret may hold ``/``, ``?``, ``#``.
+
+    :param url: as a person wrote it.
+    """
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    _, sign, name = rest.rpartition("@")
+    if sign and {"?", "#"} & set(rest):  # which of them ends the secret, nobody can tell
+        return f"{scheme}{mark}…"
+    shown = f"…@{name}" if sign else name
+    return hide_in_url(f"{scheme}{mark}{shown}") if mark else re.split("[?#]", shown)[0]

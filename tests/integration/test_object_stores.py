@@ -590,3 +590,11 @@ def test_a_url_with_a_secret_is_refused_and_not_shown(corpus: Path, cli: Cli) ->
     said = refuse_all(cli)
     assert said.count("params.yaml: store.url: s3://…@bucket/team: must hold no user") == 4
     assert SECRET not in said
+
+
+@pytest.mark.parametrize("url", ["/mnt/shared/vectors", "s3:/bucket/team", "bucket/team"])
+def test_what_is_no_url_is_refused_and_not_passed_over(corpus: Path, cli: Cli, url: str) -> None:
+    edit_params({"store.url": url})
+    said = refuse_all(cli)
+    assert said.count(f"params.yaml: store.url: {url}: must be the URL of a folder in an") == 4
+    assert not Project(corpus).cache.joinpath("embeddings").exists()

@@ -524,6 +524,12 @@ def test_processes_that_keep_blocks_at_once_keep_to_the_limit(tmp_path: Path) ->
     [
         ("s3://key:s3cret@bucket/team", "s3://…@bucket/team: must hold no user, password or query"),
         ("s3://bucket/team?sig=s3cret", "s3://bucket/team?…: must hold no user"),
+        ("s3://key:s3cret/2@bucket/team", "s3://…@bucket/team: must hold no user"),
+        ("s3://key:s3cret?2@bucket/team", "s3://…: must hold no user"),
+        ("s3://bucket/team?sig=1@s3cret", "s3://…: must hold no user"),
+        ("s3:/key:s3cret@bucket/team", "…@bucket/team: must be the URL of a folder"),
+        ("s3:/bucket/team?sig=s3cret", "s3:/bucket/team: must be the URL of a folder"),
+        ("https://key:s3cret/2@host/team", "https://…@host/team: must be the URL of a folder"),
         ("s3://bucket", "must name a folder in a bucket, such as s3://bucket/folder"),
         ("s3://bucket/../team", "must name a folder in a bucket"),
         ("s3://bucket//team", "must name a folder in a bucket"),
