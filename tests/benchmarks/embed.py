@@ -72,7 +72,7 @@ _OFFSET = _BASE | {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}
 # Model type and configuration of backbones that are made here. Their words are MiniLM's, so that
 # XLM-RoBERTa, which differs from RoBERTa in its vocabulary alone, is not among them.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    # CTranslate2's converter asks for the kind of positions, as gte-base's own configuration has it.
+    # CTranslate2's converter asks for the kind of positions, which gte-base's own file names, too.
     "gte-base": ("bert", _BASE | {"position_embedding_type": "absolute"}),
     "all-mpnet-base-v2": ("mpnet", _OFFSET),
     "roberta-base": ("roberta", _OFFSET | {"type_vocab_size": 1}),
