@@ -46,6 +46,7 @@ class Spool:
         self._size = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # Not in a `with`: the file lives as long as the object does.
             self._file = tempfile.TemporaryFile(prefix=SCRATCH_PREFIX, dir=folder)  # noqa: SIM115
         except OSError as error:
             raise describe_write_error(error, folder) from error

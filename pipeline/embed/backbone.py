@@ -172,6 +172,7 @@ def _load_model(folder: Path) -> Any:
     import transformers
 
     # Untyped in transformers itself.
+    # Both are untyped in transformers itself.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

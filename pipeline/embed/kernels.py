@@ -20,6 +20,8 @@ _FEWEST_TOKENS = 16  # the least that a product of tiles takes
 _ATTENTION_WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
 _NUMBERS_A_WARP, _MOST_WARPS = 256, 8  # of a row that is normalized
 _AVERAGED_COLUMNS, _AVERAGED_ROWS = 128, 16
+# Triton's decorator has no types, and the arguments of a kernel are tensors to its caller and
+# pointers within, so that mypy is told to let both be.
 
 
 def _switch_device(tensor: torch.Tensor) -> AbstractContextManager[None]:
@@ -27,6 +29,7 @@ def _switch_device(tensor: torch.Tensor) -> AbstractContextManager[None]:
 
     With several GPUs, the current one of a new process or thread is the first.
     """
+    # Untyped in torch itself.
     device: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
     return device
 

@@ -73,7 +73,7 @@ def test_the_wheel_is_what_runs(installed: str, tmp_path: Path) -> None:
 def test_own_data_from_a_wheel_in_an_empty_folder(
     installed: str, tmp_path: Path, real_assets: Path
 ) -> None:
-    pytest.importorskip("dvc")
+    pytest.importorskip("dvc", reason="the extra `dvc` is not installed")
     (block, *_) = [
         block for block in read_blocks(ROOT / "docs" / "own-data.md") if "test_wheel" in
         (block.left_out or "")
