@@ -36,10 +36,9 @@ from pipeline.store import (
     Recipe,
     Rows,
     StoreUpdate,
+    find_keys,
     finish_commit,
     name_columns,
-    read_keys,
-    read_snapshot,
     read_vectors,
 )
 
@@ -269,7 +268,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         best: tuple[Recipe, set[bytes]] | None = None
         for precision in list_possible_precisions(self.precision, first):
             recipe = self._make_recipe(precision)
-            known = _read_known(self._name_store(recipe))
+            known = set(_list_known(self._name_store(recipe)))
             if known and (best is None or len(known & wanted) > len(best[1] & wanted)):
                 best = recipe, known
         if best is not None:
@@ -278,7 +277,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
         device = choose_devices(self.devices)[0].type
         recipe = self._make_recipe(resolve_precision(self.precision, device))
-        return recipe, _read_known(self._name_store(recipe))
+        return recipe, set(_list_known(self._name_store(recipe)))
 
     def _embed(self, folder: Path, recipe: Recipe, texts: Mapping[bytes, str]) -> None:
         """Add texts to a store that no other process writes to.
@@ -288,7 +287,7 @@ class FrozenTextEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_files(self.asset_, "backbone", Path(self.folder_))
         finish_commit(folder)
-        held = _read_known(folder, ordered=True)
+        held = _list_known(folder)
         known = set(held)
         keys = [*held, *(key for key in texts if key not in known)]
         if len(keys) == len(held):
@@ -319,18 +318,13 @@ def _list_names(X: Any) -> list[str] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _read_known(folder: Path, *, ordered: bool = False) -> Any:
-    """The keys of the texts that a store holds: a set, or a list in the order of the store.
+def _list_known(folder: Path) -> list[bytes]:
+    """The keys of the texts that a store holds, in its order; none if there is no store.
 
     :raises StoreError: if there is a store that cannot be read.
     """
-    try:
-        keys = read_keys(read_snapshot(folder)).to_pylist()
-    except StoreError:
-        if (folder / "manifest.json").exists():
-            raise
-        keys = []
-    return keys if ordered else set(keys)
+    keys = find_keys(folder)
+    return [] if keys is None else keys.to_pylist()
 
 
 @contextlib.contextmanager

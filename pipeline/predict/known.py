@@ -12,7 +12,7 @@ from pipeline.console import warn
 from pipeline.corpus.keys import view_keys
 from pipeline.errors import ObjectStoreError, PipelineError, StoreError
 from pipeline.model.weights import Floats
-from pipeline.store import read_keys, read_snapshot, read_vectors
+from pipeline.store import find_keys, read_vectors
 
 _NO_KEYS = np.empty(0, "S16")
 
@@ -35,16 +35,14 @@ class KnownVectors:
         self._width = width
         self.has_given_up = False
         try:
-            snapshot = read_snapshot(folder)
-            if snapshot.manifest.fingerprint == fingerprint:
+            keys = find_keys(folder, fingerprint=fingerprint)
+        except (StoreError, ObjectStoreError) as error:
+            self._give_up(error)
+        else:
+            if keys is not None:
                 # All keys have 16 bytes, so that it does no harm that NumPy takes zeros at their
                 # ends for padding.
-                self._keys = np.sort(view_keys(read_keys(snapshot)).view("S16")[:, 0])
-        except StoreError as error:
-            if (folder / "manifest.json").exists():
-                self._give_up(error)
-        except ObjectStoreError as error:
-            self._give_up(error)
+                self._keys = np.sort(view_keys(keys).view("S16")[:, 0])
 
     def take(self, keys: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], Floats]:
         """The vectors of those texts that the store knows.

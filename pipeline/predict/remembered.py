@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError, StoreError
 from pipeline.files import hold_lock
 from pipeline.model.weights import Floats
 from pipeline.predict.known import KnownVectors
-from pipeline.store import Recipe, Rows, StoreUpdate, read_keys, read_snapshot
+from pipeline.store import Recipe, Rows, StoreUpdate, find_keys
 
 _HELD_BYTES = 64_000_000  # of vectors that wait in memory to be written together
 
@@ -102,13 +102,10 @@ class RememberedVectors:
     def _read_keys(self) -> list[bytes]:
         """The keys of the store as it is now, which another run may have added to."""
         try:
-            snapshot = read_snapshot(self._folder)
-            if snapshot.manifest.fingerprint == self._recipe.fingerprint:
-                keys: list[bytes] = read_keys(snapshot).to_pylist()
-                return keys
+            keys = find_keys(self._folder, fingerprint=self._recipe.fingerprint)
         except StoreError:
-            pass  # there is none, or it is damaged, and its texts are embedded again when they come
-        return []
+            return []  # it is damaged, and its texts are embedded again when they come
+        return [] if keys is None else keys.to_pylist()
 
 
 def lock_remembered(folder: Path) -> AbstractContextManager[None]:

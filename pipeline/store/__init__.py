@@ -36,6 +36,7 @@ from pipeline.store.manifest import (
 )
 from pipeline.store.reader import (
     VectorStream,
+    find_keys,
     read_keys,
     read_rows,
     read_token_counts,
@@ -59,6 +60,7 @@ __all__ = [
     "aside_folder",
     "count_lengths",
     "find_alike",
+    "find_keys",
     "finish_commit",
     "holds_exactly",
     "name_columns",

@@ -17,7 +17,7 @@ from pipeline.corpus.keys import hash_keys
 from pipeline.errors import StoreError
 from pipeline.files import hash_file
 from pipeline.store.commit import Snapshot, read_steadily
-from pipeline.store.manifest import REPAIR, Manifest, Recipe, Rows, Shard, split_columns
+from pipeline.store.manifest import MANIFEST, REPAIR, Manifest, Recipe, Rows, Shard, split_columns
 from pipeline.store.places import Ranges, find_place
 from pipeline.store.shard import list_value_bytes, locate_values
 
@@ -221,6 +221,29 @@ def read_keys(snapshot: Snapshot) -> pa.Array:
             for _ in find_place(snapshot.folder).call_each(read, blocks):
                 pass
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(raw), [None, pa.py_buffer(raw)])
+
+
+def find_keys(folder: Path, *, fingerprint: str | None = None) -> pa.Array | None:
+    """The keys of all rows of a store that there may be, while another run may be changing it.
+
+    :param folder: the store.
+    :param fingerprint: fingerprint of the vectors wanted; any if ``None``.
+    :returns: fixed-size binary of 16, in the order of the rows; ``None`` if there is no store of
+        such vectors.
+    :raises StoreError: if what there is cannot be read.
+    """
+
+    def read(snapshot: Snapshot) -> pa.Array | None:
+        if fingerprint is not None and snapshot.manifest.fingerprint != fingerprint:
+            return None
+        return read_keys(snapshot)
+
+    try:
+        return read_steadily(folder, read)
+    except StoreError:
+        if not (folder / MANIFEST).exists():
+            return None
+    return read_steadily(folder, read)  # another run may have made the store just now
 
 
 def read_n_tokens(snapshot: Snapshot) -> npt.NDArray[np.int32]:

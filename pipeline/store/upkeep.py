@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK_ROWS = 16_384
+_CHECKS = 3  # of a store that another run rewrites meanwhile
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,27 @@ class Damage:
 def verify_store(folder: Path) -> list[Damage]:
     """Check every byte of a store; nothing is written, so its disk may be read-only.
 
+    What another run changes on the way looks like damage, so that the store is then checked anew.
+
     :param folder: the store.
     :returns: what is damaged; empty if all is well.
-    :raises StoreError: if there is no store, or its manifest is damaged.
+    :raises StoreError: if there is no store, its manifest is damaged, or the changes do not end.
     """
     snapshot = read_snapshot(folder)
+    for _ in range(_CHECKS):
+        damages = _list_damages(snapshot)
+        now = read_snapshot(folder) if damages else snapshot
+        if now == snapshot:
+            return damages
+        snapshot = now
+    raise StoreError(
+        f"{folder}: another run rewrites it faster than it can be checked",
+        hint="wait until that run ends, then run the command again",
+    )
+
+
+def _list_damages(snapshot: Snapshot) -> list[Damage]:
+    """What is damaged in one state of a store."""
     shards = snapshot.manifest.shards
     damages = []
     with show_progress("verifying", len(shards), "shards") as advance:
@@ -78,7 +95,7 @@ def verify_store(folder: Path) -> list[Damage]:
             advance(1)
     if snapshot.staged:  # a commit is under way, so shards of the state before may be there too
         return damages
-    strays = list_strays(folder, {shard.file for shard in shards})
+    strays = list_strays(snapshot.folder, {shard.file for shard in shards})
     return damages + [Damage(name, "is not a file of this store", True) for name in strays]
 
 

@@ -9,10 +9,11 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,17 +25,20 @@ from pipeline.project import Project
 from pipeline.store import (
     Recipe,
     StoreUpdate,
+    find_keys,
     finish_commit,
     read_kept,
     read_manifest,
+    reader,
     staging_folder,
     stream_vectors,
+    upkeep,
     write_manifest,
 )
 from pipeline.store import manifest as layout
 from pipeline.store.commit import Snapshot, read_steadily
 from pipeline.store.folders import aside_folder, kept_folder
-from pipeline.store.manifest import format_manifest
+from pipeline.store.manifest import Shard, format_manifest
 from pipeline.store.upkeep import export_vectors, prune_store, rebuild_manifest, verify_store
 from tests.conftest import Cli
 from tests.disk import Disk
@@ -44,9 +48,11 @@ SMALL = {"SHARD_ROWS": 8, "GROUP_ROWS": 3}
 
 
 @pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, rows in SMALL.items():
-        monkeypatch.setattr(layout, name, rows)
+def _small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, rows in SMALL.items():
+            patch.setattr(layout, name, rows)
+        yield
 
 
 def check(folder: Path, texts: Sequence[int], recipe: Recipe | None = None) -> None:
@@ -498,6 +504,60 @@ def test_what_fails_once_is_read_again_though_the_store_is_as_it_was(tmp_path: P
     with pytest.raises(StoreError, match="damaged"):
         read_steadily(folder, fail(2))
     assert len(calls) == 2
+
+
+def test_keys_of_a_store_that_another_run_rewrites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = tmp_path / "s", make_recipe()
+    read_keys, read_whole = reader.read_keys, reader.read_steadily
+    assert find_keys(folder) is None
+
+    def read_too_late(*given: Any, **named: Any) -> Any:
+        """Another run makes the store between the look at it and the answer."""
+        monkeypatch.undo()
+        try:
+            return read_whole(*given, **named)
+        finally:
+            update(folder, recipe, range(8))
+
+    monkeypatch.setattr(reader, "read_steadily", read_too_late)
+    assert find_keys(folder) == make_keys(range(8))
+
+    def rewrite_first(snapshot: Snapshot) -> Any:
+        monkeypatch.undo()
+        update(folder, recipe, range(4, 50))
+        return read_keys(snapshot)
+
+    monkeypatch.setattr(reader, "read_keys", rewrite_first)
+    assert find_keys(folder) == make_keys(range(4, 50))
+    assert find_keys(folder, fingerprint="another") is None
+    (folder / read_manifest(folder).shards[0].file).unlink()
+    with pytest.raises(StoreError, match="no such file"):
+        find_keys(folder)
+
+
+def test_a_rewrite_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    update(folder, make_recipe(), range(40))
+    find_damage = upkeep._find_damage
+
+    def rewrite_first(snapshot: Snapshot, shard: Shard) -> str | None:
+        monkeypatch.undo()
+        update(folder, make_recipe(), range(4, 50))
+        return find_damage(snapshot, shard)
+
+    monkeypatch.setattr(upkeep, "_find_damage", rewrite_first)
+    check(folder, range(4, 50))
+
+    def rewrite_always(snapshot: Snapshot, shard: Shard) -> str | None:
+        rows = read_manifest(folder).rows
+        update(folder, make_recipe(), range(rows % 7, 40))
+        return find_damage(snapshot, shard)
+
+    monkeypatch.setattr(upkeep, "_find_damage", rewrite_always)
+    with pytest.raises(StoreError, match="rewrites it faster than it can be checked"):
+        verify_store(folder)
 
 
 def test_vectors_of_two_recipes_are_never_mixed(tmp_path: Path) -> None:
