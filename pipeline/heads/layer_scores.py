@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.heads.choosing import find_present, is_error, score
+from pipeline.heads.features import Scaling
 from pipeline.heads.tasks import Task
 from pipeline.model.decision import Floats, Ints
 from pipeline.model.least_squares import decode_targets, encode_targets
@@ -74,17 +75,17 @@ def score_layers(
 ) -> dict[str, LayerScores]:
     """Fit a head on each layer alone and on all of them, and score it on the validation rows.
 
-    :param vectors: the vectors of some rows, training rows first: float32, [B, L, D]; changed.
+    :param vectors: the vectors of some rows, training rows first: float32, [B, L, D].
     :param layers: the numbers of the L layers.
     :param train_rows: the number of training rows.
     :param tasks: the tasks.
     :param labels: task → the labels of the rows, as in ``TaskLabels``.
     :returns: task → scores; a task without labelled rows of both kinds has none.
     """
-    features = np.ascontiguousarray(vectors.transpose(1, 0, 2))  # [L, B, D]
-    features -= features[:, :train_rows].mean(axis=1, keepdims=True)
-    deviations = features[:, :train_rows].std(axis=1, keepdims=True)
-    features /= np.where(deviations > 1e-6, deviations, 1)
+    features = np.empty((len(layers), len(vectors), vectors.shape[2]), np.float32)
+    for number, scaled in enumerate(features):
+        layer = vectors[:, number]
+        scaled[:] = Scaling.fit(layer[:train_rows]).apply(layer)
     found: dict[str, LayerScores] = {}
     few = [task for task in tasks if len(task.classes) <= _MAX_CLASSES]
     for present, alike in _group_by_rows(few, labels).items():
