@@ -38,6 +38,8 @@ from pipeline.store import (
     staging_folder,
 )
 from pipeline.store.digest import write_digest
+from pipeline.store.folders import clear_folder, list_staging
+from pipeline.store.sharing import measure_overlap, refuse_another_corpus, say_dropped
 from pipeline.store.slices import (
     Slice,
     SliceState,
@@ -319,17 +321,35 @@ def _make_map_columns(
     return made
 
 
-def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
+def prune(
+    project: Project, params: Path, *, predictions: bool = False, is_most: bool = False
+) -> None:
     """Drop what the corpus no longer has, stores and slices of earlier settings, and leftovers.
 
     :param project: the project.
     :param params: the settings file: a store kept for the settings that hold now stays.
     :param predictions: whether all vectors that were remembered of labelled texts go, too; what is
         kept of those that earlier heads remembered goes in any case.
+    :param is_most: whether most texts of an object store may go, which others may share.
+    :raises StoreError: if they would have to go and may not.
     """
     keys, _ = read_distinct_keys(project.texts_file)
     wanted = frozenset(recipe.fingerprint for recipe in _try_recipes(project, params))
-    _prune_slices(project, wanted)
+    with hold_slices(project.slices) as states:
+        others = [s for s in states if not any(map(s.is_of, wanted))] if wanted else []
+        kept = {store.folder.name: store.folder for store in read_kept(project.store)}
+        if is_most:
+            others += [s for s in states if s not in others and _is_of_another(s.folder, keys)]
+            wanted -= {name for name, folder in kept.items() if _is_of_another(folder, keys)}
+            for folder in filter(lambda f: _is_of_another(f, keys), list_staging(project.store)):
+                clear_folder(folder)
+        else:
+            folders = [state.folder for state in others]
+            refuse_another_corpus(project.store, keys, folders, set(kept) - wanted)
+        _prune_slices(project, others)
+    if is_most and not project.store.exists():
+        say(f"{project.store}: holds no texts")
+        return
     dropped = prune_store(project.store, keys, wanted)
     write_digest(project.local_store, project.store)
     manifest = read_manifest(project.store)
@@ -347,14 +367,16 @@ def prune(project: Project, params: Path, *, predictions: bool = False) -> None:
         say(f"{project.predictions}: dropped {format_bytes(freed)}{what}")
 
 
-def _prune_slices(project: Project, wanted: frozenset[str]) -> None:
-    """Drop the slices of other settings, unless nobody knows which settings hold."""
-    with hold_slices(project.slices) as states:
-        foreign = [s for s in states if not any(map(s.is_of, wanted))] if wanted else []
-        if foreign:
-            freed = drop_slices(project.slices, foreign)
-            slices = count(len(foreign), "slice")
-            say(f"{project.slices}: dropped {slices} of other settings, {format_bytes(freed)}")
+def _is_of_another(folder: Path, keys: Any) -> bool:
+    return measure_overlap(folder, keys).is_of_another
+
+
+def _prune_slices(project: Project, others: Sequence[SliceState]) -> None:
+    """Drop slices of other settings, or of another corpus, whose locks are held."""
+    if others:
+        freed = drop_slices(project.slices, others)
+        slices = count(len(others), "slice")
+        say(f"{project.slices}: dropped {slices} of other settings or texts, {format_bytes(freed)}")
 
 
 def merge(project: Project, params: Path) -> dict[str, Any] | None:
@@ -363,7 +385,8 @@ def merge(project: Project, params: Path) -> dict[str, Any] | None:
     :param project: the project, whose lock is held.
     :param params: the settings file.
     :returns: details for the timing file of `embed`; ``None`` if there was nothing to do.
-    :raises StoreError: if texts of the corpus have no vectors yet, or slices are of other settings.
+    :raises StoreError: if texts of the corpus have no vectors yet, slices are of other settings, or
+        an object store holds another corpus.
     :raises LockedError: if a slice is being embedded.
     """
     keys, first_rows = read_distinct_keys(project.texts_file)
@@ -372,6 +395,8 @@ def merge(project: Project, params: Path) -> dict[str, Any] | None:
     with hold_slices(project.slices) as states:
         recipe = _choose_recipe(project, recipes, states)
         check_alike(states, recipe)
+        folders = [state.folder for state in states]
+        strange = refuse_another_corpus(project.store, keys, folders, [recipe.fingerprint])
         if _holds_all(project, recipe, keys):
             write_digest(project.local_store, project.store)
             drop_slices(project.slices, states)
@@ -384,6 +409,7 @@ def merge(project: Project, params: Path) -> dict[str, Any] | None:
         lacking = update.join_known()
         if lacking:
             raise _refuse_to_merge(project, states, absent, lacking)
+        say_dropped(project.store, strange)
         sliced = update.sliced_rows
         update.note_counted(gather_lengths(states))
         _count_cut(project, update, first_rows)

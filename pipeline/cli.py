@@ -492,12 +492,17 @@ def export(
 @cache.command()
 @_in_project
 @click.option("--predictions", is_flag=True, help="Drop the vectors in cache/predictions, too.")
-def prune(project: Project, params: Path, predictions: bool) -> None:
+@click.option(
+    "--most",
+    is_flag=True,
+    help="Drop them even if they are most of what an object store holds, which others may share.",
+)
+def prune(project: Project, params: Path, predictions: bool, most: bool) -> None:
     """Drop vectors of texts that the corpus no longer has, and of earlier settings."""
     from pipeline import cache_commands
 
     with _locked(project, writes_store=True):
-        cache_commands.prune(project, params, predictions=predictions)
+        cache_commands.prune(project, params, predictions=predictions, is_most=most)
 
 
 @cli.group(cls=_Commands)

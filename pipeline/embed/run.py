@@ -49,6 +49,7 @@ from pipeline.store import (
 )
 from pipeline.store.digest import find_left_behind, write_digest
 from pipeline.store.known import find_whole_shards
+from pipeline.store.sharing import refuse_another_corpus, say_dropped
 from pipeline.store.slices import (
     drop_slices,
     gather_lengths,
@@ -320,12 +321,16 @@ def _embed_missing(
     recipe = machine.recipe
     with hold_slices(project.slices) as states:
         own = [state for state in states if state.is_of(recipe.fingerprint)]
+        strange = refuse_another_corpus(
+            project.store, keys, [s.folder for s in own], [recipe.fingerprint]
+        )
         found = verify_slices(own, recipe.fingerprint)
         left = find_left_behind(project.local_store, project.store, recipe.fingerprint)
         update = StoreUpdate(project.store, recipe, keys, first_rows, [*found, *left])
         update.note_counted(gather_lengths(own))
         moved = left if update.is_first else []
         _say_taken_up(update, project if moved else None, is_sliced=bool(found))
+        say_dropped(project.store, strange)
         _say_size(recipe, len(keys))
         runner, details = embed_shards(update, machine, project.texts_file, first_rows)
         measures = [(s.manifest.fidelity, s.is_measured) for s in own if s.manifest is not None]

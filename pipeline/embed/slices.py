@@ -12,7 +12,15 @@ from pipeline.corpus.tables import read_distinct_keys
 from pipeline.embed.run import Machine, embed_shards, say_text_recipe, warn_of_hollow
 from pipeline.project import Project
 from pipeline.recipe import list_possible_recipes
-from pipeline.store.slices import Slice, SliceUpdate, drop_slices, hold_slice, read_slice
+from pipeline.store.sharing import refuse_another_corpus
+from pipeline.store.slices import (
+    Slice,
+    SliceUpdate,
+    drop_slices,
+    hold_slice,
+    list_slices,
+    read_slice,
+)
 
 
 def run_slice(project: Project, settings: Settings, part: Slice) -> bool:
@@ -24,8 +32,8 @@ def run_slice(project: Project, settings: Settings, part: Slice) -> bool:
     :returns: whether there was anything to do.
     :raises LockedError: if another run is at work on the same slice.
     :raises StageError: if what ``fetch`` or ``prepare`` writes is missing or damaged.
-    :raises StoreError: if other slices are of other settings, or the vectors are not those of the
-        backbone.
+    :raises StoreError: if other slices are of other settings, or an object store holds another
+        corpus, or the vectors are not those of the backbone.
     """
     asset = read_assets(project.assets)["backbone"]
     recipes = list(list_possible_recipes(asset, asset.locate(project), settings))
@@ -33,6 +41,8 @@ def run_slice(project: Project, settings: Settings, part: Slice) -> bool:
     keys, first_rows = read_distinct_keys(project.texts_file)
     machine = Machine.find(project, settings, asset, recipes)
     with hold_slice(project.slices, part) as folder:
+        folders = [state.folder for state in list_slices(project.slices)]
+        refuse_another_corpus(project.store, keys, folders, [])
         update = SliceUpdate(project.slices, project.store, part, machine.recipe, keys, first_rows)
         if update.is_finished:
             _say_nothing_to_do(project, part, folder)

@@ -554,39 +554,66 @@ def read_whole_shard(path: Path, *, sha256: str | None = None) -> Snapshot | Non
         are read; ``None`` where all is to be read.
     :returns: a store of this one shard, or ``None``.
     """
-    import pyarrow as pa
-
     try:
-        if not path.is_file():
-            return None
-        footer = _read_footer(path)
-        about = footer.metadata
-        vector = footer.schema.to_arrow_schema().field(-1).type
-        contents = json.loads(about[b"recipe"])
-        poolings = contents.get("pooling")
-        recipe = Recipe(
-            backbone=about[b"backbone"].decode(),
-            contents=contents,
-            layers=tuple(contents["layers"]),
-            width=vector.list_size * (len(poolings) if isinstance(poolings, list) else 1),
-            dtype=str(np.dtype(vector.value_type.to_pandas_dtype())),
-        )
-        if recipe.fingerprint != about[b"fingerprint"].decode():
-            return None
-        shard = Shard(
-            file=path.name,
-            rows=footer.num_rows,
-            keys="",
-            bytes=path.stat().st_size,
-            sha256=sha256 or hash_file(path),
-            checks=json.loads(about[b"checks"]),
-        )
-        alone = Snapshot(path.parent, recipe.describe([shard]), {})
+        alone = _read_unhashed(path)
+        (unhashed,) = alone.manifest.shards
+        shard = replace(unhashed, sha256=sha256 or hash_file(path))
+        alone = replace(alone, manifest=replace(alone.manifest, shards=(shard,)))
         shard = replace(shard, keys=hash_keys(read_keys(alone)))
         if sha256 is None:
             read_rows(alone, np.arange(shard.rows))
-    except (
-        pa.ArrowException, OSError, StoreError, KeyError, ValueError, TypeError, AttributeError
-    ):  # fmt: skip
+    except _list_faults():
         return None
-    return replace(alone, manifest=recipe.describe([shard]))
+    return replace(alone, manifest=replace(alone.manifest, shards=(shard,)))
+
+
+def read_keys_of_shard(path: Path) -> pa.Array | None:
+    """The keys of a file, if it is a shard whose keys are as it says; its vectors are not read.
+
+    :param path: the file.
+    :returns: fixed-size binary of 16, in the order of its rows, or ``None``.
+    """
+    try:
+        return read_keys(_read_unhashed(path))
+    except _list_faults():
+        return None
+
+
+def _read_unhashed(path: Path) -> Snapshot:
+    """What a shard says of itself in its footer, without the hashes of its bytes and its keys.
+
+    :raises Exception: one of ``_list_faults`` if it is none.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    footer = _read_footer(path)
+    about = footer.metadata
+    vector = footer.schema.to_arrow_schema().field(-1).type
+    contents = json.loads(about[b"recipe"])
+    poolings = contents.get("pooling")
+    recipe = Recipe(
+        backbone=about[b"backbone"].decode(),
+        contents=contents,
+        layers=tuple(contents["layers"]),
+        width=vector.list_size * (len(poolings) if isinstance(poolings, list) else 1),
+        dtype=str(np.dtype(vector.value_type.to_pandas_dtype())),
+    )
+    if recipe.fingerprint != about[b"fingerprint"].decode():
+        raise ValueError("its fingerprint is not that of its recipe")
+    shard = Shard(
+        file=path.name,
+        rows=footer.num_rows,
+        keys="",
+        bytes=path.stat().st_size,
+        checks=json.loads(about[b"checks"]),
+    )
+    return Snapshot(path.parent, recipe.describe([shard]), {})
+
+
+def _list_faults() -> tuple[type[Exception], ...]:
+    """What reading a file raises that is no shard, or a damaged one."""
+    import pyarrow as pa
+
+    return (
+        pa.ArrowException, OSError, StoreError, KeyError, ValueError, TypeError, AttributeError
+    )  # fmt: skip

@@ -24,7 +24,7 @@ import pytest
 from pipeline.corpus.tables import read_distinct_keys
 from pipeline.project import Project
 from pipeline.store import manifest as layout
-from pipeline.store import read_manifest, read_vectors
+from pipeline.store import read_manifest, read_vectors, staging_folder
 from tests.conftest import Cli, edit_params, name_spam, read_store, run_stages
 from tests.objects import (
     BUCKET,
@@ -207,6 +207,146 @@ def test_vectors_that_move_keep_their_precision(corpus: Path, cli: Cli) -> None:
     edit_params({"store.url": URL, "embed.precision": "auto"})  # float32, for a new store
     assert "0 embedded" in cli("embed").stdout
     assert read_manifest(Project(corpus).store).recipe["precision"] == "bfloat16"
+
+
+OTHERS = list(range(1000, 1150))  # the texts of a second project
+
+
+def succeed(cli: Cli, *arguments: str) -> str:
+    """What a command says that ends well."""
+    result = cli(*arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def give_texts(folder: Path, cli: Cli, numbers: list[int]) -> None:
+    write_texts(folder / "texts.tsv", numbers)
+    run_stages(cli, "fetch", "prepare")
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    """All objects of a store and of what stands beside it."""
+    store = Project(folder).store
+    found: dict[str, bytes] = {}
+    waiting = list(store.parent.iterdir())
+    while waiting:
+        path = waiting.pop()
+        if path.is_dir():
+            waiting += path.iterdir()
+        else:
+            found[str(path)] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("max_tokens", [32, 12])
+def test_a_second_project_does_not_drop_the_texts_of_the_first(
+    corpus: Path, cli: Cli, max_tokens: int
+) -> None:
+    """Of the same settings, which would drop them, or of others, which would move them away."""
+    edit_params({"store.url": URL})
+    run_stages(cli, "embed")
+    before = read_all(corpus)
+    give_texts(corpus, cli, [*range(20), *OTHERS])
+    edit_params({"embed.max_tokens": max_tokens})
+    for command in (("embed",), ("embed", "--slice", "1/2"), ("cache", "prune")):
+        said = refuse(cli(*command))
+        assert f"{URL}: holds 200 texts, of which the corpus of this project has 20" in said
+        assert "give each project a store.url of its own" in said
+        assert "`pipeline cache prune --most`" in said
+    assert read_all(corpus) == before
+    # Whoever means it says so.
+    assert "dropped 180 texts; holds 20 texts" in cli("cache", "prune", "--most").stdout
+    embedded = 150 if max_tokens == 32 else 170
+    assert f"{embedded} embedded" in cli("embed").stdout
+    assert read_manifest(Project(corpus).store).rows == 170
+    assert cli("cache", "verify").returncode == 0
+
+
+def test_texts_that_are_dropped_from_an_object_store_are_told(corpus: Path, cli: Cli) -> None:
+    edit_params({"store.url": URL})
+    run_stages(cli, "embed")
+    give_texts(corpus, cli, list(range(100, 250)))  # half of what the store holds
+    said = cli("embed").stdout
+    assert f"{URL}: 100 texts that the corpus does not have will be dropped" in said
+    assert "50 embedded" in said
+    give_texts(corpus, cli, list(range(130, 250)))
+    succeed(cli, "embed", "--slice", "1/1")
+    assert f"{URL}: 30 texts that the corpus does not have" in cli("cache", "merge").stdout
+    give_texts(corpus, cli, list(range(130, 270)))
+    assert "that the corpus does not have" not in cli("embed").stdout
+    edit_params({"store.url": None})
+    run_stages(cli, "embed")
+    give_texts(corpus, cli, OTHERS)  # a folder of the project is its own
+    assert "150 embedded" in cli("embed").stdout
+
+
+def test_a_second_project_does_not_drop_the_slices_of_the_first(
+    corpus: Path, cli: Cli, machines: Machines
+) -> None:
+    """Those that are finished, those that a kill has cut short, and those of other settings."""
+    machines.succeed(1, "embed", "--slice", "1/2")
+    running = machines.start(2, "embed", "--slice", "2/2")
+    folder = Project(corpus).slices / "slice-0002-of-0002"
+    while running.is_alive() and not any(folder.glob("rows-*")):
+        time.sleep(0.01)
+    running.kill()
+    running.join()
+    assert any(folder.glob("*.parquet"))
+    before = read_all(corpus)
+    give_texts(corpus, cli, OTHERS)
+    for command in (("embed",), ("embed", "--slice", "1/1"), ("cache", "merge")):
+        said = refuse(cli(*command))
+        assert f"{URL}.slices/slice-0001-of-0002: holds " in said
+        assert "of which the corpus of this project has 0" in said
+    edit_params({"embed.max_tokens": 12})
+    assert f"{URL}.slices/slice-0001-of-0002: holds " in refuse(cli("cache", "prune"))
+    edit_params({"embed.max_tokens": 32})
+    after = read_all(corpus)
+    assert {name: after[name] for name in before if "lock" not in name} == {
+        name: content for name, content in before.items() if "lock" not in name
+    }
+    for path in list((folder.parent / "slice-0001-of-0002").iterdir()):
+        path.unlink()
+    assert f"{URL}.slices/slice-0002-of-0002: holds " in refuse(cli("embed"))
+    assert "dropped 1 slice of other settings or texts" in succeed(cli, "cache", "prune", "--most")
+    assert "150 embedded" in succeed(cli, "embed")
+
+
+def test_a_second_project_does_not_drop_what_a_killed_run_of_the_first_has_left(
+    corpus: Path, cli: Cli, machines: Machines
+) -> None:
+    running = machines.start(1, "embed")
+    folder = staging_folder(Project(corpus).store)
+    while running.is_alive() and not any(folder.glob("*.parquet")):
+        time.sleep(0.01)
+    running.kill()
+    running.join()
+    before = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+    assert before
+    give_texts(corpus, cli, OTHERS)
+    assert f"{URL}.next: holds " in refuse(cli("embed"))
+    assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == before
+    assert f"{URL}: holds no texts" in succeed(cli, "cache", "prune", "--most")
+    assert "150 embedded" in succeed(cli, "embed")
+    assert list_beside(corpus) == []
+
+
+def test_a_store_of_earlier_settings_goes_only_if_its_texts_are_known(
+    corpus: Path, cli: Cli
+) -> None:
+    edit_params({"store.url": URL})
+    succeed(cli, "embed")
+    edit_params({"embed.max_tokens": 12})
+    for numbers in (range(100, 250), range(170, 320)):
+        give_texts(corpus, cli, list(numbers))
+        succeed(cli, "embed")
+    before = read_all(corpus)
+    said = refuse(cli("cache", "prune"))
+    assert f"{URL}.old/" in said
+    assert "holds 200 texts, of which the corpus of this project has 30" in said
+    assert read_all(corpus) == before
+    succeed(cli, "cache", "prune", "--most")
+    assert list_beside(corpus) == []
 
 
 def test_the_digest_changes_if_and_only_if_the_vectors_do(corpus: Path, cli: Cli) -> None:

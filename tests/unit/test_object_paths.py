@@ -32,6 +32,7 @@ from pipeline.store.objects import (
     open_objects,
     replace_object,
 )
+from pipeline.store.sharing import Overlap, measure_overlap
 from pipeline.store.upkeep import prune_store, repair_store, verify_store
 from tests.objects import BUCKET, ObjectServer, serve_objects, use_objects
 from tests.unit.test_store import make_keys, make_recipe, make_rows, read, update
@@ -517,6 +518,27 @@ def test_processes_that_keep_blocks_at_once_keep_to_the_limit(tmp_path: Path) ->
         kept = sum(p.stat().st_size for p in (tmp_path / "blocks").rglob("*") if p.is_file())
         assert kept <= 130_000
     assert kept > 70_000
+
+
+def test_the_overlap_of_a_store_and_a_corpus_is_what_they_share(
+    place: ObjectPath, tmp_path: Path
+) -> None:
+    folder = place / "s"
+    assert measure_overlap(folder, make_keys(range(4))) == Overlap(0, 0)
+    update(folder, make_recipe(), range(20))
+    cases = {
+        (0, 20): 0, (0, 24): 0, (3, 20): 3, (3, 30): 3, (10, 30): 10, (11, 30): 11, (50, 90): 20,
+    }  # fmt: skip
+    for is_lost in (False, True):
+        for (start, stop), strange in cases.items():
+            overlap = measure_overlap(folder, make_keys(range(start, stop)))
+            assert overlap == Overlap(20, strange)
+            assert overlap.is_of_another == (strange > 10)
+        if not is_lost:
+            (folder / "manifest.json").unlink()
+    here = tmp_path / "store"
+    update(here, make_recipe(), range(20))
+    assert measure_overlap(here, make_keys(range(50, 90))) == Overlap(0, 0)
 
 
 @pytest.mark.parametrize(
