@@ -211,6 +211,8 @@ def _make_slurm(options: ClusterOptions, common: Mapping[str, Any]) -> _Executor
         gpus_per_task=options.gpus,
         job_name="pipeline-embed",
         venv_path=str(activate) if activate.exists() else None,
+        # Else the job that sums up all tasks stays in the queue for good when one of them fails.
+        sbatch_args={"kill-on-invalid-dep": "yes"},
         **common,
     )
 
@@ -267,6 +269,8 @@ def run_job(job: ClusterJob) -> bool:
     missing = job.list_missing()
     done = job.options.slices - len(missing)
     say(f"cluster   {count(job.options.slices, 'slice')}, {done:,} of them done before")
+    if not missing:
+        return True
     if job.options.executor == "local":
         _run_local(job, missing)
         return True

@@ -1,7 +1,7 @@
 """`pipeline cluster embed`: slices as tasks of datatrove, on this machine, and what goes to others.
 
-Slurm is not here: `sbatch`, `srun` and `scontrol` are small programs of the test, which run what
-the script says, so that all of it but Slurm itself is tried.
+`sbatch`, `srun` and `scontrol` are small programs of the test, which run what the script says, so
+that all of it but Slurm itself is tried wherever the tests run.
 """
 
 from __future__ import annotations
@@ -175,11 +175,13 @@ def test_slurm_gets_a_script_that_embeds_the_slices(
     for line in (
         "#SBATCH --partition=gpu", "#SBATCH --gpus=1", "#SBATCH --cpus-per-task=4",
         "#SBATCH --time=01:00:00", "#SBATCH --array=0-1%8", "#SBATCH --mem-per-cpu=4G",
-        "launch_pickled_pipeline",
+        "#SBATCH --kill-on-invalid-dep=yes", "launch_pickled_pipeline",
     ):  # fmt: skip
         assert line in shown, shown
     assert "--qos" not in shown
-    lacking = cli("cluster", "embed", *options)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path / "nothing"))
+        lacking = cli("cluster", "embed", *options)
     assert lacking.returncode == 1
     assert "there is no program sbatch here" in lacking.stderr
 
@@ -208,8 +210,11 @@ def test_slurm_gets_a_script_that_embeds_the_slices(
     run = cli("cluster", "embed", *options)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "when the jobs have ended, run `pipeline cache merge`" in run.stdout
-    merged = cli("cache", "merge")
+    (tmp_path / "script").unlink()
+    merged = cli("cluster", "embed", *options)
     assert merged.returncode == 0, merged.stderr + (tmp_path / "out").read_text()
+    assert "taken from 2 slices" in merged.stdout
+    assert not (tmp_path / "script").exists()
     assert read_store(corpus) == alone
 
 
