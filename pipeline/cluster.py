@@ -423,10 +423,15 @@ def run_task(root: str, params: str, marks: str, slices: int, rank: int) -> None
     os.register_at_fork(after_in_child=_end_with_parent)
     try:
         job.make_task_executor(rank).run()
-    except (LostTaskError, EOFError, OSError) as error:  # the latter if that process is lost
+    except (LostTaskError, EOFError, ConnectionError) as error:  # the latter if it is lost
         print(f"lost: {error!r}", file=sys.stderr)
         sys.exit(_LOST)
     except RuntimeError:
+        sys.exit(1)
+    except OSError as error:  # a full disk, or a folder that may not be written to, stays as it is
+        failure = describe_write_error(error, Path(error.filename or marks))
+        hint = f"\n  next: {failure.hint}" if failure.hint else ""
+        print(f"Error: {failure.message}{hint}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -157,6 +157,23 @@ def test_a_task_that_fails_is_one_message(corpus: Path, cli: Cli) -> None:
     )
 
 
+def test_a_disk_that_does_not_serve_is_no_lost_process(corpus: Path, cli: Cli) -> None:
+    """What datatrove writes fails each time, so that nothing is started again."""
+    keys, recipes = read_plan(corpus)
+    options = ClusterOptions(slices=1)
+    job = ClusterJob.plan(Project(corpus), corpus / "params.yaml", options, recipes, keys)
+    job.marks.mkdir(parents=True)
+    (job.marks / "stats").write_text("a file where a folder should be")
+    run = cli("cluster", "embed", "--slices", "1")
+    assert run.returncode == 1
+    assert "1 slice failed or were lost: 1/1" in run.stderr
+    assert "Error: cannot write" in run.stderr
+    assert "stats" in run.stderr
+    assert "started again" not in run.stdout + run.stderr
+    (job.marks / "stats").unlink()
+    assert cli("cluster", "embed", "--slices", "1").returncode == 0
+
+
 def write_program(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -242,16 +259,36 @@ def test_what_is_missing_is_named(
 
 
 def test_ray_gets_the_resources_of_the_options(corpus: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
     keys, recipes = read_plan(corpus)
     options = ClusterOptions(executor="ray", slices=3, workers=2, gpus=1, cpus=4, memory_gb=6)
     job = ClusterJob.plan(Project(corpus), corpus / "params.yaml", options, recipes, keys)
-    try:
-        executor = job.make_executor()
-    except Exception as error:
-        pytest.skip(f"ray is not installed: {error}")
+    executor = job.make_executor()
     assert executor.tasks == 3
     assert executor.workers == 2
     assert (executor.gpus_per_task, executor.cpus_per_task, executor.mem_per_cpu_gb) == (1, 4, 6)
+
+
+def test_slices_on_ray_are_the_store_of_one_run(corpus: Path, cli: Cli) -> None:
+    """Ray starts on this machine; a task that fails there is one message, and is done again."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    alone = make_alone(corpus, cli)
+    command = [
+        sys.executable, "-m", "pipeline", "cluster", "embed", "--executor", "ray", "--slices", "2",
+        "--memory-gb", "1",
+    ]  # fmt: skip
+    blocked = Project(corpus).slices / "slice-0001-of-0002"
+    blocked.parent.mkdir()
+    blocked.write_text("a file where a folder should be")
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "Error: 1 slice failed or were lost: 1/2" in failed.stderr
+    blocked.unlink()
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "2 slices, 1 of them done before" in run.stdout
+    assert "taken from 2 slices" in run.stdout
+    assert read_store(corpus) == alone
 
 
 def test_the_commands_of_other_executors_are_printed(corpus: Path, cli: Cli) -> None:
