@@ -7,6 +7,7 @@ the ``default`` preset; ``pipeline/presets`` holds it, and the others, as files.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -1379,8 +1380,8 @@ class RuntimeSettings(Section):
     )
     max_memory: Positive | None = Field(
         default=None,
-        description="The memory in GB that the vectors of `train-heads` may take; larger ones are "
-        "streamed from the store. Null is half of the machine's memory.",
+        description="The memory in GB that the vectors of `train-heads`, and those of `report`, "
+        "may take; larger ones are streamed from the store. Null is half of the machine's memory.",
     )
     logger: Literal["csv", "tensorboard", "dvclive"] = Field(
         default="csv",
@@ -1398,6 +1399,15 @@ class RuntimeSettings(Section):
         if "auto" in names and names is devices:
             raise ValueError("must be auto alone, or name the devices in a list")
         return devices
+
+    def limit_memory(self) -> float:
+        """The number of bytes that vectors may take in memory."""
+        if self.max_memory is not None:
+            return float(self.max_memory * 1e9)
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+        except (ValueError, OSError, AttributeError):  # a system that does not tell its memory
+            return 8e9
 
 
 class Settings(Section):

@@ -1,16 +1,26 @@
-"""Which vectors are nearest to each other by cosine, by NumPy alone: exact, or by cells of many."""
+"""Which vectors are nearest to each other by cosine, by NumPy alone: exact, or by cells of many.
+
+The products of two blocks are too small for several threads to share one well: blocks are compared
+on all cores at once, each by a thread of its own. See ``multiply_on_one_thread``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.processes import count_cores
+
 Ints = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.integer[Any]]
 Vectors = npt.NDArray[np.float32]
 # Vectors by their numbers, in chunks: numbers, [b], and vectors of any length, [b, D].
 Chunks = Iterable[tuple[Ints, Vectors]]
@@ -31,10 +41,12 @@ _DIRECTIONS = 192
 # Regions in which the cell of a vector is looked for, with the loss of 3 in 1,000.
 _PROBED_REGIONS = 3
 _QUERIES_PER_CELL = 20  # by which the centre of a cell is found
+_SORTED_VECTORS = 262_144  # by their cells at once
 _MOST_LINKS = 5_000_000  # between vectors, that are held before groups are joined: 80 MB
 _ROUNDS = 3  # of finding the centres
-# The numbers in the vectors whose cells are filled at once: 1.1 GB. The queries of each are copied
-# for each filling, which with the few vectors of one chunk would take longer than comparing.
+# The numbers in the vectors whose cells are filled at once, at most: 1.1 GB. The queries of each
+# are copied for each filling, which with the few vectors of one chunk would take longer than
+# comparing.
 _FILLED_NUMBERS = 270_000_000
 # No texts at a lower cosine are called near-duplicates, whatever the others are.
 _LEAST_COSINE = 0.8
@@ -56,18 +68,58 @@ class Nearest:
     exact: bool = True
 
 
-def normalize(vectors: Vectors) -> Vectors:
-    """Vectors, [B, D], at the length 1."""
-    scaled = np.empty_like(vectors)
-    for start in range(0, len(vectors), _BLOCK_OTHERS):
-        some = slice(start, start + _BLOCK_OTHERS)
+def normalize(vectors: Vectors, *, overwrite: bool = False) -> Vectors:
+    """Vectors, [B, D], at the length 1.
+
+    :param vectors: vectors of any length.
+    :param overwrite: whether they may be scaled where they stand, which needs no more memory.
+    """
+    scaled = vectors if overwrite else np.empty_like(vectors)
+
+    def scale(some: slice) -> None:
         lengths = np.linalg.norm(vectors[some], axis=1, keepdims=True)
         np.divide(vectors[some], np.maximum(lengths, 1e-12), out=scaled[some])
+
+    _call_each_block(scale, len(vectors))
     return scaled
 
 
+def _call_each_block(work: Callable[[slice], None], rows: int) -> None:
+    """Call a function with each block of some rows, several at once."""
+    blocks = [slice(start, start + _BLOCK_OTHERS) for start in range(0, rows, _BLOCK_OTHERS)]
+    if len(blocks) < 2:
+        for block in blocks:
+            work(block)
+        return
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for _ in pool.map(work, blocks):
+            pass
+
+
+def fit_cells(queries: int, others: int, take: Callable[[Ints], Vectors]) -> Cells | None:
+    """Divide the space of vectors into cells if there are more than ``EXACT_PAIRS`` pairs.
+
+    :param queries: the number of the queries.
+    :param others: the number of the other vectors.
+    :param take: a function from indices of queries to their vectors, of length 1, float32.
+    :returns: the cells; ``None`` where every pair is to be looked at.
+    """
+    if queries * others <= EXACT_PAIRS:
+        return None
+    C = max(1, min(_CELLS_PER_ROOT * math.isqrt(others), queries // _QUERIES_PER_CELL))
+    order = np.random.default_rng(0).permutation(queries)
+    return Cells.fit(take(order[: C * _QUERIES_PER_CELL]), C)
+
+
 def find_nearest(
-    queries: Vectors, chunks: Chunks, own: Ints | None = None, *, others: int = 0
+    queries: Vectors,
+    chunks: Chunks,
+    own: Ints | None = None,
+    *,
+    others: int = 0,
+    cells: Cells | None = None,
+    memory_bytes: float = math.inf,
+    overwrite: bool = False,
 ) -> Nearest:
     """Find the nearest of many vectors to each of some.
 
@@ -83,24 +135,31 @@ def find_nearest(
     :param own: for each query its own number among the others, which is not to be found, int64,
         [B], no number twice; -1 for none. Nothing is left out if ``None``.
     :param others: the number of the other vectors, by which it is decided whether to use cells.
+    :param cells: the cells, where these queries are a part of those that they were fitted to;
+        ``None`` for those of the queries.
+    :param memory_bytes: the memory that the vectors may take, beside one chunk.
+    :param overwrite: whether the queries may be scaled where they stand, which saves a copy.
     """
-    queries = normalize(queries)
-    exact = len(queries) * others <= EXACT_PAIRS
-    cells = None if exact else _Cells.fit(queries, others)
-    nearest = Nearest(np.full(len(queries), -1), np.full(len(queries), -np.inf, np.float32), exact)
-    scaled_chunks = ((numbers, normalize(vectors)) for numbers, vectors in chunks)
-    for numbers, scaled in (
-        scaled_chunks if cells is None else _join_chunks(scaled_chunks, queries.shape[1])
-    ):
-        pairs = _pair_all(len(queries), len(scaled)) if cells is None else cells.pair(scaled)
-        for some, at in pairs:
-            _update(nearest, queries, some, numbers[at], scaled[at], own)
+    B, D = queries.shape
+    queries = normalize(queries, overwrite=overwrite)
+    if cells is None:
+        cells = fit_cells(B, others, queries.__getitem__)
+    exact = cells is None
+    nearest = Nearest(np.full(B, -1), np.full(B, -np.inf, np.float32), exact)
+    owners = _Owners(own)
+    chunks = ((numbers, normalize(vectors)) for numbers, vectors in chunks)
+    if cells is not None:
+        filled = int(min(4 * _FILLED_NUMBERS, memory_bytes - queries.nbytes)) // (4 * D)
+        chunks = _join_chunks(chunks, max(_BLOCK_OTHERS, min(filled, others)), D)
+        waiting = cells.list_queries(queries)
+    for numbers, scaled in chunks:
+        pairs = _pair_all(B, len(scaled)) if cells is None else cells.pair(waiting, scaled)
+        _update(nearest, queries, numbers, scaled, owners.find(numbers), pairs)
     return nearest
 
 
-def _join_chunks(chunks: Chunks, D: int) -> Chunks:
-    """The same vectors, in order, as many at a time as cells take, which stand until the next."""
-    filled = max(1, _FILLED_NUMBERS // D)
+def _join_chunks(chunks: Chunks, filled: int, D: int) -> Chunks:
+    """The same vectors, in order, ``filled`` at a time, which stand until the next."""
     held_numbers, held = np.empty(filled, np.int64), np.empty((filled, D), np.float32)
     count = 0
     for numbers, vectors in chunks:
@@ -117,7 +176,7 @@ def _join_chunks(chunks: Chunks, D: int) -> Chunks:
         yield held_numbers[:count], held[:count]
 
 
-def _pair_all(queries: int, others: int) -> Iterator[tuple[Ints, Ints]]:
+def _pair_all(queries: int, others: int) -> Iterator[tuple[Indices, Indices]]:
     """The indices of queries and of others in blocks, so that each meets each."""
     for first in range(0, others, _BLOCK_OTHERS):
         for start in range(0, queries, _BLOCK_QUERIES):
@@ -127,32 +186,70 @@ def _pair_all(queries: int, others: int) -> Iterator[tuple[Ints, Ints]]:
             )
 
 
-def _update(
-    nearest: Nearest, queries: Vectors, some: Ints, numbers: Ints, others: Vectors, own: Ints | None
-) -> None:
-    """Let a few others take the place of those found before where they are nearer to some queries.
+def _pair_within(scaled: Vectors) -> Iterator[tuple[Indices, Indices]]:
+    """The indices of the vectors, of length 1, that meet each other: all, or those in cells."""
+    cells = fit_cells(len(scaled), len(scaled), scaled.__getitem__)
+    if cells is None:
+        return _pair_all(len(scaled), len(scaled))
+    return cells.pair(cells.list_queries(scaled), scaled)
 
-    :param some: the indices of the queries to compare, [b].
+
+def _update(
+    nearest: Nearest,
+    queries: Vectors,
+    numbers: Ints,
+    others: Vectors,
+    owner: Ints,
+    pairs: Iterable[tuple[Indices, Indices]],
+) -> None:
+    """Let others take the place of those found before where they are nearer to queries.
+
     :param numbers: the numbers of the others, [c].
     :param others: their vectors, of length 1, [c, D].
+    :param owner: for each of the others the index of the query that it is itself; -1 for none.
+    :param pairs: indices of queries, ascending, and of others, all of which are to meet.
     """
-    cosines = queries[some] @ others.T
-    if own is not None:
-        row, column = _find_own(own[some], numbers)
-        cosines[row, column] = -np.inf
-    at = cosines.argmax(axis=1)
-    best = cosines[np.arange(len(at)), at]
-    is_nearer = best > nearest.cosines[some]
-    nearest.numbers[some[is_nearer]] = numbers[at[is_nearer]]
-    nearest.cosines[some[is_nearer]] = best[is_nearer]
+    with ThreadPoolExecutor(count_cores()) as pool:
+        compare = partial(_compare, queries, others, owner)
+        for some, at, cosines in pool.map(compare, pairs):
+            is_nearer = cosines > nearest.cosines[some]
+            nearest.numbers[some[is_nearer]] = numbers[at[is_nearer]]
+            nearest.cosines[some[is_nearer]] = cosines[is_nearer]
 
 
-def _find_own(own: Ints, numbers: Ints) -> tuple[Ints, Ints]:
-    """The indices of queries and of their own numbers among some numbers."""
-    order = np.argsort(own)
-    at = np.minimum(np.searchsorted(own[order], numbers), len(own) - 1)
-    column = np.flatnonzero(own[order][at] == numbers)
-    return order[at[column]], column
+def _compare(
+    queries: Vectors, others: Vectors, owner: Ints, pair: tuple[Indices, Indices]
+) -> tuple[Indices, Indices, Vectors]:
+    """The indices of some queries, that of the nearest of a few others to each, and its cosine."""
+    some, at = pair
+    cosines = queries[some] @ others[at].T
+    (column,) = np.nonzero(owner[at] >= 0)
+    if len(column):  # a query is not to find itself
+        own = owner[at[column]]
+        row = np.minimum(np.searchsorted(some, own), len(some) - 1)
+        is_here = some[row] == own
+        cosines[row[is_here], column[is_here]] = -np.inf
+    best = cosines.argmax(axis=1)
+    return some, at[best], cosines[np.arange(len(best)), best]
+
+
+class _Owners:
+    """Which vectors are queries themselves.
+
+    :param own: for each query its own number among the others, -1 for none; ``None`` where no query
+        is among them.
+    """
+
+    def __init__(self, own: Ints | None) -> None:
+        self._order = np.argsort(own) if own is not None else np.empty(0, np.int64)
+        self._own = own[self._order] if own is not None else self._order
+
+    def find(self, numbers: Ints) -> Ints:
+        """The index of the query that each of some numbers is; -1 for none: int64, [b]."""
+        if not len(self._own):
+            return np.full(len(numbers), -1)
+        at = np.minimum(np.searchsorted(self._own, numbers), len(self._own) - 1)
+        return np.where(self._own[at] == numbers, self._order[at], -1)
 
 
 def find_threshold(sample_cosines: Vectors, texts: int) -> float:
@@ -192,10 +289,9 @@ def group_near(vectors: Vectors, threshold: float) -> Ints:
     """
     scaled = normalize(vectors)
     N = len(scaled)
-    exact = N * N <= EXACT_PAIRS
-    pairs = _pair_all(N, N) if exact else _Cells.fit(scaled, N).pair(scaled)
+    pairs = _pair_within(scaled)
     groups = np.arange(N)
-    links: list[tuple[Ints, Ints]] = []
+    links: list[tuple[Indices, Indices]] = []
     for some, others in pairs:
         row, column = np.nonzero(scaled[some] @ scaled[others].T > threshold)
         is_new = groups[some[row]] != groups[others[column]]
@@ -205,7 +301,7 @@ def group_near(vectors: Vectors, threshold: float) -> Ints:
     return _join_groups(groups, links)
 
 
-def _join_groups(groups: Ints, links: Sequence[tuple[Ints, Ints]]) -> Ints:
+def _join_groups(groups: Ints, links: Sequence[tuple[Indices, Indices]]) -> Ints:
     """The groups when those that are linked have become one.
 
     :param groups: the number of the group of each vector, [N].
@@ -229,7 +325,7 @@ def _join_groups(groups: Ints, links: Sequence[tuple[Ints, Ints]]) -> Ints:
 
 
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
     """Cells of the space of vectors of length 1: all vectors nearest to one of some centres.
 
     Cells that are near each other form a region, so that the nearest centre of a vector is looked
@@ -241,26 +337,22 @@ class _Cells:
     :param regions: the centres of the regions, of length 1, [G, D].
     :param centres: the centres of the cells, of length 1, those of a region side by side, [C, D].
     :param starts: the first cell of each region, and C behind them: [G + 1].
-    :param queries: for each cell the indices of the queries that are to be compared with the
-        vectors in it.
+    :param directions: orthonormal columns along which the centres vary most, [D, d].
     """
 
     regions: Vectors
     centres: Vectors
     starts: Ints
-    queries: list[Ints]
+    directions: Vectors
 
     @classmethod
-    def fit(cls, queries: Vectors, others: int) -> _Cells:
-        """Find centres among the queries by a few rounds of k-means.
+    def fit(cls, sample: Vectors, count: int) -> Cells:
+        """Find centres among some vectors by a few rounds of k-means.
 
-        :param queries: vectors of length 1, [B, D].
-        :param others: the number of vectors that are to be in the cells.
+        :param sample: vectors of length 1 in random order, [B, D].
+        :param count: the number of cells.
         """
-        C = max(1, min(_CELLS_PER_ROOT * math.isqrt(others), len(queries) // _QUERIES_PER_CELL))
-        order = np.random.default_rng(0).permutation(len(queries))
-        sample = queries[order[: C * _QUERIES_PER_CELL]]
-        regions = _find_centres(sample, math.isqrt(C))
+        regions = _find_centres(sample, math.isqrt(count))
         members = _list_members(_find_cells(sample, regions, 1), len(regions))
         regions = regions[[len(of) > 0 for of in members]]  # in one without cells nothing is found
         centres = [
@@ -272,18 +364,29 @@ class _Cells:
         joined = np.concatenate(centres)
         # Centres vary in few directions, by which the nearest ones are found as well.
         directions = np.linalg.eigh(joined.T @ joined)[1][:, -_DIRECTIONS:]
-        probed = _find_cells(
-            queries @ directions, joined @ directions, min(_PROBED_CELLS, len(joined))
-        )
-        return cls(regions, joined, starts, _list_members(probed, len(joined)))
+        return cls(regions, joined, starts, directions)
 
-    def pair(self, vectors: Vectors) -> Iterator[tuple[Ints, Ints]]:
+    def list_queries(self, queries: Vectors) -> list[Indices]:
+        """For each cell the indices of the queries that are to be compared with its vectors.
+
+        :param queries: vectors of length 1, [B, D].
+        """
+        C = len(self.centres)
+        probed = _find_cells(
+            queries @ self.directions, self.centres @ self.directions, min(_PROBED_CELLS, C)
+        )
+        return _list_members(probed, C)
+
+    def pair(
+        self, waiting: Sequence[Indices], vectors: Vectors
+    ) -> Iterator[tuple[Indices, Indices]]:
         """The indices of the queries and of the vectors that meet in each cell.
 
+        :param waiting: for each cell the indices of the queries, ascending.
         :param vectors: vectors of length 1, [b, D].
         """
         members = _list_members(self._locate(vectors)[:, None], len(self.centres))
-        for queries, of_cell in zip(self.queries, members, strict=True):
+        for queries, of_cell in zip(waiting, members, strict=True):
             # A cell of many vectors that are the same is met a part at a time.
             for first in range(0, len(of_cell), _BLOCK_OTHERS):
                 for start in range(0, len(queries), _BLOCK_OTHERS):
@@ -297,11 +400,13 @@ class _Cells:
         G = len(self.regions)
         nearest = Nearest(np.zeros(len(vectors), np.int64), np.full(len(vectors), -np.inf, "f4"))
         members = _list_members(_find_cells(vectors, self.regions, min(_PROBED_REGIONS, G)), G)
-        for some, start, end in zip(members, self.starts, self.starts[1:], strict=False):
-            cells, centres = np.arange(start, end), self.centres[start:end]
-            for first in range(0, len(some), _BLOCK_OTHERS):
-                part = some[first : first + _BLOCK_OTHERS]
-                _update(nearest, vectors, part, cells, centres, None)
+        cells = np.arange(len(self.centres))
+        pairs = (
+            (some[first : first + _BLOCK_OTHERS], cells[start:end])
+            for some, start, end in zip(members, self.starts, self.starts[1:], strict=False)
+            for first in range(0, len(some), _BLOCK_OTHERS)
+        )
+        _update(nearest, vectors, cells, self.centres, np.full(len(cells), -1), pairs)
         return nearest.numbers
 
 
@@ -320,27 +425,40 @@ def _find_centres(vectors: Vectors, count: int) -> Vectors:
     return centres
 
 
-def _list_members(cells: Ints, count: int) -> list[Ints]:
-    """The indices of the vectors that are in each cell, ascending.
+def _list_members(cells: Indices, count: int) -> list[Indices]:
+    """The indices of the vectors that are in each cell, ascending, int32.
+
+    They are sorted a part at a time: the order of millions of vectors in dozens of cells each would
+    take more memory than the vectors.
 
     :param cells: the cells that each vector is in, [B, n].
     :param count: the number of cells.
     """
-    by_cell = np.argsort(cells, axis=None, kind="stable")
     ends = np.cumsum(np.bincount(cells.ravel(), minlength=count))
-    return np.split(by_cell // cells.shape[1], ends[:-1])
+    filled = np.concatenate([[0], ends[:-1]])
+    members = np.empty(cells.size, np.int32)
+    for first in range(0, len(cells), _SORTED_VECTORS):
+        part = cells[first : first + _SORTED_VECTORS]
+        by_cell = np.argsort(part, axis=None, kind="stable")
+        held = np.bincount(part.ravel(), minlength=count)
+        shift = filled - (np.cumsum(held) - held)  # from the order of this part to that of all
+        members[np.repeat(shift, held) + np.arange(part.size)] = first + by_cell // part.shape[1]
+        filled += held
+    return np.split(members, ends[:-1])
 
 
-def _find_cells(vectors: Vectors, centres: Vectors, count: int) -> Ints:
-    """The nearest centres of vectors: indices, [B, count], in no order."""
-    found = np.empty((len(vectors), count), np.int64)
-    for start in range(0, len(vectors), _BLOCK_OTHERS):
-        cosines = vectors[start : start + _BLOCK_OTHERS] @ centres.T
+def _find_cells(vectors: Vectors, centres: Vectors, count: int) -> Indices:
+    """The nearest centres of vectors: indices, int32, [B, count], in no order."""
+    found = np.empty((len(vectors), count), np.int32)
+
+    def find(some: slice) -> None:
+        cosines = vectors[some] @ centres.T
         if count == 1:
-            found[start : start + _BLOCK_OTHERS, 0] = cosines.argmax(axis=1)
+            found[some, 0] = cosines.argmax(axis=1)
         else:
-            first = np.argpartition(cosines, -count, axis=1)[:, -count:]
-            found[start : start + _BLOCK_OTHERS] = first
+            found[some] = np.argpartition(cosines, -count, axis=1)[:, -count:]
+
+    _call_each_block(find, len(vectors))
     return found
 
 
@@ -358,9 +476,7 @@ def list_neighbours(vectors: Vectors, count: int) -> tuple[Ints, Vectors, bool]:
     scaled = normalize(vectors)
     numbers = np.full((B, count), -1)
     cosines = np.full((B, count), -np.inf, np.float32)
-    exact = B * B <= EXACT_PAIRS
-    pairs = _pair_all(B, B) if exact else _Cells.fit(scaled, B).pair(scaled)
-    for some, members in pairs:
+    for some, members in _pair_within(scaled):
         found = scaled[some] @ scaled[members].T
         found[some[:, None] == members] = -np.inf  # a vector is no neighbour of its own
         best = np.argpartition(-found, min(count, len(members)) - 1, axis=1)[:, :count]
@@ -368,4 +484,4 @@ def list_neighbours(vectors: Vectors, count: int) -> tuple[Ints, Vectors, bool]:
         order = np.argsort(-joined, axis=1, kind="stable")[:, :count]
         cosines[some] = np.take_along_axis(joined, order, axis=1)
         numbers[some] = np.take_along_axis(np.hstack([numbers[some], members[best]]), order, axis=1)
-    return np.where(np.isfinite(cosines), numbers, -1), cosines, exact
+    return np.where(np.isfinite(cosines), numbers, -1), cosines, B * B <= EXACT_PAIRS

@@ -44,6 +44,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def multiply_on_one_thread() -> None:
+    """Let NumPy compute each product of matrices on one thread. To be called before it is imported.
+
+    Where blocks are multiplied on all cores at once, threads that share one product would only wait
+    for each other. OpenBLAS, which NumPy's wheels bring along, reads the variable once, when it is
+    loaded.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def count_cores() -> int:
     """The cores that this process may use, at least one."""
     if hasattr(os, "sched_getaffinity"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -301,7 +300,7 @@ def _open_features(
         sorted({layer for c in configurations for layer in c.layers}),
         manifest.width,
         standardize=settings.heads.standardize,
-        memory_bytes=_limit_memory(settings),
+        memory_bytes=settings.runtime.limit_memory(),
         device=device,
     )
 
@@ -325,16 +324,6 @@ def _draw_folds(
     if len(np.unique(alike)) < 2 * settings.folds:
         return None
     return draw_folds(texts, settings.folds, settings.seed, alike)
-
-
-def _limit_memory(settings: Settings) -> float:
-    """The number of bytes that the vectors may take in memory."""
-    if settings.runtime.max_memory is not None:
-        return settings.runtime.max_memory * 1e9
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    except (ValueError, OSError, AttributeError):  # a system that does not tell how much it has
-        return 8e9
 
 
 def describe_fit(

@@ -122,7 +122,7 @@ def collect_findings(
     held_out = read_held_out(project, heads, numbers)
     columns = read_segments(project, settings.report.segments)
     reader = _LayerReader(project, heads, rows)
-    neighbours = find_training_neighbours(rows, reader.read)
+    neighbours = find_training_neighbours(rows, reader.read, settings.runtime.limit_memory())
     shown = sample_rows(rows)
     points = draw_map(reader.take(rows.codes[shown]), shown, settings.report.map)
     read = _list_read_texts(heads, rows, points)

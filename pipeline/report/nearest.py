@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.model.decision import Ints
-from pipeline.neighbours import Chunks, Vectors, find_nearest
+from pipeline.neighbours import Chunks, Nearest, Vectors, find_nearest, fit_cells, normalize
 from pipeline.report.inputs import ScoredRows
 
 # Reads texts by their codes, ascending, in chunks: codes, [b], and vectors, float32, [b, D].
@@ -56,11 +57,15 @@ class TrainingNeighbours:
         return rows, np.where(rows < 0, np.nan, cosines)
 
 
-def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNeighbours:
-    """Look for the nearest training text of each text of the judged part, in one pass.
+def find_training_neighbours(
+    rows: ScoredRows, read: ReadVectors, memory_bytes: float = math.inf
+) -> TrainingNeighbours:
+    """Look for the nearest training text of each text of the judged part.
 
     :param rows: the rows of the corpus.
     :param read: a function that reads vectors of one layer.
+    :param memory_bytes: the memory that vectors may take. Half of it is for texts of the judged
+        part; where they need more, the training texts are read once for each share of them.
     """
     codes = np.unique(rows.codes[rows.parts[rows.judged]])
     training, first = np.unique(rows.codes[rows.parts["train"]], return_index=True)
@@ -68,12 +73,7 @@ def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNei
     generator = np.random.default_rng(0)
     sample = np.sort(generator.permutation(training)[:SAMPLE_TEXTS])
     wanted = np.union1d(codes, sample)
-    found = find_nearest(
-        np.concatenate([vectors for _, vectors in read(wanted)]),  # which nothing else holds
-        read(training),
-        own=wanted,
-        others=len(training),
-    )
+    found = _search(read, wanted, training, memory_bytes)
 
     def locate_rows(found_codes: Ints) -> Ints:
         at = np.minimum(np.searchsorted(training, found_codes), len(training) - 1)
@@ -89,4 +89,50 @@ def find_training_neighbours(rows: ScoredRows, read: ReadVectors) -> TrainingNei
         sample_cosines=within[np.isfinite(within)],
         training_texts=len(training),
         exact=found.exact,
+    )
+
+
+def _search(read: ReadVectors, wanted: Ints, training: Ints, memory_bytes: float) -> Nearest:
+    """Find the nearest training text to each of some texts, other than itself.
+
+    :param wanted: codes of texts, ascending, [B].
+    :param training: codes of the training texts, ascending.
+    """
+    ((_, first),) = read(wanted[:1])
+    D = first.shape[1]
+    at_once = len(wanted)
+    if 4 * D * len(wanted) > memory_bytes / 2:
+        at_once = max(1, int(memory_bytes / 2) // (4 * D))
+
+    def take(codes: Ints) -> Vectors:
+        vectors, start = np.empty((len(codes), D), np.float32), 0
+        for _, chunk in read(codes):
+            vectors[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return vectors
+
+    def take_scaled(at: Ints) -> Vectors:
+        order = np.argsort(at)
+        vectors = np.empty((len(at), D), np.float32)
+        vectors[order] = normalize(take(wanted[at[order]]))
+        return vectors
+
+    several = at_once < len(wanted)  # else the cells are found from vectors that are at hand
+    cells = fit_cells(len(wanted), len(training), take_scaled) if several else None
+    shares = [
+        find_nearest(
+            take(share),
+            read(training),
+            own=share,
+            others=len(training),
+            cells=cells,
+            memory_bytes=memory_bytes,
+            overwrite=True,
+        )
+        for share in np.split(wanted, range(at_once, len(wanted), at_once))
+    ]
+    return Nearest(
+        np.concatenate([share.numbers for share in shares]),
+        np.concatenate([share.cosines for share in shares]),
+        all(share.exact for share in shares),
     )

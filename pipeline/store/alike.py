@@ -28,7 +28,12 @@ _DIRECTIONS = 16  # of a sketch
 # nearest vectors of different tokens among 5,169 short messages are 2e-2 apart, and all directions
 # take that for the same once in 1e12 times.
 _TOLERANCE = 4e-3
-_STRIP = 0.1  # along one direction, in which a sketch of length 1 deviates by 1
+# Cells of a sketch along three directions, in each of which those of a corpus deviate by 1. So few
+# of 10,000,000 sketches are in the cell of one, and near it along another direction, that one in
+# eight is compared with another at all.
+_CELL_DIRECTIONS = (1, 2, 3)
+_CELL = 0.05
+_CELL_BITS = 12  # of a cell's number in a key
 
 
 def find_alike(
@@ -89,18 +94,19 @@ def group_sketches(
     :returns: an index for each text, int64, [N].
     """
     order = np.lexsort((sketches[:, 0], n_tokens))
-    lengths, near = n_tokens[order], sketches[order]
     # Sketches that are equal to the last bit stand together; one of each run is enough.
     is_new = np.ones(len(order), bool)
-    is_new[1:] = (np.diff(lengths) != 0) | (near[1:] != near[:-1]).any(axis=1)
-    run_of = np.cumsum(is_new) - 1
-    first, second = _find_pairs(lengths[is_new], near[is_new])
+    for start in range(1, len(order), _CHUNK_ROWS):
+        rows = order[start - 1 : start + _CHUNK_ROWS]
+        near, differs = sketches[rows], np.diff(n_tokens[rows]) != 0
+        is_new[start : start + _CHUNK_ROWS] = differs | (near[1:] != near[:-1]).any(axis=1)
+    first, second = _find_pairs(n_tokens, sketches, order[is_new])
     label = np.arange(int(is_new.sum()))
     while (label[first] != label[second]).any():
         lower = np.minimum(label[first], label[second])
         np.minimum.at(label, first, lower)
         np.minimum.at(label, second, lower)
-    group = label[run_of]
+    group = label[np.cumsum(is_new) - 1]
     earliest = np.full(len(label), len(order), np.int64)
     np.minimum.at(earliest, group, order)
     alike = np.empty(len(order), np.int64)
@@ -109,38 +115,64 @@ def group_sketches(
 
 
 def _find_pairs(
-    lengths: npt.NDArray[np.int32], sketches: npt.NDArray[np.float32]
+    n_tokens: npt.NDArray[np.int32],
+    sketches: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """All pairs of rows that are the same within the tolerance.
 
-    Rows are sorted by length, by the strip that their sketch along the second direction lies in,
-    and by that along the first, so that few stand between two that are near. A row near the end of
-    a strip stands in the next one, too.
+    Rows are sorted by cell, and within a cell by their sketch along the first direction, so that
+    few stand between two that are near.
 
-    :param lengths: number of tokens, [R].
-    :param sketches: sketches, [R, S].
-    :returns: the indices of the first and of the second row of each pair.
+    :param n_tokens: number of tokens of each text, [N].
+    :param sketches: sketches of all texts, [N, S].
+    :param rows: the texts to compare, [R].
+    :returns: the indices among ``rows`` of the first and of the second of each pair.
     """
-    strips = np.floor(sketches[:, 1] / _STRIP)
-    at_end = np.flatnonzero(np.floor((sketches[:, 1] + _TOLERANCE) / _STRIP) > strips)
-    index = np.concatenate([np.arange(len(lengths)), at_end])
-    strips = np.concatenate([strips, strips[at_end] + 1])
-    order = np.lexsort((sketches[index, 0], strips, lengths[index]))
-    index, strips = index[order], strips[order]
-    lengths, sketches = lengths[index], sketches[index]
+    index, keys = _key_cells(n_tokens, sketches, rows)
+    order = np.lexsort((sketches[rows[index], 0], keys))
+    index, keys = index[order], keys[order]
+    along = sketches[rows[index], 0]
     pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-    rows = np.arange(len(index))  # rows that may be the same as the one so many steps behind
+    at = np.arange(len(index))  # rows that may be the same as the one so many steps behind
     for step in count(1):
-        rows = rows[rows < len(index) - step]
-        is_near = sketches[rows + step, 0] - sketches[rows, 0] <= _TOLERANCE
-        is_near &= strips[rows + step] == strips[rows]
-        rows = rows[is_near & (lengths[rows + step] == lengths[rows])]
-        if not len(rows):
+        at = at[at < len(index) - step]
+        is_near = along[at + step] - along[at] <= _TOLERANCE
+        at = at[is_near & (keys[at + step] == keys[at])]
+        if not len(at):
             break
-        same = rows
+        first, second = index[at], index[at + step]
+        # The key of another cell, or of other texts, may be the same.
+        same = np.flatnonzero(n_tokens[rows[first]] == n_tokens[rows[second]])
         for direction in range(1, sketches.shape[1]):
-            distance = np.abs(sketches[same + step, direction] - sketches[same, direction])
-            same = same[distance <= _TOLERANCE]
-        pairs.append((index[same], index[same + step]))
-    first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return first, second
+            one, other = (sketches[rows[side[same]], direction] for side in (first, second))
+            same = same[np.abs(other - one) <= _TOLERANCE]
+        pairs.append((first[same], second[same]))
+    one_side, other_side = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return one_side, other_side
+
+
+def _key_cells(
+    n_tokens: npt.NDArray[np.int32],
+    sketches: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The cells of rows as numbers in which those that are near each other meet.
+
+    A row near the end of a cell is in the next one, too, along each direction.
+
+    :returns: indices among ``rows``, some of them several times, and the key of a cell for each.
+    """
+    index = np.arange(len(rows))
+    keys = n_tokens[rows].astype(np.int64)
+    for direction in _CELL_DIRECTIONS:
+        keys <<= _CELL_BITS
+        along = sketches[rows, direction]
+        with np.errstate(invalid="ignore"):  # a vector that is not finite is near no other
+            cell = np.floor(along / _CELL).astype(np.int64)
+            is_at_end = np.floor((along + 1.01 * _TOLERANCE) / _CELL) > cell  # but for rounding
+        keys += cell[index]
+        again = np.flatnonzero(is_at_end[index])
+        index = np.concatenate([index, index[again]])
+        keys = np.concatenate([keys, keys[again] + 1])
+    return index, keys

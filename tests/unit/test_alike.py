@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.heads import targets
 from pipeline.heads.run import run_train_heads
 from pipeline.heads.targets import draw_folds
 from pipeline.project import Project
-from pipeline.store import find_alike, manifest, read_manifest
+from pipeline.store import alike, find_alike, manifest, read_manifest
 from pipeline.store.alike import group_sketches
 from tests.conftest import Cli, edit_params, run_stages
 
@@ -60,6 +61,30 @@ def test_groups_are_those_of_all_pairs(seed: int, rows: int, kinds: int, noise: 
     graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(rows, rows))
     _, labels = connected_components(graph, directed=False)
     assert found.tolist() == name_groups(labels[:rows])
+
+
+def test_sketches_on_all_sides_of_the_corner_of_a_cell_are_compared() -> None:
+    """Cells meet at 0 along each direction."""
+    generator = np.random.default_rng(1)
+    sketches = generator.uniform(-4e-3, 4e-3, (60, 5)).astype(np.float32)
+    first, second = alike._find_pairs(np.full(60, 7, np.int32), sketches, np.arange(60))
+    found = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    expected = cKDTree(sketches).query_pairs(4e-3, p=np.inf)
+    assert found == set(map(frozenset, expected))
+    crossing = np.array([sorted(pair) for pair in expected])
+    signs = np.sign(sketches[crossing[:, 0], 1:4]) - np.sign(sketches[crossing[:, 1], 1:4])
+    assert {tuple(of) for of in (signs != 0).tolist()} == set(product([False, True], repeat=3))
+
+
+def test_of_many_texts_few_are_compared() -> None:
+    """Of as many tokens all of them, so that the vectors alone tell them apart."""
+    rows = 200_000
+    sketches = np.random.default_rng(2).standard_normal((rows, 16), np.float32)
+    index, keys = alike._key_cells(np.full(rows, 25, np.int32), sketches, np.arange(rows))
+    assert len(index) < 1.5 * rows
+    order = np.lexsort((sketches[index, 0], keys))
+    gaps = np.diff(sketches[index[order], 0])
+    assert ((gaps <= 4e-3) & (np.diff(keys[order]) == 0)).sum() < rows / 100
 
 
 def test_a_hundred_thousand_equal_texts_take_no_longer_than_others() -> None:

@@ -162,13 +162,13 @@ def test_vectors_that_are_the_same_are_found_by_cells(
     kind = np.append(np.zeros(2000, int), generator.integers(0, kinds, 1000))
     single = generator.standard_normal((1000, 16)).astype(np.float32)
     vectors = np.concatenate([same[kind], single])[generator.permutation(4000)]
-    update, compared = neighbours._update, []
+    compare, compared = neighbours._compare, []
 
-    def watch(nearest: Any, queries: Any, some: Any, numbers: Any, others: Any, own: Any) -> None:
-        compared.append(max(len(some), len(numbers)))
-        update(nearest, queries, some, numbers, others, own)
+    def watch(queries: Any, others: Any, owner: Any, pair: Any) -> Any:
+        compared.append(max(map(len, pair)))
+        return compare(queries, others, owner, pair)
 
-    monkeypatch.setattr(neighbours, "_update", watch)
+    monkeypatch.setattr(neighbours, "_compare", watch)
     cosines = cosine_similarity(vectors)
     np.fill_diagonal(cosines, -1)
     has_same = cosines.max(axis=1) > 0.999999

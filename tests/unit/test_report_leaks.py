@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, mean_absolute_error
 
+from pipeline import neighbours
 from pipeline.model.evaluation import score_head
 from pipeline.model.saved import Heads
 from pipeline.neighbours import find_threshold
@@ -48,6 +49,31 @@ def make_vectors(planted: int, within: int, *, shift: float = 0.0) -> np.ndarray
 def look_for_neighbours(vectors: np.ndarray) -> TrainingNeighbours:
     parts = {"train": range(TRAINING), "test": range(TRAINING, TRAINING + TEST)}
     return find_training_neighbours(make_rows([0] * (TRAINING + TEST), parts), make_reader(vectors))
+
+
+@pytest.mark.parametrize("exact_pairs", [10**9, 0], ids=["every pair", "in cells"])
+def test_in_little_memory_the_same_neighbours_are_found(
+    exact_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training texts are read once for each share of the others."""
+    monkeypatch.setattr(neighbours, "EXACT_PAIRS", exact_pairs)
+    parts = {"train": range(TRAINING), "test": range(TRAINING, TRAINING + TEST)}
+    vectors = make_vectors(PLANTED, 150)
+    rows, read = make_rows([0] * (TRAINING + TEST), parts), make_reader(vectors)
+    passes = []
+
+    def watch(codes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        passes.append(len(codes))
+        yield from read(codes)
+
+    whole = find_training_neighbours(rows, read)
+    share = 400 * WIDTH * 4  # of the vectors of 1,500 texts, all of which are looked for
+    found = find_training_neighbours(rows, watch, 2 * share)
+    assert passes.count(TRAINING) == 4 and passes.count(400) == 3
+    assert (found.rows == whole.rows).all() and (found.same_rows == whole.same_rows).all()
+    assert found.cosines == pytest.approx(whole.cosines, abs=1e-6)
+    assert found.sample_cosines == pytest.approx(whole.sample_cosines, abs=1e-6)
+    assert found.exact == whole.exact == (exact_pairs > 0)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.5], ids=["spread out", "in a cone"])
