@@ -208,27 +208,27 @@ def replace_labels(
     :param frame: the labels, as ``Project.train_heads`` takes them.
     :raises DataError: if the table does not fit the corpus.
     """
-    from pipeline.corpus.tables import PARTS, LabelledRows
+    from pipeline.corpus.tables import PARTS, LabelledRows, encode_parts
 
     odd = [name for name in frame.columns if not isinstance(name, str)]
     if odd:
         raise DataError(f"labels: the name of a column is {odd[0]!r}, which is no text")
     positions = _locate_rows(frame, numbers)
-    split = rows.split
+    parts = rows.parts
     if "split" in frame.columns:
-        split = split.copy()
+        parts = parts.copy()
         given = frame["split"].astype(str).to_numpy()
         wrong = sorted(set(given.tolist()) - set(PARTS))
         if wrong:
             raise DataError(
                 f"labels: the column 'split' holds {wrong[0]!r}; parts are {', '.join(PARTS)}"
             )
-        split[positions] = given
+        parts[positions] = encode_parts(given)
     names = [name for name in frame.columns if name not in _OTHER_COLUMNS]
     if not names:
         raise DataError("labels: the table has no column with labels", hint="add one for each task")
     tasks = {name: _read_column(name, frame[name], positions, len(numbers)) for name in names}
-    return LabelledRows(rows.keys, split, tasks)
+    return LabelledRows(rows.keys, parts, tasks)
 
 
 def _locate_rows(frame: pd.DataFrame, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

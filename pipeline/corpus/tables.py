@@ -110,26 +110,45 @@ class LabelledRows:
     """All rows of the corpus, without their texts.
 
     :param keys: fixed-size binary of 16, [B]: keys of the texts, duplicates among them.
-    :param split: [B]: the name of each row's part.
+    :param parts: the index in ``PARTS`` of each row's part, int8, [B].
     :param tasks: task → labels.
     :param is_grouped: whether the parts are those that the stage ``group`` drew.
     """
 
     keys: pa.Array
-    split: npt.NDArray[np.str_]
+    parts: npt.NDArray[np.int8]
     tasks: Mapping[str, TaskLabels]
     is_grouped: bool = False
 
+    @property
+    def split(self) -> npt.NDArray[np.str_]:
+        """The name of each row's part, [B]."""
+        return np.array(PARTS)[self.parts]
+
     def select(self, *parts: str) -> npt.NDArray[np.int64]:
         """Indices of the rows of some parts, in their order."""
-        return np.flatnonzero(np.isin(self.split, parts))
+        return np.flatnonzero(np.isin(self.parts, [PARTS.index(part) for part in parts]))
 
     @property
     def identity(self) -> CorpusIdentity:
         """What these rows are, in a few hashes."""
-        parts = np.select([self.split == part for part in PARTS], range(len(PARTS)), -1)
         labels = {name: of_task.identity for name, of_task in self.tasks.items()}
-        return CorpusIdentity.measure(self.keys, parts, labels)
+        return CorpusIdentity.measure(self.keys, self.parts, labels)
+
+
+def encode_parts(names: Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int8]:
+    """The index in ``PARTS`` of each of some names of parts: int8, [B].
+
+    :param names: names of parts, [B].
+    :raises ValueError: if there is no part of one of these names.
+    """
+    given = np.asarray(names, np.str_)
+    found = np.full(len(given), -1, np.int8)
+    for index, part in enumerate(PARTS):
+        found[given == part] = index
+    if (found < 0).any():
+        raise ValueError(f"there is no part {min(given[found < 0].tolist())!r}")
+    return found
 
 
 def describe_texts(keys: pa.Array) -> dict[str, str]:
@@ -192,7 +211,7 @@ def read_labelled_table(project: Project) -> tuple[LabelledRows, pa.Table]:
     if project.groups_file.exists():
         groups = read_groups(project.groups_file, table["row"].to_numpy(), rows.identity)
         if groups is not None:
-            rows = replace(rows, split=np.array(PARTS)[groups.parts], is_grouped=True)
+            rows = replace(rows, parts=groups.parts, is_grouped=True)
     return rows, table
 
 
@@ -240,16 +259,30 @@ def _decode_rows(keys: pa.Array, labels: Any, stated: CorpusIdentity | None) -> 
     :param stated: what it states of itself; ``None`` if it is of version 0.1.0.
     :raises ValueError: if something cannot be a part or a label; other errors likewise.
     """
-    split = np.array(labels["split"].to_pylist(), np.str_)
-    odd = set(split.tolist()) - set(PARTS)
-    if odd:
-        raise ValueError(f"there is no part {min(odd)!r}")
+    parts = _decode_parts(labels["split"])
     tasks = {}
     for field in labels.schema:
         if field.metadata and b"classes" in field.metadata:
             settings = stated.labels[field.name].settings if stated is not None else None
             tasks[field.name] = _decode_task(field, labels[field.name], settings)
-    return LabelledRows(keys, split, tasks)
+    return LabelledRows(keys, parts, tasks)
+
+
+def _decode_parts(column: Any) -> npt.NDArray[np.int8]:
+    """The index in ``PARTS`` of each row's part, of a column of their names.
+
+    :raises ValueError: if there is no part of one of these names.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pc.index_in(column, value_set=pa.array(PARTS, column.type))
+    if found.null_count:
+        odd = pc.unique(column.filter(found.is_null())).to_pylist()
+        raise ValueError(f"there is no part {min(odd, key=str)!r}")
+    return np.concatenate(
+        [np.empty(0, np.int8), *(chunk.to_numpy().astype(np.int8) for chunk in found.chunks)]
+    )
 
 
 def _decode_task(field: pa.Field, column: Any, settings: Mapping[str, Any] | None) -> TaskLabels:

@@ -95,7 +95,7 @@ def draw_groups(rows: LabelledRows, groups: Ints, settings: SplitSettings) -> Pa
     drawn = np.arange(len(groups))
     if isinstance(settings, GivenSplit):
         drawn = rows.select("train", "validation")
-    parts = np.array([PARTS.index(part) for part in rows.split.tolist()], np.int8)
+    parts = rows.parts.copy()
     parts[drawn] = TRAIN
     parts[drawn] = draw_parts(
         drawn, groups[drawn], rows.tasks, settings, "group of near-duplicates"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,11 @@ import torch
 
 from pipeline.heads.basis import Basis, choose_rows, find_basis
 from pipeline.model.weights import Centers
+from pipeline.store import read_ahead
 
 Floats = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 Batch = tuple[torch.Tensor, torch.Tensor]
-Item = TypeVar("Item")
 # Which rows a block of features is of: all of them in order, or row numbers, int64, [B].
 RowIndex = slice | torch.Tensor
 Reader = Callable[[int, int, int | None], Iterable[tuple[npt.NDArray[np.int64], Any]]]
@@ -247,16 +246,3 @@ class StreamedFeatures:
 
 
 Features = MemoryFeatures | StreamedFeatures
-
-
-def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each of which is made while the one before it is used.
-
-    :param items: what to go through, in a thread of its own.
-    """
-    source = iter(items)
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, source, None)
-        while (item := following.result()) is not None:
-            following = pool.submit(next, source, None)
-            yield item

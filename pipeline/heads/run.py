@@ -17,6 +17,7 @@ from pipeline.config import HeadsSettings, Settings
 from pipeline.console import count, say, show_progress, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.identity import CorpusIdentity
+from pipeline.corpus.keys import code_keys
 from pipeline.corpus.tables import PARTS, LabelledRows, read_labelled_rows, read_row_numbers
 from pipeline.device import choose_devices
 from pipeline.errors import DataError, StageError
@@ -317,9 +318,8 @@ def _draw_folds(
 
     if settings.folds is None:
         return None
-    coded = keys.dictionary_encode()
-    texts = coded.indices.to_numpy().astype(np.int64)
-    alike = find_alike(project.store, coded.dictionary, fingerprint)[texts]
+    distinct, texts = code_keys(keys)
+    alike = find_alike(project.store, distinct, fingerprint)[texts]
     # With fewer than two training rows that differ a fold, some folds would be about empty.
     if len(np.unique(alike)) < 2 * settings.folds:
         return None

@@ -20,9 +20,8 @@ from pipeline.heads.features import (
     Scaling,
     StreamedFeatures,
     Vectors,
-    read_ahead,
 )
-from pipeline.store import VectorStream, read_manifest, read_vectors
+from pipeline.store import VectorStream, read_ahead, read_manifest, read_vectors
 
 Piece = tuple[npt.NDArray[np.int64], Vectors]  # row numbers, [B], and vectors, [B, D]
 

@@ -126,7 +126,7 @@ def collect_findings(
     shown = sample_rows(rows)
     points = draw_map(reader.take(rows.codes[shown]), shown, settings.report.map)
     read = _list_read_texts(heads, rows, points)
-    texts = read_texts(project, list_first_rows(rows)[read])
+    texts = read_texts(project, rows.first_rows[read])
     words = count_words(texts).spread(read, len(rows.keys))
     lengths = np.zeros(len(rows.keys), np.int64)
     lengths[read] = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -186,7 +186,8 @@ def _list_read_texts(heads: Heads, rows: ScoredRows, points: MapPoints) -> Ints:
     """
     judged = rows.codes[rows.parts[rows.judged]]
     learned = (list_training_texts(head, rows) for head in heads.heads)
-    return np.unique(np.concatenate([judged, rows.codes[points.rows], *learned]))
+    found = np.concatenate([judged, rows.codes[points.rows], *learned])
+    return np.flatnonzero(np.bincount(found))
 
 
 def _group_rows(
@@ -208,14 +209,6 @@ def _group_rows(
         group_points(points, clusters, rows),
         *(group_values(name, values, judged) for name, values in columns.items()),
     ]
-
-
-def list_first_rows(rows: ScoredRows) -> Ints:
-    """The first row of each distinct text: int64, [N].
-
-    :param rows: the rows of the corpus.
-    """
-    return np.unique(rows.codes, return_index=True)[1].astype(np.int64)
 
 
 def read_texts(project: Project, rows: Ints) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.assets import Asset
+from pipeline.corpus.keys import code_keys
 from pipeline.corpus.tables import PARTS, LabelledRows, TaskLabels, read_labelled_rows
 from pipeline.errors import StageError
 from pipeline.files import check_hash, read_json, reading
@@ -69,7 +71,31 @@ class ScoredRows:
 
         :param part: the name of a reported part.
         """
-        return len(np.unique(self.codes[self.parts[part]]))
+        return len(self.list_texts(part))
+
+    def list_texts(self, part: str) -> Ints:
+        """The codes of the distinct texts of a part, ascending: int64.
+
+        :param part: the name of a reported part.
+        """
+        return np.flatnonzero(np.bincount(self.codes[self.parts[part]]))
+
+    def find_first_rows(self, part: str) -> Ints:
+        """The first row of a part that has each of the texts of ``list_texts``: int64.
+
+        :param part: the name of a reported part.
+        """
+        return self._find_first(self.parts[part])
+
+    @cached_property
+    def first_rows(self) -> Ints:
+        """The first row of each distinct text: int64, [N]."""
+        return self._find_first(np.arange(len(self.codes)))
+
+    def _find_first(self, rows: Ints) -> Ints:
+        first = np.full(self.codes.max(initial=-1) + 1, -1)
+        first[self.codes[rows[::-1]]] = rows[::-1]  # the last to be written is the first row
+        return first[first >= 0]
 
 
 def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
@@ -83,17 +109,16 @@ def read_scored_rows(project: Project, heads: Heads) -> ScoredRows:
     rows = read_labelled_rows(project)
     labels = {head.name: _take_labels(project, rows, head) for head in heads.heads}
     heads.check_corpus(rows.identity, project.labels_file)
-    coded = rows.keys.dictionary_encode()
-    codes = coded.indices.to_numpy().astype(np.int64)
+    keys, codes = code_keys(rows.keys)
     parts = {part: rows.select(part) for part in PARTS}
     scored = ScoredRows(
-        keys=coded.dictionary,
+        keys=keys,
         codes=codes,
         parts={part: of_part for part, of_part in parts.items() if part != "test" or len(of_part)},
         labels={task: of_task.values for task, of_task in labels.items()},
         present={task: of_task.present for task, of_task in labels.items()},
     )
-    alike = find_alike(project.store, coded.dictionary, heads.fingerprint)[codes]
+    alike = find_alike(project.store, keys, heads.fingerprint)[codes]
     judged = parts[scored.judged]
     unseen = judged[~np.isin(alike[judged], alike[parts["train"]])]
     return replace(scored, parts={**scored.parts, scored.unseen: unseen})

@@ -57,9 +57,7 @@ def sample_rows(rows: ScoredRows, limit: int = MAX_POINTS, seed: int = 0) -> Int
     :returns: indices of rows, int64, ascending.
     """
     generator = np.random.default_rng(seed)
-    _, first = np.unique(rows.codes[rows.parts[rows.judged]], return_index=True)
-    judged = rows.parts[rows.judged][first]
-    _, first = np.unique(rows.codes, return_index=True)
+    judged, first = rows.find_first_rows(rows.judged), rows.first_rows
     others = first[~np.isin(rows.codes[first], rows.codes[judged])]
     room = max(limit // 2, limit - len(others))
     judged = generator.permutation(judged)[:room]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pipeline.model.decision import Ints
 from pipeline.neighbours import Chunks, Nearest, Vectors, find_nearest, fit_cells, normalize
 from pipeline.report.inputs import ScoredRows
+from pipeline.store import read_ahead
 
 # Reads texts by their codes, ascending, in chunks: codes, [b], and vectors, float32, [b, D].
 ReadVectors = Callable[[Ints], Chunks]
@@ -67,9 +68,9 @@ def find_training_neighbours(
     :param memory_bytes: the memory that vectors may take. Half of it is for texts of the judged
         part; where they need more, the training texts are read once for each share of them.
     """
-    codes = np.unique(rows.codes[rows.parts[rows.judged]])
-    training, first = np.unique(rows.codes[rows.parts["train"]], return_index=True)
-    first_rows = rows.parts["train"][first]
+    codes = rows.list_texts(rows.judged)
+    training = rows.list_texts("train")
+    first_rows = rows.find_first_rows("train")
     generator = np.random.default_rng(0)
     sample = np.sort(generator.permutation(training)[:SAMPLE_TEXTS])
     wanted = np.union1d(codes, sample)
@@ -122,7 +123,7 @@ def _search(read: ReadVectors, wanted: Ints, training: Ints, memory_bytes: float
     shares = [
         find_nearest(
             take(share),
-            read(training),
+            read_ahead(read(training)),
             own=share,
             others=len(training),
             cells=cells,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from pipeline.console import show_progress
 from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores, bootstrap_intervals, score_head
 from pipeline.model.saved import Heads, SavedHead
+from pipeline.processes import count_cores
 from pipeline.report.inputs import ScoredRows
-from pipeline.store import stream_vectors
+from pipeline.store import read_ahead, stream_vectors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,8 +37,8 @@ def score_texts(folder: Path, heads: Heads, keys: pa.Array) -> dict[str, list[Lo
     """
     found: dict[str, list[Logits]] = {}
     with show_progress("scoring", len(keys), "texts") as advance:
-        for texts, vectors in stream_vectors(
-            folder, keys, heads.layers, _CHUNK_TEXTS, window_rows=_CHUNK_TEXTS
+        for texts, vectors in read_ahead(
+            stream_vectors(folder, keys, heads.layers, _CHUNK_TEXTS, window_rows=_CHUNK_TEXTS)
         ):
             for name, logits in heads.compute_logits(vectors).items():
                 if name not in found:
@@ -57,15 +59,25 @@ def score_parts(
     :param logits: task → logits of the N distinct texts, [N, O], for each seed.
     :returns: part → task → scores.
     """
-    scores: dict[str, dict[str, PartScores]] = {}
-    for part, of_part in rows.parts.items():
-        # Where all judged rows are unlike those of training, both parts are one.
-        if part == rows.unseen and np.array_equal(of_part, rows.parts[rows.judged]):
-            scores[part] = scores[rows.judged]
-            continue
-        scores[part] = {
-            head.name: _score_part(head, part, rows, logits[head.name]) for head in heads.heads
-        }
+    # Where all judged rows are unlike those of training, both parts are one.
+    is_one = np.array_equal(rows.parts.get(rows.unseen, []), rows.parts[rows.judged])
+    pairs = [
+        (part, head)
+        for part in rows.parts
+        for head in heads.heads
+        if not (is_one and part == rows.unseen)
+    ]
+
+    def score(pair: tuple[str, SavedHead]) -> PartScores:
+        part, head = pair
+        return _score_part(head, part, rows, logits[head.name])
+
+    scores: dict[str, dict[str, PartScores]] = {part: {} for part in rows.parts}
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for (part, head), found in zip(pairs, pool.map(score, pairs), strict=True):
+            scores[part][head.name] = found
+    if is_one:
+        scores[rows.unseen] = scores[rows.judged]
     return scores
 
 

@@ -148,7 +148,8 @@ def score_segments(
 
 def _take_distinct(texts: Ints, codes: Ints) -> Ints:
     """The first row of each text in each group."""
-    _, first = np.unique(np.stack([texts, codes]), axis=1, return_index=True)
+    # One number a text and group, since codes begin at -1, is sorted sooner than pairs.
+    _, first = np.unique(texts * (codes.max(initial=-1) + 2) + codes + 1, return_index=True)
     return np.sort(first)
 
 

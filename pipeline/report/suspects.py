@@ -235,13 +235,13 @@ def find_suspects(head: SavedHead, held_out: HeldOut | None, rows: ScoredRows) -
             confident = list(_list_confident(kind, judged, judgement))
     contradictions = list(_find_contradictions(head, kind, rows, labels, doubts))
     listed = {(found.row, found.column) for found in contradictions}
-    part_of_row = {
-        row: part for part in PARTS if part in rows.parts for row in rows.parts[part].tolist()
-    }
+    part_of_row = np.empty(len(rows.codes), np.int8)
+    for index, part in enumerate(PARTS):
+        part_of_row[rows.parts.get(part, [])] = index
     return [
         Suspect(
             found.row,
-            part_of_row[found.row],
+            PARTS[part_of_row[found.row]],
             kind.name(head, found.column, labels[found.row, found.column]),
             kind.name(head, found.column, found.suggested),
             found.confidence,
@@ -306,9 +306,9 @@ def _group_same_texts(rows: ScoredRows, task: str) -> Iterator[Ints]:
     labelled = np.flatnonzero(rows.present[task])
     labelled = labelled[np.argsort(rows.codes[labelled], kind="stable")]
     starts = np.flatnonzero(np.diff(rows.codes[labelled], prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(labelled)], strict=True):
-        if end - start > 1:
-            yield labelled[start:end]
+    sizes = np.diff(starts, append=len(labelled))
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        yield labelled[start : start + size]
 
 
 def format_suspects(

@@ -37,6 +37,7 @@ from pipeline.store.manifest import (
 from pipeline.store.reader import (
     VectorStream,
     find_keys,
+    read_ahead,
     read_keys,
     read_rows,
     read_token_counts,
@@ -66,6 +67,7 @@ __all__ = [
     "name_columns",
     "name_layer",
     "plan_shards",
+    "read_ahead",
     "read_hits",
     "read_kept",
     "read_keys",

@@ -7,6 +7,7 @@ computed together, and but for rounding if they were not.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.processes import count_cores
 from pipeline.store.commit import Snapshot, read_steadily
 from pipeline.store.manifest import split_columns
 from pipeline.store.reader import gather_rows, locate
@@ -70,7 +72,8 @@ def _sketch_texts(
     order = np.argsort(positions, kind="stable")
     n_tokens = np.empty(len(keys), np.int32)
     sketches = np.empty((len(keys), _DIRECTIONS), np.float32)
-    for start in range(0, len(order), _CHUNK_ROWS):
+
+    def sketch(start: int) -> None:
         chunk = order[start : start + _CHUNK_ROWS]
         counts = np.empty((len(chunk), 1), np.int32)
         vectors = np.empty((len(chunk), manifest.width), np.float32)
@@ -79,6 +82,10 @@ def _sketch_texts(
         n_tokens[chunk] = counts[:, 0]
         lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors))
         sketches[chunk] = vectors @ directions / lengths[:, None]
+
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for _ in pool.map(sketch, range(0, len(order), _CHUNK_ROWS)):
+            pass
     return n_tokens, sketches
 
 

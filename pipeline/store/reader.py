@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # A process may have 1,024 files open by default, 256 on some systems; a store may have more shards.
 _OPEN_FILES = 64
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -352,6 +353,21 @@ def stream_vectors(
     """
     stream = VectorStream(folder, keys, layers, dtype)
     yield from stream.read(batch_rows, window_rows=window_rows, seed=seed)
+
+
+def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each of which is made while the one before it is used.
+
+    :param items: what to go through, in a thread of its own.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    source = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, source, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, source, None)
+            yield item
 
 
 class VectorStream:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipeline.config import HeadsSettings, TaskSettings, load_settings
-from pipeline.corpus.tables import read_labelled_rows
+from pipeline.corpus.tables import PARTS, read_labelled_rows
 from pipeline.heads.choosing import find_present
 from pipeline.heads.configurations import leave_out_kernels, list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling
@@ -67,7 +67,7 @@ def draw_split(folder: Path, seed: int | None, wanted: Sequence[str]) -> Split:
     layers = read_manifest(project.store).layers
     vectors = read_vectors(project.store, rows.keys, layers).reshape(len(rows.keys), -1)
     if seed is not None:
-        rows = replace(rows, split=_draw_parts(len(rows.keys), seed))
+        rows = replace(rows, parts=_draw_parts(len(rows.keys), seed))
     order = np.concatenate([rows.select(part) for part in ("train", "validation", "test")])
     train, validation = len(rows.select("train")), len(rows.select("validation"))
     codes = rows.keys.dictionary_encode().indices.to_numpy().astype(np.int64)
@@ -85,10 +85,11 @@ def draw_split(folder: Path, seed: int | None, wanted: Sequence[str]) -> Split:
 
 
 def _draw_parts(rows: int, seed: int) -> np.ndarray:
-    parts = np.full(rows, "test", dtype="<U10")
+    parts = np.full(rows, PARTS.index("test"), np.int8)
     order = np.random.default_rng(seed).permutation(rows)
     first, second = int(0.7 * rows), int(0.85 * rows)
-    parts[order[:first]], parts[order[first:second]] = "train", "validation"
+    parts[order[:first]] = PARTS.index("train")
+    parts[order[first:second]] = PARTS.index("validation")
     return parts
 
 

@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline
+from pipeline.arrays import wrap_rows
 from pipeline.config import ColumnLabel, LabelSettings, VaderLabel
 from pipeline.corpus.keys import hash_texts, pack_keys
 from pipeline.corpus.tables import (
+    LabelledRows,
     TextReader,
+    encode_parts,
     read_distinct_keys,
     read_labelled_rows,
     read_text_column,
@@ -233,6 +236,17 @@ def test_labels_that_were_not_written_are_refused(
         read_labelled_rows(Project())
     assert str(Project().labels_file) in caught.value.message
     assert caught.value.hint == "run `pipeline prepare` again"
+
+
+def test_parts_are_numbers_of_one_byte_and_have_their_names() -> None:
+    names = ["test", "train", "validation", "train"]
+    rows = LabelledRows(wrap_rows(np.zeros((4, 16), np.uint8)), encode_parts(names), {})
+    assert rows.parts.dtype == np.int8
+    assert rows.split.tolist() == names
+    assert rows.select("train").tolist() == [1, 3]
+    assert rows.select("test", "validation").tolist() == [0, 2]
+    with pytest.raises(ValueError, match="there is no part 'dev'"):
+        encode_parts(["train", "dev"])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from pipeline.config import HeadsSettings, TaskSettings, ThresholdAim
-from pipeline.corpus.tables import LabelledRows, TaskLabels
+from pipeline.corpus.tables import LabelledRows, TaskLabels, encode_parts
 from pipeline.errors import DataError, SettingsError
 from pipeline.heads import kernel, training
 from pipeline.heads.choosing import choose_threshold, fit_temperature, list_scores, score
@@ -225,7 +225,7 @@ def test_numbers_far_from_zero_are_learned_as_well_as_others(
     numbers = center + size * plain
     rows = LabelledRows(
         pa.array([bytes(16)] * 600, pa.binary(16)),
-        np.array(["train"] * 400 + ["validation"] * 200),
+        encode_parts(["train"] * 400 + ["validation"] * 200),
         {"price": TaskLabels((), numbers, "number")},
     )
     tasks = make_tasks({"price": TaskSettings(metric="r2")}, rows)
@@ -265,7 +265,7 @@ def test_numbers_of_which_no_figure_can_be_computed_are_refused(
         numbers[chosen] = value  # type: ignore[call-overload]
     rows = LabelledRows(
         pa.array([bytes(16)] * 600, pa.binary(16)),
-        np.array(["train"] * 400 + ["test"] * 200),
+        encode_parts(["train"] * 400 + ["test"] * 200),
         {"price": TaskLabels((), numbers, "number")},
     )
     with pytest.raises(DataError, match=message):
@@ -558,7 +558,7 @@ def test_a_task_keeps_what_it_gives_while_the_search_tries_it_for_others() -> No
     _, labels = make_data()
     rows = LabelledRows(
         pa.array([bytes(16)] * 600, pa.binary(16)),
-        np.array(["train"] * 400 + ["validation"] * 200),
+        encode_parts(["train"] * 400 + ["validation"] * 200),
         {
             "spam": TaskLabels(("ham", "spam"), labels["spam"]),
             "mood": TaskLabels(("a", "b", "c"), labels["mood"]),
@@ -592,7 +592,7 @@ def test_a_setting_that_means_nothing_for_the_type_is_named(
 ) -> None:
     rows = LabelledRows(
         pa.array([bytes(16)] * 6, pa.binary(16)),
-        np.array(["train"] * 4 + ["validation"] * 2),
+        encode_parts(["train"] * 4 + ["validation"] * 2),
         {
             "price": TaskLabels((), np.arange(6.0), "number"),
             "mood": TaskLabels(("a", "b", "c"), np.arange(6) % 3),
@@ -816,9 +816,9 @@ def test_the_temperature_undoes_overconfidence() -> None:
 
 def make_labels(train: list[int], classes: tuple[str, ...] = ("ham", "spam")) -> LabelledRows:
     labels = np.array([*train, 0, 1], np.int64)
-    split = np.array(["train"] * len(train) + ["validation", "test"])
+    parts = encode_parts(["train"] * len(train) + ["validation", "test"])
     keys = pa.array([bytes([n]) * 16 for n in range(len(labels))], pa.binary(16))
-    return LabelledRows(keys, split, {"spam": TaskLabels(classes, labels)})
+    return LabelledRows(keys, parts, {"spam": TaskLabels(classes, labels)})
 
 
 def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]) -> None:
@@ -843,7 +843,7 @@ def test_tasks_are_checked_against_the_labels(capsys: pytest.CaptureFixture[str]
     (task,) = make_tasks({"spam": TaskSettings(type="multiclass")}, make_labels([0, 1]))
     assert task.outputs == 2
     numbers = LabelledRows(
-        three.keys, three.split, {"n": TaskLabels((), np.full(5, 3.0), kind="number")}
+        three.keys, three.parts, {"n": TaskLabels((), np.full(5, 3.0), kind="number")}
     )
     with pytest.raises(DataError, match="rows are 3; a head needs numbers that differ"):
         make_tasks(None, numbers)

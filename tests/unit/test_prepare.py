@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import train_test_split
 
+from pipeline.arrays import wrap_rows
 from pipeline.config import DrawnSplit, load_settings, parse_settings
 from pipeline.corpus.classes import check_class_order
-from pipeline.corpus.keys import count_distinct, hash_texts, number_keys, pack_keys
+from pipeline.corpus.keys import code_keys, count_distinct, hash_texts, number_keys, pack_keys
 from pipeline.corpus.tables import PARTS, read_labelled_rows
 from pipeline.corpus.texts import fold_text
 from pipeline.errors import DataError, SettingsError, StageError, WriteError
@@ -732,4 +733,8 @@ def test_numbers_of_keys_are_those_of_a_dictionary() -> None:
     assert len(known) < 500
     assert number_keys(keys).tolist() == expected
     assert count_distinct(keys) == len(known)
+    coded = wrap_rows(keys).dictionary_encode()  # the same by Arrow
+    distinct, codes = code_keys(wrap_rows(keys))
+    assert distinct.equals(coded.dictionary)
+    assert codes.tolist() == coded.indices.to_pylist()
     assert pack_keys(["a", "é", "a"], 3).tobytes() == b"".join(hash_texts(["a", "é", "a"]))

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.config import HeadsSettings
-from pipeline.corpus.tables import LabelledRows, TaskLabels
+from pipeline.corpus.tables import LabelledRows, TaskLabels, encode_parts
 from pipeline.heads.configurations import list_configurations
 from pipeline.heads.features import MemoryFeatures, Scaling, StreamedFeatures
 from pipeline.heads.refit import refit_heads
@@ -47,9 +47,9 @@ def make_rows(train_rows: int = TRAIN_ROWS) -> tuple[np.ndarray, LabelledRows]:
         "kind": TaskLabels(("a", "b"), kind.astype(np.int64)),
         "size": TaskLabels((), size, kind="number"),
     }
-    split = np.array(["train"] * train_rows + ["validation"] * (ROWS - train_rows))
+    parts = encode_parts(["train"] * train_rows + ["validation"] * (ROWS - train_rows))
     keys = pa.array([row.to_bytes(16, "big") for row in range(ROWS)], pa.binary(16))
-    return (features * 2 + 3).astype(np.float32), LabelledRows(keys, split, tasks)
+    return (features * 2 + 3).astype(np.float32), LabelledRows(keys, parts, tasks)
 
 
 def scale(features: np.ndarray, train_rows: int) -> tuple[MemoryFeatures, Scaling]:

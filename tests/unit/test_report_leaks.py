@@ -69,8 +69,10 @@ def test_in_little_memory_the_same_neighbours_are_found(
     whole = find_training_neighbours(rows, read)
     share = 400 * WIDTH * 4  # of the vectors of 1,500 texts, all of which are looked for
     found = find_training_neighbours(rows, watch, 2 * share)
-    assert passes.count(TRAINING) == 4 and passes.count(400) == 3
-    assert (found.rows == whole.rows).all() and (found.same_rows == whole.same_rows).all()
+    assert passes.count(TRAINING) == 4
+    assert passes.count(400) == 3
+    assert (found.rows == whole.rows).all()
+    assert (found.same_rows == whole.same_rows).all()
     assert found.cosines == pytest.approx(whole.cosines, abs=1e-6)
     assert found.sample_cosines == pytest.approx(whole.sample_cosines, abs=1e-6)
     assert found.exact == whole.exact == (exact_pairs > 0)

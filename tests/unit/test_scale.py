@@ -19,7 +19,7 @@ from pipeline.config import HeadsSettings
 from pipeline.heads import kernel
 from pipeline.heads import sample as sampling
 from pipeline.heads.configurations import list_configurations
-from pipeline.heads.features import Features, MemoryFeatures, Scaling, read_ahead
+from pipeline.heads.features import Features, MemoryFeatures, Scaling
 from pipeline.heads.sample import draw_sample
 from pipeline.heads.stored import StoredFeatures
 from pipeline.heads.targets import draw_folds, make_targets
@@ -27,7 +27,7 @@ from pipeline.heads.task_types import LabelSummary
 from pipeline.heads.tasks import Task
 from pipeline.heads.training import Fit, fit_heads
 from pipeline.model.weights import HeadWeights
-from pipeline.store import Recipe, Rows, StoreUpdate, VectorStream
+from pipeline.store import Recipe, Rows, StoreUpdate, VectorStream, read_ahead
 
 TRAIN, JUDGED, ROWS, WIDTH = 3000, 4000, 6000, 12
 
