@@ -1380,8 +1380,9 @@ class RuntimeSettings(Section):
     )
     max_memory: Positive | None = Field(
         default=None,
-        description="The memory in GB that the vectors of `train-heads`, and those of `report`, "
-        "may take; larger ones are streamed from the store. Null is half of the machine's memory.",
+        description="The memory in GB that `train-heads` may take for vectors and what it holds of "
+        "each row, and `report` for vectors; larger ones are streamed from the store. Null is half "
+        "of the machine's memory.",
     )
     logger: Literal["csv", "tensorboard", "dvclive"] = Field(
         default="csv",

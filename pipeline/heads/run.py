@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.assets import Asset, read_assets
 from pipeline.config import HeadsSettings, Settings
-from pipeline.console import count, say, show_progress, show_table, warn
+from pipeline.console import count, format_bytes, say, show_progress, show_table, warn
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.identity import CorpusIdentity
 from pipeline.corpus.keys import code_keys
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.heads.training import Fit, TrainedHead
 
 _SHOWN_SCORES = 5
+_SOLVER_COPIES = 12  # of the logits of one model: steps, gradients, losses and what they are of
 # The settings that all heads of a run share. Each head's other settings are told of it, as its
 # configuration.
 _SHARED = {
@@ -209,8 +210,9 @@ def _fit(
     """
     import torch
 
+    from pipeline.heads.sample import are_enough, is_sampled
     from pipeline.heads.targets import make_targets
-    from pipeline.heads.training import fit_heads
+    from pipeline.heads.training import fit_heads, measure_width
 
     train_rows, all_rows = len(parts[0]), sum(map(len, parts))
     threads = settings.runtime.threads or choose_threads(
@@ -221,15 +223,21 @@ def _fit(
     device = str(choose_devices(settings.runtime.devices)[0])
     chosen = np.concatenate(parts)
     keys = rows.keys.take(chosen)
-    folds = _draw_folds(project, settings.heads, keys[:train_rows], manifest.fingerprint)
+    is_path = any(c.weight_decay is None for c in configurations)
+    width = max(measure_width(manifest.width, train_rows, c) for c in configurations)
+    # A search on a sample, judged by many validation rows, takes no folds.
+    is_split = is_path and is_sampled(train_rows, width) and are_enough(all_rows - train_rows)
+    folds = None
+    if not is_split:
+        folds = _draw_folds(project, settings.heads, keys[:train_rows], manifest.fingerprint)
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
     features_of = _open_features(
-        project, settings, keys, train_rows, configurations, manifest, device
-    )
-    is_path = any(c.weight_decay is None for c in configurations)
+        project, settings, keys, train_rows, configurations, manifest, device,
+        _limit_vectors(settings, len(rows.keys), all_rows, tasks, folds),
+    )  # fmt: skip
     total = 100 if is_path else settings.heads.max_epochs * len({c.shape for c in configurations})
     with show_progress("training", total, "percent" if is_path else "epochs") as advance:
-        return fit_heads(
+        fit = fit_heads(
             features_of,
             make_targets(tasks, labels, train_rows, folds, device),
             tasks,
@@ -238,6 +246,38 @@ def _fit(
             device=device,
             advance=advance,
         )
+    if is_split and settings.heads.folds is not None:
+        fit = replace(fit, unfolded=tuple(head.task.name for head in fit.heads))
+    return fit
+
+
+def _limit_vectors(
+    settings: Settings,
+    corpus_rows: int,
+    rows: int,
+    tasks: Sequence[Task],
+    folds: npt.NDArray[np.int64] | None,
+) -> float:
+    """The bytes that vectors may take, beside what is held of each row.
+
+    :param corpus_rows: the number of rows of the corpus.
+    :param rows: the number of those that heads train on or are judged by.
+    :param tasks: the tasks.
+    :param folds: the fold of each training row; ``None`` for no folds.
+    """
+    T, F = len(tasks), 1 if folds is None else int(folds.max()) + 2
+    outputs = max(task.outputs for task in tasks)
+    # A key, the part and a label of each task; then the key, the number and the labels again, as
+    # they are and encoded, and the mask of each fit; and what a solver holds of each output.
+    of_rows = corpus_rows * (16 + 1 + 8 * T)
+    of_rows += rows * (16 + 8 + 16 * T + 4 * F + 4 * _SOLVER_COPIES * outputs)
+    limit = settings.runtime.limit_memory()
+    if of_rows > limit:
+        warn(
+            f"what is held of each of {rows:,} rows takes some {format_bytes(of_rows)}, more than "
+            f"the {format_bytes(int(limit))} of runtime.max_memory"
+        )
+    return max(limit - of_rows, 0.0)
 
 
 def _refit(
@@ -260,8 +300,9 @@ def _refit(
     tasks = widen_tasks([head.task for head in fit.heads], rows, parts)
     configurations = [head.configuration for head in fit.heads]
     features_of = _open_features(
-        project, settings, rows.keys.take(chosen), len(chosen), configurations, manifest, device
-    )
+        project, settings, rows.keys.take(chosen), len(chosen), configurations, manifest, device,
+        _limit_vectors(settings, len(rows.keys), len(chosen), tasks, None),
+    )  # fmt: skip
     labels = {task.name: rows.tasks[task.name].values[chosen] for task in tasks}
     started = time.perf_counter()
     total = settings.heads.max_epochs * len(group_alike(fit.heads))
@@ -287,10 +328,12 @@ def _open_features(
     configurations: Sequence[Configuration],
     manifest: Manifest,
     device: str,
+    memory_bytes: float,
 ) -> StoredFeatures:
     """The stored vectors of some rows, of all layers that some configurations want.
 
     :param keys: the keys of the texts of the rows, training rows first.
+    :param memory_bytes: the memory that the vectors may take.
     """
     from pipeline.heads.stored import StoredFeatures
 
@@ -301,7 +344,7 @@ def _open_features(
         sorted({layer for c in configurations for layer in c.layers}),
         manifest.width,
         standardize=settings.heads.standardize,
-        memory_bytes=settings.runtime.limit_memory(),
+        memory_bytes=memory_bytes,
         device=device,
     )
 
@@ -321,7 +364,7 @@ def _draw_folds(
     distinct, texts = code_keys(keys)
     alike = find_alike(project.store, distinct, fingerprint)[texts]
     # With fewer than two training rows that differ a fold, some folds would be about empty.
-    if len(np.unique(alike)) < 2 * settings.folds:
+    if np.count_nonzero(np.bincount(alike)) < 2 * settings.folds:
         return None
     return draw_folds(texts, settings.folds, settings.seed, alike)
 

@@ -82,6 +82,24 @@ class Sample:
         return replace(judged, folded=False, bound="weakest" if is_open else found.bound)
 
 
+def is_sampled(train_rows: int, width: int) -> bool:
+    """Whether a search is on a sample, since so many rows are for training.
+
+    :param train_rows: the number of training rows.
+    :param width: the number of features.
+    """
+    wanted = min(_TRAIN_ROWS, 2 * (_MAX_NUMBERS // width) // 3)
+    return train_rows >= 2 * wanted and wanted >= width
+
+
+def are_enough(validation_rows: int) -> bool:
+    """Whether validation rows alone can judge what was found on a sample, so that no fold need do.
+
+    :param validation_rows: their number.
+    """
+    return validation_rows >= _JUDGED_ROWS
+
+
 def draw_sample(targets: Targets, width: int, seed: int) -> Sample | None:
     """Draw a sample; ``None`` if rows are so few that all of them are searched on.
 
@@ -89,12 +107,12 @@ def draw_sample(targets: Targets, width: int, seed: int) -> Sample | None:
     :param width: the number of features.
     :param seed: the seed of the draw.
     """
+    if not is_sampled(targets.train_rows, width):
+        return None
     most = _MAX_NUMBERS // width
     wanted, to_judge = min(_TRAIN_ROWS, 2 * most // 3), min(_JUDGED_ROWS, most // 3)
-    if targets.train_rows < 2 * wanted or wanted < width:
-        return None
     split = targets.take_full_fit()
-    if targets.fits > 1 and targets.rows - targets.train_rows < _JUDGED_ROWS:
+    if targets.fits > 1 and not are_enough(targets.rows - targets.train_rows):
         split = targets.leave_out(0)
     generator = torch.Generator().manual_seed(seed)
     cut = targets.train_rows

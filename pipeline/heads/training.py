@@ -253,10 +253,10 @@ def _follow_paths(
         return held[key]
 
     layers = configurations[0].layers
-    measure_width = partial(
-        _measure_width, features_of(layers)[0].width // len(layers), targets.train_rows
+    measure = partial(
+        measure_width, features_of(layers)[0].width // len(layers), targets.train_rows
     )
-    sample = draw_sample(targets, max(map(measure_width, configurations)), settings.seed)
+    sample = draw_sample(targets, max(map(measure, configurations)), settings.seed)
 
     def take_searched(configuration: Configuration) -> Features:
         features, _ = take_features(configuration)
@@ -265,7 +265,7 @@ def _follow_paths(
     searched = targets if sample is None else sample.targets
     searches = [PathSearch(task, configurations, searched) for task in tasks]
     for search in searches:
-        search.leave_out(measure_width)
+        search.leave_out(measure)
     counter = _StepCounter(advance, searches)
     heads: dict[int, TrainedHead] = {}
     judged_rows = 0
@@ -336,8 +336,13 @@ def _finish_paths(search: PathSearch, take_features: Callable[[Configuration], F
     return search.finish(finals)
 
 
-def _measure_width(layer_width: int, train_rows: int, configuration: Configuration) -> int:
-    """The number of features of a configuration, about, before they are made."""
+def measure_width(layer_width: int, train_rows: int, configuration: Configuration) -> int:
+    """The number of features of a configuration, about, before they are made.
+
+    :param layer_width: the width of one layer's vector.
+    :param train_rows: the number of training rows.
+    :param configuration: the configuration.
+    """
     if configuration.head == "kernel":
         return min(MAX_CENTERS, train_rows)
     return layer_width * len(configuration.layers)
