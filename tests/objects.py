@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,6 +77,67 @@ def use_objects(server: ObjectServer) -> Iterator[None]:
                     client.delete_object(Bucket=BUCKET, Key=entry["Key"])
             client.delete_bucket(Bucket=BUCKET)
             S3FileSystem.clear_instance_cache()
+
+
+class SlowServer:
+    """A server that takes connections, and answers none, or each after a slow reading.
+
+    :param pause_seconds: pause before each piece that is read; ``None`` to read nothing.
+    :ivar connections: the connections that were made to it.
+    """
+
+    _PIECE_BYTES = 1 << 15
+
+    def __init__(self, pause_seconds: float | None = None) -> None:
+        self.connections: list[socket.socket] = []
+        self._pause_seconds = pause_seconds
+        self._listening = socket.socket()
+        # What the system takes in for a program that does not read is little.
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._PIECE_BYTES)
+        self._listening.bind(("127.0.0.1", 0))
+        self._listening.listen(64)
+
+    def __enter__(self) -> ObjectServer:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return ObjectServer(f"http://127.0.0.1:{self._listening.getsockname()[1]}")
+
+    def __exit__(self, *exception: object) -> None:
+        for opened in [self._listening, *self.connections]:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+            opened.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                self.connections.append(connection)
+                if self._pause_seconds is not None:
+                    threading.Thread(target=self._answer, args=[connection], daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        assert self._pause_seconds is not None
+        with contextlib.suppress(OSError):
+            head, _, body = connection.recv(self._PIECE_BYTES).partition(b"\r\n\r\n")
+            (length,) = re.findall(rb"(?i)content-length: *(\d+)", head)
+            got = len(body)
+            while got < int(length):
+                time.sleep(self._pause_seconds)
+                got += len(connection.recv(self._PIECE_BYTES))
+            connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 0\r\n\r\n')
+
+
+@contextlib.contextmanager
+def use_server(server: ObjectServer) -> Iterator[None]:
+    """Let clients of this process find a server."""
+    from s3fs import S3FileSystem
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        yield
+        S3FileSystem.clear_instance_cache()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import fnmatch
 import io
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,12 +39,25 @@ T = TypeVar("T")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # Schemes whose objects are no place for a store: other machines do not see them, or cannot write.
 _REFUSED = {"file", "local", "http", "https", "data", "hf"}
+# A store that takes connections and says nothing ends a command after some 75 seconds: rounds times
+# attempts times the wait for one answer, which begins when the request is sent, however slowly.
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 12.0  # without any part of an answer, or of a request that the store takes
+_KEEP_SECONDS = 12.0  # that a connection stays open for the next request, as botocore has it
+_ATTEMPTS = 3  # by botocore, which waits between them, and also where a store is busy or at fault
+_ROUNDS = 2  # of these, by s3fs, which also asks again for an answer that breaks off in its midst
+_UNSENT_BYTES = 1 << 17  # of a request, which the system holds
 _READ_BYTES = 8 << 20  # of an object that is read from its beginning to its end, at a time
 _REASON_CHARACTERS = 200  # of what a client says of an error
 _TIMES = ("LastModified", "mtime", "updated", "created")  # of the facts that clients tell
 _NOT_THERE = {"InvalidRange", "416"}  # codes of S3 for bytes behind the end of an object
 # Codes of S3 for a condition that does not hold, or for two writes with conditions at once.
 _CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
+# Classes of the errors of a store that does not answer.
+_SILENT = {
+    "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError",
+    "ClientConnectorError", "ConnectionError", "TimeoutError",
+}  # fmt: skip
 # Code or class of an error, anywhere among its causes → what it means, and what to do.
 _CAUSES: Mapping[str, tuple[str, str]] = {
     "NoSuchBucket": ("there is no such bucket", "create the bucket, or correct store.url"),
@@ -70,10 +84,7 @@ _CAUSES: Mapping[str, tuple[str, str]] = {
         ),
     ),
     **dict.fromkeys(
-        (
-            "EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError",
-            "ReadTimeoutError", "ClientConnectorError", "ConnectionError", "TimeoutError",
-        ),
+        _SILENT,
         (
             "the store does not answer",
             "check the network; the address of a store of your own is AWS_ENDPOINT_URL",
@@ -114,12 +125,14 @@ class ObjectClient:
     :param scheme: the scheme of its URL.
     :param bucket: its name.
     :param blocks: the parts of objects that were read before.
+    :ivar is_silent: whether the store has not answered the last request.
     """
 
     def __init__(self, scheme: str, bucket: str, blocks: BlockCache) -> None:
         self.scheme = scheme
         self.url = f"{scheme}://{bucket}"
         self.blocks = blocks
+        self.is_silent = False
         self._system: Any = None
         self._opening = threading.Lock()
 
@@ -140,11 +153,14 @@ class ObjectClient:
         :raises ObjectStoreError: for whatever else the client or the store says.
         """
         try:
-            return getattr(self._open(), name)(*arguments, **options)
+            told = getattr(self._open(), name)(*arguments, **options)
+            self.is_silent = False
+            return told
         except FileExistsError:
             raise
         except Exception as error:
             names = list_causes(error)
+            self.is_silent = bool(_SILENT & names)
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in names:
                 reason = os.strerror(errno.ENOENT)
                 raise FileNotFoundError(errno.ENOENT, reason, str(path)) from error
@@ -158,8 +174,52 @@ class ObjectClient:
                 from fsspec.core import url_to_fs
 
                 # A listing of before would hide what other machines have written since.
-                self._system, _ = url_to_fs(f"{self.url}/", use_listings_cache=False)
+                options = _limit_waiting() if self.is_conditional else {}
+                self._system, _ = url_to_fs(f"{self.url}/", use_listings_cache=False, **options)
+                self._system.retries = _ROUNDS  # which only s3fs heeds
             return self._system
+
+
+def _limit_waiting() -> dict[str, Any]:
+    """Options of s3fs by which nothing that a store may do or leave undone is waited for for ever.
+
+    The limits are of silence, so that whatever goes on, however slowly, is not cut short.
+    """
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import AioSession
+    from botocore.exceptions import ParamValidationError
+    from botocore.handlers import add_expect_header
+
+    session = AioSession()
+    # Else a write waits, without any limit, to be told to go on.
+    session.unregister("before-call.s3", add_expect_header)
+    config: dict[str, Any] = {
+        "connect_timeout": _CONNECT_SECONDS,
+        "read_timeout": _ANSWER_SECONDS,
+        "retries": {"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+    }
+    connector = {"keepalive_timeout": _KEEP_SECONDS, "socket_factory": _open_socket}
+    with contextlib.suppress(ParamValidationError):  # aiobotocore before 3.3 does not take it
+        AioConfig(connector_args=connector)
+        config["connector_args"] = connector
+    return {"session": session, "config_kwargs": config}
+
+
+def _open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket that fails when the other side takes nothing of what is sent to it.
+
+    What waits in the system to be sent is kept short, so that the wait for an answer does not begin
+    while megabytes are still on their way through a slow network.
+
+    :param address: family, type and protocol, as ``getaddrinfo`` gives them, and what follows.
+    """
+    opened = socket.socket(*address[:3])
+    limits = {"TCP_USER_TIMEOUT": int(_ANSWER_SECONDS * 1000), "TCP_NOTSENT_LOWAT": _UNSENT_BYTES}
+    for name, limit in limits.items():
+        option = getattr(socket, name, None)  # of Linux
+        if option is not None:
+            opened.setsockopt(socket.IPPROTO_TCP, option, limit)
+    return opened
 
 
 def list_causes(error: BaseException | None) -> set[str]:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LockedError, ObjectStoreError, SettingsError, StoreError
-from pipeline.store import StoreUpdate, finish_commit, read_kept, read_manifest, read_snapshot
+from pipeline.store import (
+    StoreUpdate,
+    finish_commit,
+    objects,
+    read_kept,
+    read_manifest,
+    read_snapshot,
+)
 from pipeline.store import manifest as layout
 from pipeline.store.blocks import BlockCache
 from pipeline.store.commit import write_commit
@@ -34,7 +42,14 @@ from pipeline.store.objects import (
 )
 from pipeline.store.sharing import Overlap, measure_overlap
 from pipeline.store.upkeep import prune_store, repair_store, verify_store
-from tests.objects import BUCKET, ObjectServer, serve_objects, use_objects
+from tests.objects import (
+    BUCKET,
+    ObjectServer,
+    SlowServer,
+    serve_objects,
+    use_objects,
+    use_server,
+)
 from tests.unit.test_store import make_keys, make_recipe, make_rows, read, update
 
 STEP = int(os.environ.get("STEP", "11"))  # of the requests that are the last of a run, on S3
@@ -539,6 +554,67 @@ def test_the_overlap_of_a_store_and_a_corpus_is_what_they_share(
     here = tmp_path / "store"
     update(here, make_recipe(), range(20))
     assert measure_overlap(here, make_keys(range(50, 90))) == Overlap(0, 0)
+
+
+def test_a_store_that_takes_connections_and_never_answers_ends_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of request, among them one that is larger than what a system takes in unread."""
+    wait = objects._ROUNDS * objects._ATTEMPTS * objects._ANSWER_SECONDS
+    assert 60 <= wait <= 80  # seconds, beside the pauses between attempts
+    monkeypatch.setattr(objects, "_ANSWER_SECONDS", 0.2)
+    requests: list[Callable[[ObjectPath], object]] = [
+        lambda path: path.read_bytes(),
+        lambda path: path.write_bytes(b"a shard"),
+        lambda path: path.write_bytes(bytes(20 << 20)),
+        lambda path: create_object(path, b"a lock"),
+        lambda path: list(path.iterdir()),
+        lambda path: path.replace(path.with_name("another")),
+    ]
+
+    path = open_objects(f"s3://{BUCKET}/team", BlockCache(tmp_path, 0)) / "an object"
+
+    def ask(request: Callable[[ObjectPath], object]) -> str:
+        with pytest.raises(ObjectStoreError) as caught:
+            request(path)
+        assert path.client.is_silent
+        return caught.value.message
+
+    silent = SlowServer()
+    with silent as server, use_server(server), ThreadPoolExecutor(len(requests)) as pool:
+        for message in pool.map(ask, requests):
+            assert message.endswith("the store does not answer")
+        attempts = objects._ROUNDS * objects._ATTEMPTS
+        assert len(silent.connections) == len(requests) * attempts
+
+
+def test_a_slow_upload_is_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes several times as long as an answer may."""
+    monkeypatch.setattr(objects, "_ANSWER_SECONDS", 1.0)
+    with SlowServer(pause_seconds=0.05) as server, use_server(server):
+        path = open_objects(f"s3://{BUCKET}/team", BlockCache(tmp_path, 0)) / "a shard"
+        started = time.monotonic()
+        assert path.write_bytes(bytes(2 << 20)) == 2 << 20
+        assert time.monotonic() - started > 3.0
+
+
+def test_the_lock_of_a_store_that_fell_silent_is_not_waited_for(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs out by itself; giving it back would take as long as the request that failed."""
+    folder = open_objects(f"{s3}/team", BlockCache(tmp_path, 0))
+    call = ObjectClient.call
+    asked: list[str] = []
+
+    def count(client: ObjectClient, path: ObjectPath, name: str, *given: Any, **more: Any):
+        asked.append(name)
+        return call(client, path, name, *given, **more)
+
+    monkeypatch.setattr(ObjectClient, "call", count)
+    with hold_lease(folder / ".s.lock", what="the store"):
+        asked.clear()
+        folder.client.is_silent = True
+    assert asked == []
 
 
 @pytest.mark.parametrize(
