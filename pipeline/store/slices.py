@@ -13,6 +13,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -175,7 +176,7 @@ def list_slices(root: Path) -> list[SliceState]:
     except OSError:
         return []
     parts = sorted(Slice(int(name[2]), int(name[1])) for name in names if name is not None)
-    return [read_slice(root / part.name, part) for part in parts]
+    return list(find_place(root).call_each(lambda part: read_slice(root / part.name, part), parts))
 
 
 def describe_difference(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -229,10 +230,20 @@ def hold_slices(root: Path) -> Iterator[list[SliceState]]:
     :yields: what the slices say of themselves.
     :raises LockedError: if one is being embedded.
     """
-    with contextlib.ExitStack() as stack:
-        parts = [state.part for state in list_slices(root)]
-        folders = [stack.enter_context(hold_slice(root, part)) for part in parts]
-        yield [read_slice(folder, part) for folder, part in zip(folders, parts, strict=True)]
+    place = find_place(root)
+    held: list[AbstractContextManager[Path]] = []
+
+    def hold(state: SliceState) -> SliceState:
+        lock = hold_slice(root, state.part)
+        folder = lock.__enter__()
+        held.append(lock)
+        return read_slice(folder, state.part)
+
+    try:
+        yield list(place.call_each(hold, list_slices(root)))
+    finally:
+        for _ in place.call_each(lambda lock: lock.__exit__(None, None, None), held):
+            pass
 
 
 def verify_slices(states: Sequence[SliceState], fingerprint: str) -> list[Snapshot]:

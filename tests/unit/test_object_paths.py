@@ -41,6 +41,7 @@ from pipeline.store.objects import (
     replace_object,
 )
 from pipeline.store.sharing import Overlap, measure_overlap
+from pipeline.store.slices import Slice, hold_slice, hold_slices
 from pipeline.store.upkeep import prune_store, repair_store, verify_store
 from tests.objects import (
     BUCKET,
@@ -397,6 +398,37 @@ def test_a_run_that_gave_a_sign_of_life_meanwhile_keeps_its_lock(
         monkeypatch.setattr("pipeline.store.leases.time.time", lambda: 4e9)
         with pytest.raises(LockedError, match="is writing the store"):
             hold_lease(path, what="the store").__enter__()
+
+
+def test_the_locks_of_all_slices_are_taken_at_once_and_given_back(
+    place: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = place / "slices"
+    names = [f"slice-{number:04}-of-0004" for number in range(1, 5)]
+    for name in names:
+        (root / name / "manifest.json").write_bytes(b"of no use")
+    together = threading.Barrier(len(names), timeout=60)
+    call = ObjectClient.call
+
+    def wait(client: ObjectClient, path: ObjectPath, name: str, *given: Any, **more: Any):
+        if name == "pipe_file" and b'"writes": 1}' in given[1]:
+            together.wait()  # for the requests of all the others
+        return call(client, path, name, *given, **more)
+
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectClient, "call", wait)
+            states = stack.enter_context(hold_slices(root))
+        assert [state.folder.name for state in states] == names
+        locks = sorted(path.name for path in root.iterdir() if path.is_file())
+        assert locks == [f".{name}.lock" for name in names]
+        with pytest.raises(LockedError, match="slice-0003-of-0004/"):
+            hold_slice(root, Slice(4, 3)).__enter__()
+    assert not [path for path in root.iterdir() if path.is_file()]
+    with hold_slice(root, Slice(4, 3)):
+        with pytest.raises(LockedError, match="slice-0003-of-0004/"):
+            hold_slices(root).__enter__()
+        assert [p.name for p in root.iterdir() if p.is_file()] == [".slice-0003-of-0004.lock"]
 
 
 def test_a_clock_that_is_late_does_not_keep_the_lock_of_a_lost_run(
