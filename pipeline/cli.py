@@ -188,7 +188,7 @@ def embed(project: Project, params: Path, part: str | None) -> None:
 
         return run_embed(project, settings)
 
-    _run_stage("embed", project, params, stage, writes_store=True)
+    _run_stage("embed", project, params, stage, needs_store=True, writes_store=True)
 
 
 @cli.command()
@@ -214,7 +214,7 @@ def train_heads(project: Project, params: Path) -> None:
 
         return run_train_heads(project, settings)
 
-    _run_stage("train-heads", project, params, stage)
+    _run_stage("train-heads", project, params, stage, needs_store=True)
 
 
 @cli.command()
@@ -236,7 +236,7 @@ def report(project: Project, params: Path, show: bool) -> None:
 
         return run_report(project, settings)
 
-    _run_stage("report", project, params, stage)
+    _run_stage("report", project, params, stage, needs_store=True)
 
 
 @cli.command()
@@ -560,6 +560,7 @@ def cluster_embed(project: Project, params: Path, is_shown: bool, **options: Any
     from pipeline.cluster import ClusterJob, ClusterOptions, describe_job, run_job
     from pipeline.corpus.tables import read_distinct_keys
 
+    _require_store(project)
     keys, _ = read_distinct_keys(project.texts_file)
     recipes = cache_commands.list_recipes(project, params)
     job = ClusterJob.plan(project, params, ClusterOptions(**options), recipes, keys)
@@ -584,6 +585,7 @@ def _run_stage(
     params: Path,
     stage: Callable[[Settings], dict[str, object] | None],
     *,
+    needs_store: bool = False,
     writes_store: bool = False,
 ) -> None:
     """Run one stage under the lock of ``cache/``, time it from Enter, and say so.
@@ -597,6 +599,8 @@ def _run_stage(
     from pipeline.files import clear_scratch
 
     settings = load_settings(params)
+    if needs_store:
+        _require_store(project)
     with _locked(project, writes_store=writes_store):
         clear_scratch(project.cache, project.scores, project.timings, project.heads, project.report)
         try:
@@ -607,6 +611,16 @@ def _run_stage(
         if details is not None:
             _write_timing(project, name, seconds, details)
     say(f"{name}: {'done' if details is not None else 'nothing to do'} in {seconds:.1f} s")
+
+
+def _require_store(project: Project) -> None:
+    """Make sure that the store can be what the settings say, before anything takes time.
+
+    :raises PipelineError: if ``store.url`` is no URL of a store, or its client is not installed.
+    """
+    from pipeline.store.places import find_place
+
+    find_place(project.store).check(project.store)
 
 
 def _write_timing(
@@ -638,6 +652,7 @@ def _embed_slice(project: Project, params: Path, given: str) -> None:
     from pipeline.store.slices import Slice
 
     settings = load_settings(params)
+    _require_store(project)
     try:
         is_done = run_slice(project, settings, Slice.parse(given))
     except SettingsError as error:

@@ -152,6 +152,8 @@ class ObjectClient:
         :raises FileExistsError: if it is there, where it must not be.
         :raises ObjectStoreError: for whatever else the client or the store says.
         """
+        if self._system is None:
+            self.check()
         try:
             told = getattr(self._open(), name)(*arguments, **options)
             self.is_silent = False
@@ -167,6 +169,24 @@ class ObjectClient:
             if _CHANGED & names:
                 raise FileExistsError(errno.EEXIST, "changed meanwhile", str(path)) from error
             raise explain(error, self.url, str(path)) from error
+
+    def check(self) -> None:
+        """Make sure that what the scheme needs is installed; nothing is asked of the store yet.
+
+        :raises ObjectStoreError: if it is not, or nobody knows the scheme.
+        """
+        try:
+            from fsspec import get_filesystem_class
+
+            get_filesystem_class(self.scheme)
+        except ImportError as error:
+            raise explain(error, self.url, self.url) from error
+        except ValueError as error:
+            raise ObjectStoreError(
+                f"store.url: {self.url}: no client for {self.scheme}:// is known",
+                hint="give a URL such as s3://bucket/folder or gs://bucket/folder, or install the "
+                f"package that brings {self.scheme}:// to fsspec",
+            ) from error
 
     def _open(self) -> Any:
         with self._opening:
@@ -534,7 +554,8 @@ def check_url(url: str) -> None:
         )
     if len(parts) < 2 or not all(parts) or {".", ".."} & set(parts):
         raise SettingsError(
-            f"store.url: {url}: must name a folder in a bucket, such as {scheme}://bucket/folder"
+            f"store.url: {url}: must name a folder in a bucket, such as {scheme}://bucket/folder",
+            hint="name a folder, which need not be there yet",
         )
 
 

@@ -58,6 +58,13 @@ class Place(Protocol):
     is_shared: bool  # whether runs of other projects may write to the same store
     threads: int | None  # that read at once; the machine's cores if ``None``
 
+    def check(self, folder: Path) -> None:
+        """Make sure that what reaches a store is installed, before anything else is done.
+
+        :param folder: the store.
+        :raises ObjectStoreError: if it is not.
+        """
+
     def find_real(self, path: Path) -> Path:
         """The path with all symbolic links resolved."""
 
@@ -181,6 +188,9 @@ class _LocalPlace:
     is_shared = False
     threads: int | None = None
 
+    def check(self, folder: Path) -> None:
+        """Nothing is needed."""
+
     def find_real(self, path: Path) -> Path:
         return Path(os.path.realpath(path))
 
@@ -293,6 +303,9 @@ class _ObjectPlace:
     is_atomic = False
     is_shared = True
     threads: int | None = _REQUESTS_AT_ONCE
+
+    def check(self, folder: Path) -> None:
+        _as_object(folder).client.check()
 
     def find_real(self, path: Path) -> Path:
         return path

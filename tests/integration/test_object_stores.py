@@ -675,6 +675,32 @@ def test_a_client_that_is_not_installed(
     assert said.count("pip install 'embedding-pipeline[s3]'") == len(COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://bucket/team", "s3://bucket: the client for s3:// is not installed"),
+        ("nowhere://bucket/team", "nowhere://bucket: no client for nowhere:// is known"),
+        ("s3://bucket", "store.url: s3://bucket: must name a folder in a bucket"),
+        ("s3://key:word@bucket/team", "store.url: s3://…@bucket/team: must hold no user"),
+    ],
+)
+def test_a_url_that_cannot_serve_is_told_before_anything_else(
+    project: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, url: str, said: str
+) -> None:
+    """No stage has run, so whatever a command reads first would be missing."""
+    from fsspec.registry import _registry
+
+    monkeypatch.delitem(_registry, "s3", raising=False)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    edit_params({"store.url": url})
+    for command in (
+        ("embed",), ("embed", "--slice", "1/2"), ("train-heads",), ("report",),
+        ("cluster", "embed"), ("cache", "merge"), ("cache", "info"),
+    ):  # fmt: skip
+        assert said in refuse(cli(*command)), command
+    assert not Project(project).local_store.exists()
+
+
 def test_a_bucket_that_is_not_there(corpus: Path, cli: Cli) -> None:
     edit_params({"store.url": "s3://elsewhere/team"})
     said = refuse_all(cli)
