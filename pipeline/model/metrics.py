@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +67,16 @@ class Ranking:
     is_class: Bools
     scores: Logits
 
+    @cached_property
+    def cells(self) -> tuple[Ints, int]:
+        """Where each row stands when the highest score comes first, and how many scores differ.
+
+        Rows of one score, those of the class behind the others, are next to each other: [B], from
+        2 on.
+        """
+        level = np.unique(-self.scores, return_inverse=True)[1]
+        return 2 + 2 * level + self.is_class, int(level.max(initial=-1)) + 1
+
 
 def rank_nothing() -> Logits:
     """The scores of a head that does not rank rows by class: [0, 0]."""
@@ -84,12 +94,14 @@ class Answers(ABC):
         because most metrics do without.
     :param times: how often each of R samples holds each row, float64, [R, B]; ``None`` for one
         sample that holds each row once.
+    :param known: the rankings, once they were asked for, which samples of the same rows share.
     """
 
     actual: npt.NDArray[Any]
     predicted: npt.NDArray[Any]
     rank: Callable[[], Logits] = rank_nothing
     times: Floats | None = None
+    known: dict[str, list[Ranking]] = field(default_factory=dict)
 
     def draw(self, times: Floats) -> Answers:
         """The same answers in other samples.
@@ -105,7 +117,7 @@ class Answers(ABC):
         """
         columns = [coarsen_scores(ranking, levels) for ranking in self.rankings]
         scores: Logits = np.stack(columns, axis=1) if columns else rank_nothing()
-        return replace(self, rank=lambda: scores)
+        return replace(self, rank=lambda: scores, known={})
 
     @property
     def rows(self) -> Floats:
@@ -149,6 +161,12 @@ class Answers(ABC):
     @property
     def rankings(self) -> list[Ranking]:
         """The S rankings of the rows, one for each class that the head has a score for."""
+        if "rankings" not in self.known:
+            self.known["rankings"] = self._list_rankings()
+        return self.known["rankings"]
+
+    def _list_rankings(self) -> list[Ranking]:
+        """The rankings, made anew."""
         return []
 
     def sweep_classes(self) -> Iterable[Sweep]:
@@ -197,8 +215,7 @@ class ClassAnswers(Answers):
         hits = self.count(is_actual & is_predicted)
         return Counts(hits, self.count(is_actual), self.count(is_predicted))
 
-    @property
-    def rankings(self) -> list[Ranking]:
+    def _list_rankings(self) -> list[Ranking]:
         scores = self.rank()
         # A single score is that of class 1.
         indices = [1] if scores.shape[1] == 1 else range(scores.shape[1])
@@ -227,8 +244,7 @@ class TagAnswers(Answers):
         hits = self.count(is_actual & is_predicted)
         return Counts(hits, self.count(is_actual), self.count(is_predicted))
 
-    @property
-    def rankings(self) -> list[Ranking]:
+    def _list_rankings(self) -> list[Ranking]:
         scores = self.rank()
         return [
             Ranking(index, np.asarray(self.actual[:, index] > 0), scores[:, index])
@@ -287,11 +303,7 @@ def sweep_thresholds(ranking: Ranking, times: Floats | None = None) -> Sweep:
     :param ranking: the rows and their scores.
     :param times: how often each sample holds each row, [R, B]; ``None`` for one sample.
     """
-    # From the highest score on, of each row.
-    level = np.unique(-ranking.scores, return_inverse=True)[1]
-    N = int(level.max(initial=-1)) + 1
-    # Rows of one score, those of the class behind the others, are next to each other.
-    cell = 2 + 2 * level + ranking.is_class
+    cell, N = ranking.cells
     samples = [None] if times is None else times
     counted = np.stack([np.bincount(cell, sample, 2 * N + 2) for sample in samples])
     passed = np.cumsum(counted.reshape(len(samples), N + 1, 2), axis=1, dtype=np.float64)

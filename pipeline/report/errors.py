@@ -22,7 +22,7 @@ _NO_TAGS = "–"
 _LEAST_PROBABILITY = 1e-12  # whose logarithm is taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ErrorRow:
     """One wrong or doubtful answer; a row with several wrong tags has one for each.
 

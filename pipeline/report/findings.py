@@ -134,10 +134,14 @@ def collect_findings(
     clusters = name_clusters(words, rows.codes[points.rows], points.cluster)
     if settings.report.texts == "hide":
         clusters = tuple(str(number) for number in range(1, len(clusters) + 1))
+    baselines = score_baselines(heads, rows, words)
+    del words  # of very many texts they take more memory than all that follows
     groupings = _group_rows(rows, lengths, columns, points, clusters)
+    segments = find_weak_segments(heads, rows, logits, groupings)
+    del lengths, groupings
     return Findings(
         numbers=numbers,
-        baselines=score_baselines(heads, rows, words),
+        baselines=baselines,
         errors={
             head.name: list_errors(head, rows, logits[head.name][0], neighbours)
             for head in heads.heads
@@ -146,7 +150,7 @@ def collect_findings(
             head.name: find_suspects(head, held_out.get(head.name), rows) for head in heads.heads
         },
         leaks=find_leaks(heads, rows, logits, neighbours, scores=scores),
-        segments=find_weak_segments(heads, rows, logits, groupings),
+        segments=segments,
         **_judge_probabilities(settings.heads, heads, rows, logits),
         points=points,
         clusters=clusters,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 Cell = str | float | int | None
 # What a spreadsheet takes for the start of a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FIRST = frozenset({" ", *_FORMULA_STARTS})
 _DECIMALS = 4
 
 
@@ -31,8 +32,8 @@ def format_csv(names: Sequence[str], rows: Iterable[Sequence[Cell]]) -> bytes:
 
 
 def _format_cell(cell: Cell) -> Cell:
-    if isinstance(cell, float):
-        return round(cell, _DECIMALS)
-    if isinstance(cell, str) and cell.lstrip(" ").startswith(_FORMULA_STARTS):
-        return f"'{cell}"
-    return cell
+    if isinstance(cell, str):
+        # Most texts are told by their first character.
+        is_formula = cell[:1] in _FIRST and cell.lstrip(" ").startswith(_FORMULA_STARTS)
+        return f"'{cell}" if is_formula else cell
+    return round(cell, _DECIMALS) if isinstance(cell, float) else cell

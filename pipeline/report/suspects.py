@@ -33,7 +33,7 @@ _LEAST_CONFIDENCE = 0.9
 _NORMAL_QUARTILE = 0.6745  # the median of the absolute deviations of a standard normal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Suspect:
     """One label that is probably wrong; of tags, one tag of a row.
 

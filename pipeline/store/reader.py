@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.arrays import wrap_keys
-from pipeline.corpus.keys import hash_keys
+from pipeline.corpus.keys import KeyIndex, hash_keys, view_keys
 from pipeline.errors import StoreError
 from pipeline.files import hash_file
 from pipeline.store.commit import Snapshot, read_steadily
@@ -491,17 +491,21 @@ def locate(snapshot: Snapshot, keys: pa.Array | Sequence[bytes]) -> npt.NDArray[
     :param keys: the keys to look for, [B].
     :raises StoreError: if one is not there.
     """
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
     wanted = _to_array(keys)
-    found = pc.index_in(wanted, value_set=read_keys(snapshot))
-    missing = found.null_count
+    if isinstance(wanted, pa.ChunkedArray):
+        wanted = wanted.combine_chunks()
+    held, looked_for = view_keys(read_keys(snapshot)), view_keys(wanted)
+    if np.array_equal(held, looked_for):  # as where a corpus was embedded and nothing else
+        return np.arange(len(held))
+    rows = KeyIndex(held).find(looked_for)
+    missing = int((rows < 0).sum())
     if missing:
         raise StoreError(
             f"{snapshot.folder}: {missing:,} of {len(wanted):,} texts have no vectors",
             hint="run `pipeline embed`",
         )
-    rows: npt.NDArray[np.int64] = found.to_numpy().astype(np.int64)
     return rows
 
 
