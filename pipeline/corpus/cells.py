@@ -8,17 +8,18 @@ Python objects again, equal and of the same types, when someone looks at them.
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_texts
+from pipeline.arrays import unwrap_numbers, wrap_texts
 from pipeline.corpus.reading import BLOCK_CHARACTERS
 from pipeline.files import SCRATCH_PREFIX, describe_write_error
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _CHUNK_ROWS = 16_384
 _FEW_VALUES = 2**15  # of a chunk, which are numbered by two bytes
+
+T = TypeVar("T")
 
 # Where a chunk stands in the spool: its first byte and its size.
 _Place = tuple[int, int]
@@ -184,7 +187,7 @@ class Cells(Sequence[Any]):
             return self._spool.read(chunk)
         return chunk
 
-    def iterate_numbered(self) -> Iterator[tuple[list[Any], npt.NDArray[np.int64]]]:
+    def iterate_numbered(self) -> Iterator[tuple[list[Any], npt.NDArray[np.integer]]]:
         """The cells of each chunk: some, each once if they are few, and for each row which it has.
 
         :yields: cells, and numbers of them, [b].
@@ -196,8 +199,7 @@ class Cells(Sequence[Any]):
             array = self._read(chunk) if not isinstance(chunk, list) else None
             if array is not None and pa.types.is_dictionary(array.type):
                 values = array.dictionary.to_pylist()
-                numbers = array.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-                yield [*values, None], numbers.astype(np.int64)
+                yield [*values, None], unwrap_numbers(array.indices, len(values))
             else:
                 cells = self._unpack(chunk)
                 yield cells, np.arange(len(cells))
@@ -235,25 +237,39 @@ def _number_few(texts: pa.Array) -> pa.Array:
     return pa.DictionaryArray.from_arrays(numbered.indices.cast(width), numbered.dictionary)
 
 
+def choose_cells(
+    cells: Iterable[T], rows: npt.NDArray[np.integer], number: int
+) -> itertools.compress[T]:
+    """Some of many things that are gone through once, a byte in memory for each of all.
+
+    :param cells: the things, [N].
+    :param rows: the numbers of those that are wanted, ascending.
+    :param number: N.
+    """
+    is_chosen = np.zeros(number, bool)
+    is_chosen[rows] = True
+    return itertools.compress(cells, is_chosen.tobytes())
+
+
 class ChosenTexts(Sequence[str]):
     """Some rows of a column of texts; a row that has no usable text holds an empty one.
 
     :param cells: the column.
     :param blank: the rows without a usable text.
-    :param rows: the rows that are chosen: int64, ascending; all of them if left out.
+    :param rows: the rows that are chosen: int32, ascending; all of them if left out.
     """
 
     def __init__(
-        self, cells: Sequence[Any], blank: frozenset[int], rows: npt.NDArray[np.int64] | None = None
+        self, cells: Sequence[Any], blank: frozenset[int], rows: npt.NDArray[np.int32] | None = None
     ) -> None:
         self._cells = cells
         self._blank = blank
         self._rows = None if rows is None or len(rows) == len(cells) else rows
 
-    def choose(self, rows: npt.NDArray[np.int64]) -> ChosenTexts:
+    def choose(self, rows: npt.NDArray[np.int32]) -> ChosenTexts:
         """The texts of some rows of the column.
 
-        :param rows: int64, ascending.
+        :param rows: int32, ascending.
         """
         return ChosenTexts(self._cells, self._blank, rows)
 
@@ -264,12 +280,11 @@ class ChosenTexts(Sequence[str]):
         if self._rows is None and not self._blank:
             yield from self._cells
             return
-        wanted = iter(range(len(self._cells)) if self._rows is None else self._rows.tolist())
-        following = next(wanted, None)
-        for row, cell in enumerate(self._cells):
-            if row == following:
-                yield "" if row in self._blank else cell
-                following = next(wanted, None)
+        chosen: Iterator[tuple[int, Any]] = enumerate(self._cells)
+        if self._rows is not None:
+            chosen = choose_cells(chosen, self._rows, len(self._cells))
+        for row, cell in chosen:
+            yield "" if row in self._blank else cell
 
     @overload
     def __getitem__(self, row: int) -> str: ...

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import find_first, take_values
 from pipeline.config import GivenSplit, SplitSettings
 from pipeline.console import count
 from pipeline.corpus.tables import PARTS
 from pipeline.errors import DataError
 
 Parts = npt.NDArray[np.int8]  # the index in ``PARTS`` of each row's part: [B]
-Ints = npt.NDArray[np.int64]
 TRAIN = PARTS.index("train")
 
 
@@ -35,7 +35,7 @@ class ClassLabels(Protocol):
 
 def draw_parts(
     rows: npt.NDArray[np.integer],
-    unit_of_row: Ints | None,
+    unit_of_row: npt.NDArray[np.integer] | None,
     labels: Mapping[str, ClassLabels],
     settings: SplitSettings,
     noun: str,
@@ -43,8 +43,8 @@ def draw_parts(
     """Draw the part of some rows; those of one unit are drawn together.
 
     :param rows: the numbers of these rows, [b].
-    :param unit_of_row: the number of the unit that each of them is of, int64, [b]; ``None`` if each
-        is one by itself.
+    :param unit_of_row: the number of the unit that each of them is of, [b]: from 0, and few
+        numbers are left out; ``None`` if each is one by itself.
     :param labels: the tasks that ``stratify_by`` names, of all rows.
     :param settings: the shares of the parts and how they are drawn.
     :param noun: what a unit is called in a message.
@@ -53,8 +53,13 @@ def draw_parts(
     """
     first_row, unit = rows, None
     if unit_of_row is not None:
-        _, first, unit = np.unique(unit_of_row, return_index=True, return_inverse=True)
-        first_row = rows[first]
+        first = find_first(unit_of_row)
+        is_used = first >= 0
+        unit = unit_of_row
+        if not is_used.all():
+            unit = take_values(np.cumsum(is_used) - 1, unit_of_row)
+            first = first[is_used]
+        first_row = take_values(rows, first)
     units = np.arange(len(first_row), dtype=np.int32)
     strata = _join_labels(labels, settings.stratify_by)[first_row] if settings.stratify_by else None
     part_of_unit = np.full(len(units), TRAIN, np.int8)
@@ -63,7 +68,7 @@ def draw_parts(
             part_of_unit[drawn] = PARTS.index(part)
     except ValueError as error:
         raise _describe_small_corpus(labels, first_row, strata, settings, noun) from error
-    return part_of_unit if unit is None else part_of_unit[unit.reshape(-1)]
+    return part_of_unit if unit is None else take_values(part_of_unit, unit)
 
 
 def _draw_units(
@@ -94,8 +99,8 @@ def _draw_share(
 ) -> npt.NDArray[np.int32]:
     """Draw a share of units, as the test part of scikit-learn's ``train_test_split``.
 
-    Without strata that is the start of a permutation, which needs neither the memory of the library
-    nor the time of its import.
+    Without strata that is the start of ``RandomState.permutation``, in half its memory, which needs
+    neither the memory of the library nor the time of its import.
 
     :param share: what is drawn, above 0 and below 1.
     :param strata: the stratum of each unit, [N].
@@ -111,7 +116,9 @@ def _draw_share(
     number = math.ceil(share * len(units))
     if number == len(units):
         raise ValueError("nothing is left")
-    return units[np.random.RandomState(seed).permutation(len(units))[:number]]
+    order = np.arange(len(units), dtype=np.int32)
+    np.random.RandomState(seed).shuffle(order)
+    return take_values(units, order[:number])
 
 
 def _describe_small_corpus(

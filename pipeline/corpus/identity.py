@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # The types in which values are hashed, the same on every machine, by the kind of label.
 _HASHED_TYPES = {"class": "<i4", "tags": "i1", "number": "<f8"}
+_HASHED_ROWS = 131_072  # that are converted to these at a time
 _SHOWN_SETTINGS = 3  # in a message
 _SHOWN_CHARACTERS = 60  # of the value of a setting in a message
 
@@ -61,7 +62,7 @@ class CorpusIdentity:
         :param split: the index in ``PARTS`` of each row's part: integers, [B].
         :param labels: task → its labels.
         """
-        parts = hashlib.sha256(split.astype("i1").tobytes()).hexdigest()
+        parts = hashlib.sha256(np.ascontiguousarray(split, "i1").data).hexdigest()
         return cls(len(keys), hash_keys(keys), parts, labels)
 
     @classmethod
@@ -133,11 +134,12 @@ def hash_labels(kind: str, classes: Sequence[str], values: npt.NDArray[Any]) -> 
     :param values: [B] or [B, C]: as in ``TaskLabels``, or of narrower types.
     """
     about = json.dumps([kind, list(classes), list(values.shape)])
-    exact = values.astype(_HASHED_TYPES[kind])
-    if kind == "number":
-        exact[np.isnan(exact)] = np.nan  # which has many bit patterns
     digest = hashlib.sha256(about.encode("utf-8") + b"\n")
-    digest.update(np.ascontiguousarray(exact).data)
+    for start in range(0, len(values), _HASHED_ROWS):
+        exact = values[start : start + _HASHED_ROWS].astype(_HASHED_TYPES[kind])
+        if kind == "number":
+            exact[np.isnan(exact)] = np.nan  # which has many bit patterns
+        digest.update(np.ascontiguousarray(exact).data)
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_numbers
+from pipeline.arrays import take_values, wrap_numbers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,13 +70,14 @@ def number_keys(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     :returns: int32, [B], from 0.
     """
     first_rows = np.empty(len(keys), np.int32)  # the first row that has the key of each row
+    is_first = np.zeros(len(keys), bool)
     for rows, is_new in _sort_keys(keys):
-        first_rows[rows] = rows[is_new][np.cumsum(is_new) - 1]
-    numbers = np.zeros(len(keys), np.int32)
-    numbers[first_rows] = 1
-    np.cumsum(numbers, out=numbers)
+        of_keys = rows[is_new]
+        first_rows[rows] = of_keys[np.cumsum(is_new) - 1]
+        is_first[of_keys] = True
+    numbers = np.cumsum(is_first, dtype=np.int32)
     numbers -= 1
-    return numbers[first_rows]
+    return take_values(numbers, first_rows, into=first_rows)
 
 
 def code_keys(keys: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
@@ -102,48 +103,84 @@ def count_distinct(keys: npt.NDArray[np.uint8]) -> int:
     return sum(int(is_new.sum()) for _, is_new in _sort_keys(keys))
 
 
-def find_first_rows(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """The row in which each distinct key stands first, ascending: int64.
+def find_first_keys(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Whether each key is the first of its kind: bool, [B].
 
     :param keys: uint8, [B, 16].
     """
-    found = [rows[is_new] for rows, is_new in _sort_keys(keys)]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+    is_first = np.zeros(len(keys), bool)
+    for rows, is_new in _sort_keys(keys):
+        is_first[rows[is_new]] = True
+    return is_first
+
+
+def keep_keys(
+    keys: npt.NDArray[np.uint8], are_kept: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """Some of many keys, moved to the start of the array that holds all, which is lost.
+
+    :param keys: uint8, [B, 16].
+    :param are_kept: whether each key is kept: bool, [B].
+    :returns: the kept keys in their order, in the memory of ``keys``.
+    """
+    end = 0
+    for start in range(0, len(keys), _CHUNK_TEXTS):
+        part = slice(start, start + _CHUNK_TEXTS)
+        kept = keys[part][are_kept[part]]
+        keys[end : end + len(kept)] = kept
+        end += len(kept)
+    return keys[:end]
 
 
 class KeyIndex:
-    """Distinct keys in ascending order of their first halves, among which others are found.
+    """Distinct keys, among which others are found.
 
-    It takes 12 bytes a key beside the keys themselves.
+    Where keys are not asked for in the order of the index, it sorts its own once, by their first
+    halves, and from then on takes 12 bytes a key beside the keys themselves.
 
     :param keys: uint8, [N, 16].
     """
 
     def __init__(self, keys: npt.NDArray[np.uint8]) -> None:
+        self._keys = keys
         self._halves = keys.view(np.uint64)
-        self._order = np.empty(len(keys), np.int32)
-        start = 0
-        for rows, _ in _sort_keys(keys):
-            self._order[start : start + len(rows)] = rows
-            start += len(rows)
-        self._first_halves = self._halves[self._order, 0]
+        # The numbers of the keys in ascending order of their first halves, and these.
+        self._sorted: tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]] | None = None
 
-    def find(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, keys: npt.NDArray[np.uint8], guess: int = 0) -> npt.NDArray[np.int64]:
         """The number of each key among those of the index; -1 for one that is not found.
 
         Of two keys of the index with the same first half, which chance does not bring about, one is
         never found.
 
         :param keys: uint8, [B, 16].
+        :param guess: the number that the first of them has if all stand in the index one after
+            another, in which case nothing is sorted or searched.
         """
-        if not len(self._order):
+        if not len(self._keys) or not len(keys):
             return np.full(len(keys), -1, np.int64)
         halves = np.ascontiguousarray(keys).view(np.uint64)
+        if np.array_equal(self._halves[guess : guess + len(keys)], halves):
+            return np.arange(guess, guess + len(keys))
+        if self._sorted is None:
+            self._sorted = self._sort()
+        order, first_halves = self._sorted
         by_size = np.argsort(halves[:, 0])  # neighbours are found near each other, in the caches
         at = np.empty(len(keys), np.int64)
-        at[by_size] = np.searchsorted(self._first_halves, halves[by_size, 0])
-        numbers = self._order[np.minimum(at, len(self._order) - 1)].astype(np.int64)
+        at[by_size] = np.searchsorted(first_halves, halves[by_size, 0])
+        numbers = order[np.minimum(at, len(order) - 1)].astype(np.int64)
         return np.where((self._halves[numbers] == halves).all(axis=1), numbers, -1)
+
+    def _sort(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+        order = np.empty(len(self._keys), np.int32)
+        start = 0
+        for rows, _ in _sort_keys(self._keys):
+            order[start : start + len(rows)] = rows
+            start += len(rows)
+        return order, self._halves[order, 0]
 
 
 def _sort_keys(
@@ -155,15 +192,39 @@ def _sort_keys(
         another key than the one before.
     """
     halves = keys.view(np.uint64)
-    ranges = (halves[:, 0] >> np.uint64(56)).astype(np.uint8)
+    ranges = np.empty(len(keys), np.uint8)
+    np.right_shift(halves[:, 0], np.uint64(56), out=ranges, casting="unsafe")
     for number in range(256):
         rows = np.flatnonzero(ranges == number).astype(np.int32)
         if len(rows):
-            these = halves[rows]
-            order = np.lexsort((these[:, 1], these[:, 0]))
-            is_new = np.ones(len(rows), bool)
-            is_new[1:] = (these[order[1:]] != these[order[:-1]]).any(axis=1)
+            order, is_new = _sort_halves(halves[rows])
             yield rows[order], is_new
+
+
+def _sort_halves(
+    halves: npt.NDArray[np.uint64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The order of some keys, equal ones ascending, and whether each differs from the one before.
+
+    Keys with the same first half are put into order by themselves: all others, which are nearly all
+    where texts are distinct, are sorted by one number each.
+
+    :param halves: the two halves of each key: uint64, [b, 2].
+    """
+    order = np.argsort(halves[:, 0])
+    is_new = np.ones(len(order), bool)
+    first_halves = halves[order, 0]
+    is_tied = np.zeros(len(order), bool)  # with a neighbour
+    is_tied[1:] = first_halves[1:] == first_halves[:-1]
+    is_tied[:-1] |= is_tied[1:]
+    if is_tied.any():
+        tied = order[is_tied]
+        tied = tied[np.lexsort((tied, halves[tied, 1], halves[tied, 0]))]
+        order[is_tied] = tied
+        differ = np.ones(len(tied), bool)
+        differ[1:] = (halves[tied[1:]] != halves[tied[:-1]]).any(axis=1)
+        is_new[is_tied] = differ
+    return order, is_new
 
 
 def find_wrong_text(texts: pa.Array, keys: pa.Array) -> int | None:

@@ -8,8 +8,9 @@ the identity of its rows. Files of version 0.1.0 state only which texts the labe
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -17,11 +18,17 @@ from typing import IO, TYPE_CHECKING, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_numbers
+from pipeline.arrays import wrap_numbers, wrap_rows
 from pipeline.config import LabelKind, normalize_value
 from pipeline.corpus.groups import read_groups
 from pipeline.corpus.identity import CorpusIdentity, LabelIdentity, hash_labels
-from pipeline.corpus.keys import find_first_rows, find_wrong_text, hash_keys, view_keys
+from pipeline.corpus.keys import (
+    find_first_keys,
+    find_wrong_text,
+    hash_keys,
+    keep_keys,
+    view_keys,
+)
 from pipeline.errors import StageError
 from pipeline.files import add_hash, check_hash, parse_json, reading
 from pipeline.project import Project
@@ -77,9 +84,9 @@ def encode_labels(values: npt.NDArray[Any], kind: LabelKind) -> pa.Array:
     import pyarrow as pa
 
     if kind == "number":
-        return pa.array(values, pa.float64(), mask=np.isnan(values))
+        return wrap_numbers(values.astype(np.float64, copy=False), np.isnan(values))
     if kind == "class":
-        return pa.array(values.astype(np.int32), mask=values < 0)
+        return wrap_numbers(values.astype(np.int32), values < 0)
     absent = values[:, 0] < 0
     rows = [None if gone else row for row, gone in zip(values > 0, absent, strict=True)]
     return pa.array(rows, pa.list_(pa.bool_()))
@@ -220,10 +227,10 @@ def _read_prepared(project: Project) -> tuple[LabelledRows, pa.Table]:
     import pyarrow as pa
 
     labels = _read_table(project.labels_file, None)
-    texts = _read_table(project.texts_file, ["row", "key"])
-    keys = _check_keys(project.texts_file, texts)
+    raw, texts = _read_keys(project.texts_file, "row")
+    keys = wrap_rows(raw)
     with reading(project.labels_file, _STAGE, pa.ArrowException):
-        about = _read_metadata(labels, {_TEXTS_HASH, _IDENTITY})
+        about = _read_metadata(labels.schema, {_TEXTS_HASH, _IDENTITY})
         is_pair = about.get(_TEXTS_HASH) == hash_keys(keys)
         if not is_pair or {"row", "split"} - set(labels.column_names):
             raise StageError(
@@ -307,19 +314,26 @@ def _decode_task(field: pa.Field, column: Any, settings: Mapping[str, Any] | Non
     return TaskLabels(tuple(classes), values, kind, settings)
 
 
-def make_segments_table(keys: pa.Array, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+def iterate_segments(
+    keys: pa.Array, columns: Mapping[str, Iterable[Any]], part_rows: int
+) -> Iterator[pa.Table]:
     """Columns of the source as ``segments.parquet`` holds them: as text, null where one is missing.
 
     :param keys: the keys of the texts of all rows, [B].
-    :param columns: name → the value of each row, [B].
+    :param columns: name → the value of each row, [B], which are gone through once.
+    :param part_rows: the number of rows of a table.
+    :yields: tables of so many rows, the last of fewer.
     """
     import pyarrow as pa
 
-    made = {
-        name: pa.array([_name_value(value) for value in values], pa.string())
-        for name, values in columns.items()
-    }
-    return pa.table(made).replace_schema_metadata({_TEXTS_HASH: hash_keys(keys)})
+    metadata = {_TEXTS_HASH: hash_keys(keys)}
+    following = {name: map(_name_value, values) for name, values in columns.items()}
+    for _ in range(0, len(keys) if columns else 1, part_rows):
+        part = {
+            name: pa.array(list(itertools.islice(values, part_rows)), pa.string())
+            for name, values in following.items()
+        }
+        yield pa.table(part).replace_schema_metadata(metadata)
 
 
 def _name_value(value: Any) -> str | None:
@@ -343,9 +357,9 @@ def read_segments(project: Project, columns: Sequence[str]) -> dict[str, list[st
         return {}
     path = project.segments_file
     table = _read_table(path, None)
-    keys = _check_keys(project.texts_file, _read_table(project.texts_file, ["key"]))
+    keys = wrap_rows(_read_keys(project.texts_file)[0])
     with reading(path, _STAGE, pa.ArrowException):
-        if _read_metadata(table, {_TEXTS_HASH}).get(_TEXTS_HASH) != hash_keys(keys):
+        if _read_metadata(table.schema, {_TEXTS_HASH}).get(_TEXTS_HASH) != hash_keys(keys):
             raise StageError(
                 f"{path} and {project.texts_file} are not of one run",
                 hint="run `pipeline prepare` again",
@@ -369,11 +383,9 @@ def read_distinct_keys(path: Path) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     :returns: fixed-size binary of 16, [N], and the row in which each stands first, int64, [N].
     :raises StageError: if the file is missing or damaged.
     """
-    keys = _check_keys(path, _read_table(path, ["key"]))
-    first_rows = find_first_rows(view_keys(keys))
-    if len(first_rows) < len(keys):
-        keys = keys.take(wrap_numbers(first_rows))
-    return keys, first_rows
+    keys, _ = _read_keys(path)
+    is_first = find_first_keys(keys)
+    return wrap_rows(keep_keys(keys, is_first)), np.flatnonzero(is_first)
 
 
 def read_text_column(path: Path) -> pa.Array:
@@ -386,30 +398,41 @@ def read_text_column(path: Path) -> pa.Array:
     return reader.take(np.arange(reader.rows))
 
 
-def _check_keys(path: Path, texts: Any) -> pa.Array:
-    """The keys of a table of texts: fixed-size binary of 16, [B].
+def _read_keys(path: Path, *others: str) -> tuple[npt.NDArray[np.uint8], pa.Table]:
+    """The keys of all rows of ``texts.parquet``, read a row group at a time: [B, 16].
 
-    :raises StageError: if they are not those that were written.
+    :param *others: the names of other columns to read.
+    :returns: the keys, and the other columns.
+    :raises StageError: if the file is missing, or they are not those that were written.
     """
     import pyarrow as pa
 
-    with reading(path, _STAGE, pa.ArrowException):
-        keys = texts["key"].combine_chunks()
-        if keys.type != pa.binary(16) or keys.null_count:
-            raise TypeError(f"keys are of the type {keys.type}")
-        stated = _read_metadata(texts, {_TEXTS_HASH}).get(_TEXTS_HASH)
-        if stated is not None and stated != hash_keys(keys):
+    with _open_table(path, ["key"]) as file, reading(path, _STAGE, pa.ArrowException):
+        keys = np.empty((file.metadata.num_rows, 16), np.uint8)
+        start, held = 0, []
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, ["key", *others])
+            held.append(table.select(others))
+            part = table["key"].combine_chunks()
+            if part.type != pa.binary(16) or part.null_count:
+                raise TypeError(f"keys are of the type {part.type}")
+            keys[start : start + len(part)] = view_keys(part)
+            start += len(part)
+        if start != len(keys):
+            raise ValueError(f"{start:,} of its {len(keys):,} keys are there")
+        stated = _read_metadata(file.schema_arrow, {_TEXTS_HASH}).get(_TEXTS_HASH)
+        if stated is not None and stated != hash_keys(wrap_rows(keys)):
             raise ValueError("its keys do not have the hash that it states")
-    return keys
+        return keys, pa.concat_tables(held)
 
 
-def _read_metadata(table: Any, known: set[str]) -> dict[str, str]:
+def _read_metadata(schema: pa.Schema, known: set[str]) -> dict[str, str]:
     """What a table says of itself.
 
     :param known: the keys that there may be.
     :raises ValueError: if there is another one, such as one of these with another letter.
     """
-    about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    about = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     odd = set(about) - known
     if odd:
         raise ValueError(f"it holds {min(odd)!r:.60}, which no run writes")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_numbers, wrap_rows
+from pipeline.arrays import take_values, wrap_numbers, wrap_rows, wrap_texts
 from pipeline.assets import ONE_TEXT, SIZES, Asset, check_files, read_assets
 from pipeline.config import (
     GivenSplit,
@@ -22,7 +22,7 @@ from pipeline.config import (
     normalize_value,
 )
 from pipeline.console import count, say, show_table, warn
-from pipeline.corpus.cells import Cells, ChosenTexts, Spool, Table
+from pipeline.corpus.cells import Cells, ChosenTexts, Spool, Table, choose_cells
 from pipeline.corpus.classes import check_class_order
 from pipeline.corpus.columns import ColumnChoice
 from pipeline.corpus.draw import Parts
@@ -37,7 +37,7 @@ from pipeline.corpus.tables import (
     describe_rows,
     describe_texts,
     encode_labels,
-    make_segments_table,
+    iterate_segments,
     write_parts,
 )
 from pipeline.corpus.texts import find_fault, fold_text
@@ -66,12 +66,12 @@ _UNTRAINED_CLASSES = 5  # that a warning names, of those without a training row
 class LabelledTexts:
     """The rows of the source that can be used.
 
-    :param rows: int64, [B]: the position of each row in the source, from 0.
+    :param rows: int32, [B]: the position of each row in the source, from 0, ascending.
     :param texts: [B]; of many rows they may stand on the disk.
     :param labels: task → its labels, [B] each.
     """
 
-    rows: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int32]
     texts: Sequence[str]
     labels: Mapping[str, Labels]
 
@@ -117,25 +117,20 @@ def run_prepare(project: Project, settings: Settings) -> dict[str, object]:
             name = origins.files[0][0] if len(origins.files) == 1 else dataset.id
             raise DataError(f"{name}: {error.message}", hint=error.hint) from error
         total = len(table)
-        segments = {want.name: _take_cells(table[want.name], corpus.rows) for want in kept}
-        del table  # all that is left of it are the texts, on the disk
+        segments = {want.name: choose_cells(table[want.name], corpus.rows, total) for want in kept}
+        del table  # what is left of it are the texts, on the disk, and columns for the report
         check_class_order(settings, {task: made.classes for task, made in corpus.labels.items()})
         alike = number_keys(pack_keys(map(fold_text, corpus.texts), len(corpus.texts)))
-        given = given[corpus.rows] if given is not None else None
+        given = take_values(given, corpus.rows) if given is not None else None
         split = split_rows(alike, corpus.labels, own.split, given)
+        leaks = find_leaks(alike, split)
+        del alike  # before the keys, which take more
         keys = pack_keys(corpus.texts, len(corpus.texts))
         _write_corpus(project, corpus, keys, split, own.labels, segments)
         distinct = count_distinct(keys)
-        _show_summary(dataset.id, total, bad, corpus, distinct, alike, split, origins)
+        _show_summary(dataset.id, total, bad, corpus, distinct, leaks, split, origins)
         _hint_at_dvc(project, corpus.labels.values())
     return {"rows": len(corpus.texts), "distinct_texts": distinct, "dropped": len(bad.dropped)}
-
-
-def _take_cells(cells: Sequence[Any], rows: npt.NDArray[np.int64]) -> list[Any]:
-    """The cells of some rows, in their order."""
-    is_taken = np.zeros(len(cells), bool)
-    is_taken[rows] = True
-    return list(itertools.compress(cells, is_taken.tolist()))
 
 
 def read_given_parts(frame: Table | pd.DataFrame, settings: PrepareSettings) -> Parts | None:
@@ -284,7 +279,7 @@ def select_rows(
     dropped = {row: why for row, why in reasons.items() if row in faults or not serves[row]}
     is_used = np.ones(len(texts), bool)
     is_used[[*dropped, *left_out]] = False
-    usable = np.flatnonzero(is_used)
+    usable = np.flatnonzero(is_used).astype(np.int32)
     if not len(usable):
         listed = _list_rows(reasons, describe)
         raise DataError(f"none of the {len(texts):,} rows can be used; {listed}")
@@ -357,10 +352,12 @@ def _read_texts(
     return ChosenTexts(values, frozenset([*reasons, *left_out])), reasons
 
 
-def _take_rows(labels: Labels, rows: npt.NDArray[np.int64]) -> Labels:
-    """The labels of some rows, all of which can be used."""
-    scores = {column: values[rows] for column, values in labels.scores.items()}
-    return replace(labels, values=labels.values[rows], unusable={}, scores=scores)
+def _take_rows(labels: Labels, rows: npt.NDArray[np.int32]) -> Labels:
+    """The labels of some rows, ascending, all of which can be used."""
+    if len(rows) == len(labels.values):
+        return replace(labels, unusable={})
+    scores = {column: take_values(values, rows) for column, values in labels.scores.items()}
+    return replace(labels, values=take_values(labels.values, rows), unusable={}, scores=scores)
 
 
 def _refuse_rows(
@@ -405,7 +402,7 @@ def _write_corpus(
     keys: npt.NDArray[np.uint8],
     split: npt.NDArray[np.int8],
     settings: Mapping[str, LabelSettings],
-    segments: Mapping[str, Sequence[Any]],
+    segments: Mapping[str, Iterable[Any]],
 ) -> None:
     """Write all files, or none: one of them alone would not fit the others.
 
@@ -423,8 +420,8 @@ def _write_corpus(
             write_aside(project.segments_file) as segments_file,
             write_aside(project.labels_file) as labels_file,
         ):
-            kept = make_segments_table(exact, segments)
-            write_parts([kept], segments_file, _LABELS_GROUP_ROWS)
+            kept = iterate_segments(exact, segments, _LABELS_GROUP_ROWS)
+            write_parts(kept, segments_file, _LABELS_GROUP_ROWS)
             parts = _iterate_labels(corpus, exact, split, settings)
             write_parts(parts, labels_file, _LABELS_GROUP_ROWS)
 
@@ -436,9 +433,13 @@ def _iterate_texts(corpus: LabelledTexts, keys: pa.Array) -> Iterator[pa.Table]:
     metadata = describe_texts(keys)
     texts = iter(corpus.texts)
     for start in range(0, len(corpus.rows), _GROUP_ROWS):
+        held = wrap_texts(list(itertools.islice(texts, _GROUP_ROWS)))
         part = {
-            "row": wrap_numbers(corpus.rows[start : start + _GROUP_ROWS]),
-            "text": pa.array(list(itertools.islice(texts, _GROUP_ROWS)), pa.string()),
+            "row": wrap_numbers(corpus.rows[start : start + _GROUP_ROWS].astype(np.int64)),
+            # A string array has offsets of four bytes; Arrow itself divides what is too long.
+            "text": held.cast(pa.string())
+            if held.nbytes < 2**31
+            else pa.array(held.to_pylist(), pa.string()),
             "key": keys.slice(start, _GROUP_ROWS),
         }
         yield pa.table(part).replace_schema_metadata(metadata)
@@ -460,19 +461,46 @@ def _iterate_labels(
             told["sources"] = dict(sorted(task.sources.items()))
         identities[name] = LabelIdentity(hash_labels(task.kind, task.classes, task.values), told)
     metadata = describe_rows(CorpusIdentity.measure(keys, split, identities))
-    names = pa.array(PARTS, pa.string())
+    names = wrap_texts(PARTS).cast(pa.string())
     for start in range(0, len(corpus.rows), _LABELS_GROUP_ROWS):
         part = slice(start, start + _LABELS_GROUP_ROWS)
         fields = [pa.field("row", pa.int64()), pa.field("split", pa.string())]
-        columns = [wrap_numbers(corpus.rows[part]), names.take(wrap_numbers(split[part]))]
+        columns = [
+            wrap_numbers(corpus.rows[part].astype(np.int64)),
+            names.take(wrap_numbers(split[part])),
+        ]
         for name, task in corpus.labels.items():
             columns.append(encode_labels(task.values[part], task.kind))
             about = describe_label(task.classes, task.kind)
             fields.append(pa.field(name, columns[-1].type, metadata=about))
             for score, numbers in task.scores.items():
                 fields.append(pa.field(score, pa.float64()))
-                columns.append(pa.array(numbers[part]))
+                columns.append(wrap_numbers(numbers[part]))
         yield pa.table(columns, schema=pa.schema(fields, metadata=metadata))
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Texts that hardly differ to the eye.
+
+    :param distinct: the number of texts that differ more.
+    :param rows: whether a row outside the training part has a text that is also in it: bool, [B].
+    """
+
+    distinct: int
+    rows: npt.NDArray[np.bool_]
+
+
+def find_leaks(alike: npt.NDArray[np.int32], split: npt.NDArray[np.int8]) -> Leaks:
+    """Find the rows outside the training part whose texts it has, too.
+
+    :param alike: a number that is the same for texts which hardly differ to the eye, [B].
+    :param split: the part of each row, [B].
+    """
+    distinct = int(alike.max()) + 1
+    in_training = np.zeros(distinct, bool)
+    in_training[alike[split == PARTS.index("train")]] = True
+    return Leaks(distinct, take_values(in_training, alike) & (split > PARTS.index("train")))
 
 
 def _show_summary(
@@ -481,7 +509,7 @@ def _show_summary(
     bad: BadRows,
     corpus: LabelledTexts,
     distinct: int,
-    alike: npt.NDArray[np.int32],
+    leaks: Leaks,
     split: npt.NDArray[np.int8],
     origins: RowOrigins,
 ) -> None:
@@ -489,27 +517,24 @@ def _show_summary(
 
     :param total: number of rows of the source.
     :param distinct: number of distinct texts.
-    :param alike: a number that is the same for texts which hardly differ to the eye, [B].
+    :param leaks: texts that hardly differ to the eye.
     :param origins: the files that rows come from.
     """
     say(
         f"{dataset}: {count(total, 'row')}, {len(corpus.texts):,} used, {distinct:,} distinct "
         f"texts, {len(corpus.texts) - distinct:,} duplicates"
     )
-    unlike = int(alike.max()) + 1
-    if unlike < distinct:
-        say(f"without regard to case, blanks and Unicode form: {count(unlike, 'distinct text')}")
+    if leaks.distinct < distinct:
+        number = count(leaks.distinct, "distinct text")
+        say(f"without regard to case, blanks and Unicode form: {number}")
     if bad.left_out:
         say(f"{count(bad.left_out, 'row')} left out, as prepare.split.leave_out says")
     _warn_of_bad_rows(bad, origins.describe)
     if not (split == PARTS.index("test")).any():
         say("no test part: the report will show the validation rows")
-    in_training = np.zeros(unlike, bool)
-    in_training[alike[split == 0]] = True
-    leaks = in_training[alike] & (split > 0)
     rows: list[tuple[object, ...]] = [
         ("rows", *_count_parts(np.ones(len(split), bool), split)),
-        ("text also in train", None, *_count_parts(leaks, split)[1:]),
+        ("text also in train", None, *_count_parts(leaks.rows, split)[1:]),
     ]
     for name, task in corpus.labels.items():
         rows += [(what, *_count_parts(chosen, split)) for what, chosen in _list_counts(name, task)]
@@ -556,10 +581,13 @@ def _hint_at_dvc(project: Project, labels: Iterable[Labels]) -> None:
 
 def _list_untrained(task: Labels, split: npt.NDArray[np.int8]) -> list[str]:
     """The classes or tags that no training row has."""
-    train = task.values[split == 0]
     if task.kind == "number":
         return []
-    present = set((train if task.kind == "class" else np.nonzero(train == 1)[1]).tolist())
+    present: set[int] = set()
+    for start in range(0, len(split), _LABELS_GROUP_ROWS):
+        part = slice(start, start + _LABELS_GROUP_ROWS)
+        train = task.values[part][split[part] == PARTS.index("train")]
+        present.update(np.unique(train if task.kind == "class" else np.nonzero(train == 1)[1]))
     return [name for index, name in enumerate(task.classes) if index not in present]
 
 
@@ -601,4 +629,4 @@ def _list_other_counts(name: str, task: Labels) -> Iterator[tuple[str, npt.NDArr
 
 def _count_parts(chosen: npt.NDArray[np.bool_], split: npt.NDArray[np.int8]) -> list[int]:
     """How many of the chosen rows each part has."""
-    return [int(number) for number in np.bincount(split[chosen], minlength=len(PARTS))]
+    return [int(np.count_nonzero(chosen & (split == part))) for part in range(len(PARTS))]

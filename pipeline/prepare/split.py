@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import find_first, take_values
 from pipeline.config import GivenSplit, SplitSettings, normalize_value
 from pipeline.console import count, warn
 from pipeline.corpus.draw import TRAIN, Parts, draw_parts
@@ -59,8 +60,8 @@ def split_rows(
     With shares of 0.7, 0.15, 0.15 and seed 0 the draw is exactly the notebook's pair of calls to
     scikit-learn's ``train_test_split``.
 
-    :param alike: a number of each row, [B], the same for texts that count as one; with
-        ``keep_duplicates_together`` the distinct ones are split.
+    :param alike: a number of each row, from 0 to B - 1, [B], the same for texts that count as one;
+        with ``keep_duplicates_together`` the distinct ones are split.
     :param labels: the tasks that ``stratify_by`` names.
     :param settings: the shares of the parts, or how they are given, and how rows are drawn.
     :param given: the part of each row, none left out, if the settings are a ``GivenSplit``; out of
@@ -75,7 +76,7 @@ def split_rows(
     split = given.copy()
     if settings.drawn_shares:
         train = np.flatnonzero(given == TRAIN).astype(np.int32)
-        units = alike[train] if settings.keep_duplicates_together else None
+        units = take_values(alike, train) if settings.keep_duplicates_together else None
         split[train] = _draw_parts(units, train, labels, settings)
     return split
 
@@ -109,11 +110,12 @@ def _draw_parts(
     """
     if alike is None:
         return draw_parts(rows, None, labels, settings, "row")
-    _, first, of_row = np.unique(alike, return_index=True, return_inverse=True)
+    first = take_values(find_first(alike), alike)  # of the rows that count as one with each
     # Units are drawn by their numbers, which are those of the order of their first rows.
-    number = np.empty(len(first), np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
-    return draw_parts(rows, number[of_row], labels, settings, "distinct text")
+    numbers = np.cumsum(first == np.arange(len(first), dtype=np.int32), dtype=np.int32)
+    numbers -= 1
+    units = take_values(numbers, first, into=first)
+    return draw_parts(rows, units, labels, settings, "distinct text")
 
 
 def _simplify(cell: Any) -> str:

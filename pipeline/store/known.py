@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.console import warn
+from pipeline.corpus.keys import KeyIndex
 from pipeline.errors import StoreError
 from pipeline.files import describe_write_error, hash_file, is_scratch
 from pipeline.store.commit import Snapshot
@@ -26,10 +26,7 @@ from pipeline.store.manifest import (
     read_manifest_file,
 )
 from pipeline.store.places import find_place
-from pipeline.store.reader import read_keys, read_rows, read_whole_shard
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from pipeline.store.reader import iterate_keys, read_rows, read_whole_shard
 
 
 def find_store(folder: Path, fingerprint: str) -> Snapshot | None:
@@ -169,7 +166,7 @@ def _keep(snapshot: Snapshot, target: Path) -> None:
 class KnownRows:
     """Rows that need not be embedded: of the store as it is, and of what lies beside it.
 
-    :param keys: of the texts that the store should hold.
+    :param index: the keys of the texts that the store should hold.
     :param store: the store as it is; a damage there is an error, since there is a command for it.
     :param beside: shards of interrupted runs, slices and earlier stores; a damaged one is passed
         over.
@@ -177,15 +174,19 @@ class KnownRows:
     """
 
     def __init__(
-        self, keys: pa.Array, store: Snapshot | None, beside: Sequence[Snapshot], recipe: Recipe
+        self,
+        index: KeyIndex,
+        store: Snapshot | None,
+        beside: Sequence[Snapshot],
+        recipe: Recipe,
     ) -> None:
-        self._keys = keys
+        self._index = index
         self._store = store
         self._beside = beside
         self._recipe = recipe
         self._sources: list[Snapshot] = []
         self._starts = np.zeros(1, np.int64)  # of the rows of each source among those of all
-        self._rows: npt.NDArray[np.int64] | None = None  # of each key among those; -1 for none
+        self._rows: npt.NDArray[np.integer] | None = None  # of each key among those; -1 for none
 
     def find(self, start: int, stop: int) -> tuple[npt.NDArray[np.bool_], Rows]:
         """Which texts of a range of keys are known, and their rows.
@@ -223,36 +224,59 @@ class KnownRows:
         """Which of the keys are known: bool, [N]."""
         return self._locate() >= 0
 
-    def _locate(self) -> npt.NDArray[np.int64]:
+    def _locate(self) -> npt.NDArray[np.integer]:
         """The row of each key among those of all sources: all are looked up at once, once."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if self._rows is not None:
             return self._rows
-        held = []
-        for source in self._beside:
-            keys = try_keys(source)
-            if keys is not None:
-                self._sources.append(source)
-                held.append(keys)
-        if self._store is not None:
-            self._sources.append(self._store)
-            held.append(read_keys(self._store))
-        self._rows = np.full(len(self._keys), -1, np.int64)
-        if held:
-            self._starts = np.cumsum([0, *map(len, held[:-1])])
-            found = pc.index_in(self._keys, value_set=pa.concat_arrays(held))
-            self._rows = found.fill_null(-1).to_numpy().astype(np.int64)
-        return self._rows
+        sources = [*self._beside, *([self._store] if self._store is not None else [])]
+        total = sum(source.manifest.rows for source in sources)
+        kind = np.int32 if total < 2**31 else np.int64
+        rows: npt.NDArray[np.integer] = np.broadcast_to(kind(-1), len(self._index))
+        starts: list[int] = []
+        found: list[Snapshot] = []
+        end = 0
+        for source in sources:
+            parts = iterate_keys(source) if source is self._store else try_keys(source)
+            if parts is None:
+                continue
+            if not found:  # a first run, which finds nothing, does without these bytes
+                rows = rows.copy()
+            starts.append(end)
+            found.append(source)
+            for numbers in find_numbers(self._index, parts):
+                # Of several rows with one key, the first counts.
+                fresh = np.flatnonzero(numbers >= 0)
+                fresh = fresh[rows[numbers[fresh]] < 0][::-1]
+                rows[numbers[fresh]] = end + fresh
+                end += len(numbers)
+        if found:
+            self._starts = np.array(starts)
+        self._sources, self._rows = found, rows
+        return rows
 
 
-def try_keys(snapshot: Snapshot) -> pa.Array | None:
-    """The keys of a store; ``None`` if it is damaged.
+def find_numbers(
+    index: KeyIndex, parts: Iterable[npt.NDArray[np.uint8]]
+) -> Iterator[npt.NDArray[np.int64]]:
+    """The number of each key of a store among those of an index; -1 for one that is not there.
+
+    :param index: the index.
+    :param parts: the keys, some at a time: uint8, [B, 16], B at least 1.
+    :yields: int64, [B], of each part.
+    """
+    guess = 0  # most stores hold the first texts of a corpus, in its order
+    for part in parts:
+        numbers = index.find(part, guess)
+        guess = int(numbers[-1]) + 1
+        yield numbers
+
+
+def try_keys(snapshot: Snapshot) -> list[npt.NDArray[np.uint8]] | None:
+    """The keys of a store, in parts: uint8, [B, 16]; ``None`` if it is damaged.
 
     :param snapshot: the store.
     """
     try:
-        return read_keys(snapshot)
+        return list(iterate_keys(snapshot))
     except StoreError:
         return None

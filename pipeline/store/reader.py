@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_keys
+from pipeline.arrays import wrap_keys, wrap_rows
 from pipeline.corpus.keys import KeyIndex, hash_keys, view_keys
 from pipeline.errors import StoreError
 from pipeline.files import hash_file
@@ -210,18 +210,32 @@ def read_keys(snapshot: Snapshot) -> pa.Array:
     :param snapshot: what the store holds.
     :raises StoreError: if a shard is missing or damaged.
     """
-    import pyarrow as pa
-
     raw = np.empty((snapshot.manifest.rows, 16), np.uint8)
+    start = 0
+    for part in iterate_keys(snapshot):
+        raw[start : start + len(part)] = part
+        start += len(part)
+    return wrap_rows(raw)
 
-    def read(block: Block) -> None:
-        files.read(block, raw[block.first : block.first + block.rows].reshape(-1))
 
+def iterate_keys(snapshot: Snapshot) -> Iterator[npt.NDArray[np.uint8]]:
+    """The keys of all rows of a store, in order, those of some files at a time: uint8, [B, 16].
+
+    :param snapshot: what the store holds.
+    :raises StoreError: if a shard is missing or damaged.
+    """
     for blocks in _group_by_files(plan_blocks(snapshot, ["key"])):
+        first = blocks[0].first
+        raw = np.empty((blocks[-1].first + blocks[-1].rows - first, 16), np.uint8)
+
+        def read(block: Block) -> None:
+            start = block.first - first  # noqa: B023
+            files.read(block, raw[start : start + block.rows].reshape(-1))  # noqa: B023
+
         with _Files(blocks) as files:
             for _ in find_place(snapshot.folder).call_each(read, blocks):
                 pass
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(raw), [None, pa.py_buffer(raw)])
+        yield raw
 
 
 def find_keys(folder: Path, *, fingerprint: str | None = None) -> pa.Array | None:

@@ -374,7 +374,7 @@ class SliceUpdate(Update):
             for snapshot in find_waiting(list_staging(store))
             if snapshot.manifest.fingerprint == recipe.fingerprint
         ]
-        self._known = KnownRows(keys, None, [*self._leftovers, *beside], recipe)
+        self._known = KnownRows(self._index, None, [*self._leftovers, *beside], recipe)
 
     @property
     def is_finished(self) -> bool:

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from pipeline.arrays import wrap_numbers
 from pipeline.console import count
+from pipeline.corpus.keys import KeyIndex, view_keys
 from pipeline.errors import LockedError, StoreError, WriteError
 from pipeline.files import describe_write_error
 from pipeline.store import manifest as layout
 from pipeline.store.commit import Snapshot
 from pipeline.store.folders import OWNER, list_kept, name_waiting
-from pipeline.store.known import KnownRows, try_keys
+from pipeline.store.known import KnownRows, find_numbers, try_keys
 from pipeline.store.manifest import Recipe, Rows, Shard, Vectors, plan_shards
 from pipeline.store.places import find_place
 from pipeline.store.reader import read_n_tokens
@@ -66,6 +67,7 @@ class Update:
         self.recipe = recipe
         self.staged = staged
         self.keys = keys
+        self._index = KeyIndex(view_keys(keys))
         self._first_rows = np.arange(len(keys)) if first_rows is None else first_rows
         self._claim = Claim(staged / OWNER)
         self._planned = plan_shards(keys)
@@ -75,14 +77,14 @@ class Update:
         self._skeleton: Skeleton | None = None
 
     def _count_held(self, snapshots: Sequence[Snapshot]) -> int:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if not snapshots:
             return 0
         # A row may stand in a whole shard and in what was kept of it before.
-        held = pa.concat_arrays([keys for s in snapshots if (keys := try_keys(s)) is not None])
-        return int(pc.sum(pc.is_in(self.keys, value_set=held)).as_py() or 0)
+        is_held = np.zeros(len(self.keys), bool)
+        for snapshot in snapshots:
+            for numbers in find_numbers(self._index, try_keys(snapshot) or ()):
+                is_held[numbers[numbers >= 0]] = True
+        return int(is_held.sum())
 
     @property
     def rows(self) -> int:

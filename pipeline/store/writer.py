@@ -77,7 +77,7 @@ class StoreUpdate(Update):
         beside += split_store(self._kept) if self._kept is not None else []
         self._adopt(beside)
         beside += find_unlisted(folder, recipe.fingerprint)
-        self._known = KnownRows(keys, self._old, beside, recipe)
+        self._known = KnownRows(self._index, self._old, beside, recipe)
 
     @property
     def is_first(self) -> bool:

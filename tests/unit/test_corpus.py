@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def test_distinct_keys_in_order_of_first_appearance(project: Path) -> None:
     assert keys.to_pylist() == hash_texts(["b", "a", "c", "d"])
     assert first_rows.tolist() == [0, 1, 3, 5]
     assert keys.type == pa.binary(16)
+
+
+def test_keys_take_little_more_than_their_bytes(project: Path) -> None:
+    """As many as there are rows must be known at once; what is made on the way must not add up."""
+    peaks = []
+    for rows in (20_000, 120_000):
+        write([f"text {number % (rows - 50)}" for number in range(rows)])
+        tracemalloc.start()
+        keys, first_rows = read_distinct_keys(Project().texts_file)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(keys) == len(first_rows) == rows - 50
+    assert (peaks[1] - peaks[0]) / 100_000 < 16 + 8 + 6
 
 
 def test_texts_are_read_by_row_group(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,23 @@ def test_scores_are_written_and_looked_up_part_by_part(
     assert look_up(open_memory(), keys) == {n: scores[n].tolist() for n in range(70, 85)}
 
 
+def test_a_corpus_that_has_not_changed_is_looked_up_in_no_memory(tmp_path: Path) -> None:
+    """What is remembered in its order is compared with it, where a search would sort its keys."""
+    number = 400_000
+    keys = np.random.default_rng(0).integers(0, 256, (number, 16)).astype(np.uint8)
+    scores = np.arange(number, dtype=np.float64)[:, None]
+    memory = ScoreMemory(tmp_path, "vader", {}, outputs=1, dtype=np.float64)
+    memory.add(lambda: [(keys[n : n + 50_000], scores[n : n + 50_000])
+                        for n in range(0, number, 50_000)], number, keys)  # fmt: skip
+    for wanted, most in ((keys, 10), (np.concatenate([keys, keys[:1] + 1]), 10)):
+        tracemalloc.start()
+        for numbers, found in memory.look_up(wanted):
+            np.testing.assert_array_equal(found[:, 0], numbers)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak / number < most
+
+
 RULES = """
 def name(texts):
     return ["long" if len(text) > 90 else "short" for text in texts]

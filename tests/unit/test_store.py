@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def make_key(text: int) -> bytes:
 
 def make_keys(texts: Sequence[int]) -> pa.Array:
     return pa.array([make_key(t) for t in texts], pa.binary(16))
+
+
+def draw_keys(number: int) -> pa.Array:
+    raw = np.random.default_rng(0).bytes(16 * number)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), number, [None, pa.py_buffer(raw)])
 
 
 def make_rows(texts: Sequence[int], recipe: Recipe) -> Rows:
@@ -483,3 +489,58 @@ def test_the_manifest_keeps_the_worst_fidelity(tmp_path: Path) -> None:
         (16, 0.99), (32, 0.98), (48, 0.98), (48, 0.98),
     ]  # fmt: skip
     assert found[-1]["largest_error"] == pytest.approx(0.02)
+
+
+def measure_update(folder: Path, recipe: Recipe, keys: pa.Array, held: int) -> int:
+    """The most bytes that finding out what is known takes, of keys of which some have vectors."""
+    tracemalloc.start()
+    change = StoreUpdate(folder, recipe, keys, np.empty(0, np.int64))
+    known = change.has_vectors()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.flatnonzero(known).tolist() == list(range(held))
+    return peak
+
+
+@pytest.mark.parametrize(("is_first", "most"), [(True, 3), (False, 3 + 4)])
+def test_what_is_known_of_a_text_takes_few_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_first: bool, most: int
+) -> None:
+    """Of a first run none beside the key, and of one that adds to a store a number of four.
+
+    The text's share of what is known of its shard comes to that.
+    """
+    monkeypatch.setattr(layout, "SHARD_ROWS", 4096)
+    monkeypatch.setattr(layout, "GROUP_ROWS", 1024)
+    recipe = make_recipe(layers=(0,))
+    peaks = []
+    for number in (300_000, 600_000):
+        keys, folder = draw_keys(number), tmp_path / str(number)
+        held = 0 if is_first else number - 10_000
+        if held:
+            change = StoreUpdate(folder, recipe, keys.slice(0, held))
+            for start, stop in change.list_missing():
+                vectors = np.ones((stop - start, 1, WIDTH), recipe.dtype)
+                change.write_shard(start, Rows(np.ones(stop - start, np.int32), vectors))
+            change.commit()
+        peaks.append(measure_update(folder, recipe, keys, held))
+    assert (peaks[1] - peaks[0]) / 300_000 < most
+
+
+def test_a_text_is_taken_from_the_first_that_has_it(tmp_path: Path) -> None:
+    """Of what stands beside the store, then of the store, each in its own order."""
+    recipe, texts = make_recipe(), range(20)
+    folder = tmp_path / "s"
+    change = StoreUpdate(folder, recipe, make_keys([*texts][::-1]))
+    for start, stop in change.list_missing():
+        change.write_shard(start, make_rows([*texts][::-1][start:stop], recipe))
+    change.commit()
+    change = StoreUpdate(folder, recipe, make_keys(texts))
+    change.save_progress(np.array([3, 17, 4]), make_rows([3, 17, 4], recipe))
+    change = StoreUpdate(folder, recipe, make_keys([5, *texts[10:], 99, 3, 4]))
+    assert change.resumed_rows == 3
+    known, rows = change.find_known(0, 14)
+    wanted = [5, *texts[10:], 3, 4]
+    assert np.flatnonzero(~known).tolist() == [11]
+    np.testing.assert_array_equal(rows.vectors, make_rows(wanted, recipe).vectors)
+    assert rows.n_tokens.tolist() == wanted

@@ -25,9 +25,9 @@ class Labels:
     """One task's labels for a table of texts.
 
     :param classes: class or tag names in the order of their index, C of them; none of a number.
-    :param values: what each row has. ``class``: int32, [B], 0 to C - 1, or ``UNKNOWN``. ``tags``:
-        int8, [B, C], 1 for a tag that the row has, else 0; ``UNKNOWN`` in a row without a label.
-        ``number``: float64, [B]; NaN in a row without one.
+    :param values: what each row has. ``class``: integers with a sign, [B], 0 to C - 1, or
+        ``UNKNOWN``. ``tags``: int8, [B, C], 1 for a tag that the row has, else 0; ``UNKNOWN`` in a
+        row without a label. ``number``: float64, [B]; NaN in a row without one.
     :param scores: raw scores to keep beside the label: column → float64, [B].
     :param unusable: row → what stands there instead of a label, for rows that cannot be used.
     :param kind: what a value is.
@@ -105,6 +105,14 @@ def make_labeler(
     more = (context,) if settings.in_project else ()
     labeler: Labeler = implementation(task, settings, *more)
     return labeler
+
+
+def choose_index_type(classes: int) -> np.dtype[np.signedinteger]:
+    """The narrowest type that holds the index of any class, and ``UNKNOWN``.
+
+    :param classes: the number of classes, C.
+    """
+    return np.dtype(np.min_scalar_type(-max(classes, 1)))
 
 
 def shorten(text: str) -> str:

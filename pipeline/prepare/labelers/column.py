@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import take_values
 from pipeline.config import ColumnLabel, LabelKind, ValueLabel, normalize_value
 from pipeline.corpus.cells import Cells, Table
 from pipeline.corpus.classes import sort_classes
@@ -19,6 +20,7 @@ from pipeline.prepare.labelers.base import (
     NO_VALUE,
     UNKNOWN,
     Labels,
+    choose_index_type,
     is_missing,
     is_unicode,
     shorten,
@@ -98,10 +100,10 @@ def _read_classes(settings: ValueLabel, values: Sequence[Any], source: str) -> L
         _refuse_lists(source, forms)
     classes = given or sort_classes(counts)
     index = {name: number for number, name in enumerate(classes)}
-    index_of_cell = np.full(len(cells), UNKNOWN, np.int32)
+    index_of_cell = np.full(len(cells), UNKNOWN, choose_index_type(len(classes)))
     for number, name in name_of_cell.items():
         index_of_cell[number] = index.get(name, UNKNOWN)
-    indices = index_of_cell[numbers]
+    indices = take_values(index_of_cell, numbers)
     notes = note_oddities(counts, given, forms)
     return Labels(
         classes=classes,

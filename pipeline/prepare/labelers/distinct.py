@@ -14,7 +14,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.corpus.keys import hash_texts, number_keys, pack_keys
+from pipeline.arrays import take_values
+from pipeline.corpus.keys import hash_texts, keep_keys, number_keys, pack_keys
 
 _CHUNK_ROWS = 16_384
 
@@ -30,10 +31,10 @@ class DistinctTexts:
     def __init__(self, texts: Sequence[str]) -> None:
         keys = pack_keys(texts, len(texts))
         self.numbers = number_keys(keys)
-        before = np.maximum.accumulate(self.numbers)
+        highest = np.maximum.accumulate(self.numbers)
         self._is_first = np.ones(len(texts), bool)
-        self._is_first[1:] = before[1:] > before[:-1]
-        self.keys = keys if self._is_first.all() else keys[self._is_first]
+        self._is_first[1:] = highest[1:] > highest[:-1]
+        self.keys = keep_keys(keys, self._is_first)
         self._texts = texts
 
     def __len__(self) -> int:
@@ -44,7 +45,7 @@ class DistinctTexts:
 
         :param are_wanted: whether each is one of them: bool, [N].
         """
-        return TextChoice(self._texts, self._is_first & are_wanted[self.numbers])
+        return TextChoice(self._texts, self._is_first & take_values(are_wanted, self.numbers))
 
     def find_filled(self) -> npt.NDArray[np.bool_]:
         """Which of the distinct texts are not empty, as that of a row without a usable text is."""

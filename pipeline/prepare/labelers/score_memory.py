@@ -8,6 +8,7 @@ deleted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arrays import wrap_numbers, wrap_rows
+from pipeline.arrays import unwrap_numbers, wrap_numbers, wrap_rows
 from pipeline.console import warn
 from pipeline.corpus.keys import KeyIndex, view_keys
 from pipeline.errors import StageError
@@ -82,9 +83,11 @@ class ScoreMemory:
         """
         if not self.rows:
             return
-        index = KeyIndex(keys)
+        index, guess = KeyIndex(keys), 0
         for part, scores in self._read():
-            numbers = index.find(part)
+            # A corpus that has not changed has its texts in the order in which they are remembered.
+            numbers = index.find(part, guess)
+            guess = int(numbers[-1]) + 1 if len(numbers) else guess
             yield numbers[numbers >= 0], scores[numbers >= 0]
 
     def add(self, parts: Parts, rows: int, corpus: Keys) -> None:
@@ -156,11 +159,14 @@ class ScoreMemory:
         """
         import pyarrow as pa
 
-        for batch in file.iter_batches(_PART_ROWS, columns=["key", "scores"]):
+        # A reader of several row groups would hold what it has read of all of them.
+        groups = ([number] for number in range(file.num_row_groups))
+        read = functools.partial(file.iter_batches, _PART_ROWS, columns=["key", "scores"])
+        for batch in itertools.chain.from_iterable(read(row_groups=group) for group in groups):
             keys = batch.column("key").cast(pa.binary(16))
             if keys.null_count:
                 raise ValueError("a key is missing")
-            flat = batch.column("scores").flatten().to_numpy(zero_copy_only=False)
+            flat = unwrap_numbers(batch.column("scores").flatten())
             yield view_keys(keys), flat.astype(self._dtype).reshape(len(keys), self._outputs)
 
     def _write(self, parts: Parts, rows: int) -> None:

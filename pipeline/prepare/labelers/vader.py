@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import take_values
 from pipeline.config import VaderLabel
 from pipeline.console import show_progress
 from pipeline.corpus.cells import Table
@@ -54,15 +55,17 @@ class VaderLabeler:
 
 def classify_compound(
     compound: npt.NDArray[np.float64], negative_at_most: float, positive_at_least: float
-) -> npt.NDArray[np.int32]:
+) -> npt.NDArray[np.int8]:
     """Negative 0, neutral 1, positive 2, both thresholds belonging to the outer classes.
 
     :param compound: float64, [B], -1 to 1.
     :param negative_at_most: the highest score that is negative.
     :param positive_at_least: the lowest score that is positive.
     """
-    classes = np.where(compound <= negative_at_most, 0, 1)
-    return np.where(compound >= positive_at_least, 2, classes).astype(np.int32)
+    classes = np.ones(len(compound), np.int8)
+    classes[compound <= negative_at_most] = 0
+    classes[compound >= positive_at_least] = 2
+    return classes
 
 
 def score_by_vader(
@@ -87,7 +90,7 @@ def score_by_vader(
     distinct = DistinctTexts(texts)
     scores, numbers = _score_distinct(distinct, valences, context), distinct.numbers
     del distinct  # whose keys take more than the scores
-    return scores[numbers]
+    return take_values(scores, numbers)
 
 
 def _score_distinct(
@@ -109,7 +112,12 @@ def _score_distinct(
         scores[numbers], is_known[numbers] = found[:, 0], True
     if not is_known.all():
         is_new = ~is_known
-        scores[is_new] = _score_new(texts.choose(is_new), valences, context.runtime.threads)
+        made = _score_new(texts.choose(is_new), valences, context.runtime.threads)
+        if is_new.all():
+            scores = made
+        else:
+            scores[is_new] = made
+        del made
         if context.is_corpus:
             new = functools.partial(_take_parts, texts.keys, scores, is_new)
             memory.add(new, int(is_new.sum()), texts.keys)
