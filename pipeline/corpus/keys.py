@@ -153,9 +153,6 @@ class KeyIndex:
     def find(self, keys: npt.NDArray[np.uint8], guess: int = 0) -> npt.NDArray[np.int64]:
         """The number of each key among those of the index; -1 for one that is not found.
 
-        Of two keys of the index with the same first half, which chance does not bring about, one is
-        never found.
-
         :param keys: uint8, [B, 16].
         :param guess: the number that the first of them has if all stand in the index one after
             another, in which case nothing is sorted or searched.
@@ -172,7 +169,17 @@ class KeyIndex:
         at = np.empty(len(keys), np.int64)
         at[by_size] = np.searchsorted(first_halves, halves[by_size, 0])
         numbers = order[np.minimum(at, len(order) - 1)].astype(np.int64)
-        return np.where((self._halves[numbers] == halves).all(axis=1), numbers, -1)
+        is_found = (self._halves[numbers] == halves).all(axis=1)
+        # Of several keys with the same first half, the first was looked at.
+        (others,) = np.nonzero(~is_found & (self._halves[numbers, 0] == halves[:, 0]))
+        while len(others):
+            at[others] += 1
+            others = others[at[others] < len(order)]
+            numbers[others] = order[at[others]]
+            is_found[others] = (self._halves[numbers[others]] == halves[others]).all(axis=1)
+            is_alike = self._halves[numbers[others], 0] == halves[others, 0]
+            others = others[~is_found[others] & is_alike]
+        return np.where(is_found, numbers, -1)
 
     def _sort(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
         order = np.empty(len(self._keys), np.int32)

@@ -94,3 +94,16 @@ def test_a_guess_only_saves_the_search() -> None:
     odd[60] += 1
     expected = [*range(300, 360), -1, *range(361, 420)]
     assert KeyIndex(keys).find(odd, 300).tolist() == expected
+
+
+def test_keys_that_share_their_first_half_are_all_found() -> None:
+    """Chance does not make such keys of texts, which makes them the rows that nobody tries."""
+    generator = np.random.default_rng(0)
+    halves = generator.integers(0, 5, (400, 2)).astype(np.uint64)
+    halves = generator.permutation(np.unique(halves, axis=0))
+    held, looked_for = halves[:15], generator.permutation(np.concatenate([halves, halves]))
+    numbers = {tuple(half): number for number, half in enumerate(held.tolist())}
+    expected = [numbers.get(tuple(half), -1) for half in looked_for.tolist()]
+    assert len(set(expected)) == 16
+    index = KeyIndex(held.view(np.uint8))
+    assert index.find(looked_for.view(np.uint8)).tolist() == expected
