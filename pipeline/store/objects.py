@@ -18,7 +18,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ T = TypeVar("T")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # Schemes whose objects are no place for a store: other machines do not see them, or cannot write.
 _REFUSED = {"file", "local", "http", "https", "data", "hf"}
-# A store that takes connections and says nothing ends a command after some 75 seconds: rounds times
+# A store that takes connections and says nothing ends a command after some 75 s on S3: rounds times
 # attempts times the wait for one answer, which begins when the request is sent, however slowly.
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 12.0  # without any part of an answer, or of a request that the store takes
@@ -194,13 +194,24 @@ class ObjectClient:
                 from fsspec.core import url_to_fs
 
                 # A listing of before would hide what other machines have written since.
-                options = _limit_waiting() if self.is_conditional else {}
+                options = _LIMITS[self.scheme]() if self.scheme in _LIMITS else {}
                 self._system, _ = url_to_fs(f"{self.url}/", use_listings_cache=False, **options)
                 self._system.retries = _ROUNDS  # which only s3fs heeds
             return self._system
 
 
-def _limit_waiting() -> dict[str, Any]:
+def _limit_google() -> dict[str, Any]:
+    """Options of gcsfs, which asks six times and waits half a minute in between in all."""
+    import logging
+
+    from aiohttp import ClientTimeout
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it shows a traceback of each failure
+    waits = {"sock_connect": _CONNECT_SECONDS, "sock_read": _ANSWER_SECONDS}
+    return {"requests_timeout": ClientTimeout(total=None, **waits)}
+
+
+def _limit_s3() -> dict[str, Any]:
     """Options of s3fs by which nothing that a store may do or leave undone is waited for for ever.
 
     The limits are of silence, so that whatever goes on, however slowly, is not cut short.
@@ -223,6 +234,11 @@ def _limit_waiting() -> dict[str, Any]:
         AioConfig(connector_args=connector)
         config["connector_args"] = connector
     return {"session": session, "config_kwargs": config}
+
+
+_LIMITS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "s3": _limit_s3, "s3a": _limit_s3, "gs": _limit_google, "gcs": _limit_google
+}  # fmt: skip
 
 
 def _open_socket(address: tuple[Any, ...]) -> socket.socket:
