@@ -428,6 +428,7 @@ def _summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--outputs", type=int, help="Training of so many classes and tags instead.")
 @click.option("--singles", type=int, help="The search beside 64 single fits on so many rows.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where these rows are.")
+@click.option("--width", type=int, default=768, help="The width of their vectors.")
 @click.option("--max-memory", type=float, help="runtime.max_memory of these rows.")
 def main(
     path: Path | None,
@@ -437,6 +438,7 @@ def main(
     outputs: int | None,
     singles: int | None,
     folder: Path | None,
+    width: int,
     max_memory: float | None,
 ) -> None:
     """Measure training beside scikit-learn, a plain Lightning loop and the notebook's way."""
@@ -444,7 +446,7 @@ def main(
     if rows is not None or outputs is not None:
         with tempfile.TemporaryDirectory() as scratch:
             where = (folder or Path(scratch)).absolute()
-            measured = [] if rows is None else measure_stages(where, rows, max_memory)
+            measured = [] if rows is None else measure_stages(where, rows, max_memory, width)
             if outputs is not None:
                 measured += measure_outputs(where, outputs)
             present(measured, path, machine)

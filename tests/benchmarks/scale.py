@@ -57,11 +57,16 @@ def draw_rows(rows: int, width: int = WIDTH) -> Iterator[tuple[np.ndarray, dict[
         yield features, {"yes": (yes > 1).astype(np.int64), "three": three.argmax(axis=1)}
 
 
-def write_project(folder: Path, rows: int) -> None:
-    """A project whose texts, labels and vectors are there, if the folder holds none yet."""
+def write_project(folder: Path, rows: int, width: int = WIDTH) -> None:
+    """A project whose texts, labels and vectors are there, if the folder holds none yet.
+
+    :param folder: where it is to be.
+    :param rows: the number of its rows, each with a text of its own.
+    :param width: the width of its vectors.
+    """
     if (folder / "cache" / "embeddings" / "manifest.json").exists():
         return
-    labels = [of for _, of in draw_rows(rows)]
+    labels = [of for _, of in draw_rows(rows, width)]
     columns = {name: np.concatenate([of[name] for of in labels]).astype(str) for name in labels[0]}
     recipe = _write_inputs(
         folder,
@@ -73,8 +78,8 @@ def write_project(folder: Path, rows: int) -> None:
         {"yes": {"metric": "f1_macro"}, "three": {"type": "multiclass"}},
         "last",
     )
-    vectors = (features[:, None] for features, _ in draw_rows(rows))
-    write_vectors(Project(folder), replace(recipe, width=WIDTH), vectors)
+    vectors = (features[:, None] for features, _ in draw_rows(rows, width))
+    write_vectors(Project(folder), replace(recipe, width=width), vectors)
 
 
 def write_outputs_project(folder: Path, kind: str, outputs: int) -> None:
@@ -187,17 +192,21 @@ def measure_outputs(folder: Path, outputs: int) -> list[dict[str, Any]]:
     return measured
 
 
-def measure_stages(folder: Path, rows: int, max_memory: float | None) -> list[dict[str, Any]]:
+def measure_stages(
+    folder: Path, rows: int, max_memory: float | None, width: int = WIDTH
+) -> list[dict[str, Any]]:
     """What training and the report take on so many rows, with each score of the test part.
 
     :param folder: where the project is, or is to be written.
+    :param rows: the number of its rows.
     :param max_memory: gigabytes that vectors may take; ``None`` for half of the machine's.
+    :param width: the width of its vectors.
     """
-    write_project(folder, rows)
+    write_project(folder, rows, width)
     settings = folder / "params.yaml"
     changed = yaml.safe_load(settings.read_text()) | {"runtime": {"max_memory": max_memory}}
     settings.write_text(yaml.safe_dump(changed, sort_keys=False))
-    case = f"{rows:,} × {WIDTH} synthetic rows, two tasks"
+    case = f"{rows:,} × {width} synthetic rows, two tasks"
     measured = [
         {"case": case, "stage": stage, **run_stage(folder, stage)}
         for stage in ("train-heads", "report")
