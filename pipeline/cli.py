@@ -229,13 +229,13 @@ def report(project: Project, params: Path, show: bool) -> None:
         return
 
     def stage(settings: Settings) -> dict[str, object]:
-        from pipeline.processes import multiply_on_one_thread
-
-        multiply_on_one_thread()
         from pipeline.report.run import run_report
 
         return run_report(project, settings)
 
+    from pipeline.processes import multiply_on_one_thread
+
+    multiply_on_one_thread()  # before anything imports NumPy
     _run_stage("report", project, params, stage, needs_store=True)
 
 

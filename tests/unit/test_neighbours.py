@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,3 +182,24 @@ def test_vectors_that_are_the_same_are_found_by_cells(
     assert max(compared) <= 100
     assert list_neighbours(vectors, 2)[1][has_same, 0] == pytest.approx(1, abs=1e-5)
     assert is_same_partition(group_near(vectors, 0.9999), count_groups(vectors, 0.9999))
+
+
+def test_report_chooses_the_threads_of_products_before_numpy_is_there(tmp_path: Path) -> None:
+    """OpenBLAS reads how many once, when it is loaded."""
+    (tmp_path / "params.yaml").write_text("prepare: {text_column: text}\n")
+    program = """
+import sys
+from pipeline import processes
+from pipeline.cli import cli
+
+def tell():
+    print("numpy" in sys.modules)
+    sys.exit()
+
+processes.multiply_on_one_thread = tell
+cli(["report"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["False"], done.stderr
