@@ -13,6 +13,7 @@ from pipeline.config import load_settings
 from pipeline.corpus.tables import read_segments
 from pipeline.errors import DataError, StageError
 from pipeline.files import hash_file
+from pipeline.prepare import run as prepare
 from pipeline.prepare.run import run_prepare
 from pipeline.project import Project
 from tests.conftest import edit_params
@@ -103,3 +104,17 @@ def test_a_file_of_other_settings_another_run_or_none_is_refused(project: Path) 
     made.segments_file.write_bytes(kept)
     with pytest.raises(StageError, match="not of one run"):
         read_segments(made, ["source"])
+
+
+def test_columns_are_written_part_by_part(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = set_up(project, ["source", "year"])
+    run(made)
+    whole = pq.read_table(made.segments_file)
+    monkeypatch.setattr(prepare, "_LABELS_GROUP_ROWS", 7)
+    run(made)
+    assert pq.ParquetFile(made.segments_file).num_row_groups == -(-59 // 7)
+    assert pq.read_table(made.segments_file).equals(whole)
+    assert whole.num_rows == 59
+    set_up(project, [])
+    run(made)
+    assert pq.read_table(made.segments_file).num_columns == 0
