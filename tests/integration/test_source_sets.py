@@ -455,6 +455,9 @@ def test_sizes_and_hashes_hold_for_stores_too(
 def test_a_missing_client_is_named_with_what_installs_it(
     run: Run, monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
 ) -> None:
+    from fsspec.registry import _registry
+
+    monkeypatch.delitem(_registry, scheme, raising=False)  # it may hold what is loaded already
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     said, _ = run(f"{scheme}://bucket/a.csv", fails=True)
