@@ -233,9 +233,6 @@ def report(project: Project, params: Path, show: bool) -> None:
 
         return run_report(project, settings)
 
-    from pipeline.processes import multiply_on_one_thread
-
-    multiply_on_one_thread()  # before anything imports NumPy
     _run_stage("report", project, params, stage, needs_store=True)
 
 

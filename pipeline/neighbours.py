@@ -1,14 +1,13 @@
 """Which vectors are nearest to each other by cosine, by NumPy alone: exact, or by cells of many.
 
 The products of two blocks are too small for several threads to share one well: blocks are compared
-on all cores at once, each by a thread of its own. See ``multiply_on_one_thread``.
+on all cores at once, each by a thread of its own. See ``open_threads``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.processes import count_cores
+from pipeline.processes import open_threads
 
 Ints = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.integer[Any]]
@@ -91,7 +90,7 @@ def _call_each_block(work: Callable[[slice], None], rows: int) -> None:
         for block in blocks:
             work(block)
         return
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with open_threads() as pool:
         for _ in pool.map(work, blocks):
             pass
 
@@ -209,7 +208,7 @@ def _update(
     :param owner: for each of the others the index of the query that it is itself; -1 for none.
     :param pairs: indices of queries, ascending, and of others, all of which are to meet.
     """
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with open_threads() as pool:
         compare = partial(_compare, queries, others, owner)
         for some, at, cosines in pool.map(compare, pairs):
             is_nearer = cosines > nearest.cosines[some]

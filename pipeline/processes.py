@@ -7,7 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from multiprocessing import connection, parent_process
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 
 @contextmanager
@@ -44,14 +49,30 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def multiply_on_one_thread() -> None:
-    """Let NumPy compute each product of matrices on one thread. To be called before it is imported.
+@contextmanager
+def open_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads, one for each core, on each of which NumPy computes products of matrices alone.
 
-    Where blocks are multiplied on all cores at once, threads that share one product would only wait
-    for each other. OpenBLAS, which NumPy's wheels bring along, reads the variable once, when it is
-    loaded.
+    Products of two blocks are too small for several threads to share: they would only wait for each
+    other.
+
+    :yields: the threads; until they have ended, products elsewhere take one thread, too.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from concurrent.futures import ThreadPoolExecutor
+
+    with (
+        _find_thread_pools().limit(limits=1, user_api="blas"),
+        ThreadPoolExecutor(count_cores()) as pool,
+    ):
+        yield pool
+
+
+@lru_cache(1)
+def _find_thread_pools() -> Any:
+    import numpy  # noqa: F401  # whose library is to be found
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def count_cores() -> int:

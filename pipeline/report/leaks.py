@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from pipeline.model.evaluation import PartScores, bootstrap_intervals, score_hea
 from pipeline.model.metrics import METRICS
 from pipeline.model.saved import Heads, SavedHead
 from pipeline.neighbours import find_threshold
-from pipeline.processes import count_cores
+from pipeline.processes import open_threads
 from pipeline.report.inputs import ScoredRows
 from pipeline.report.nearest import TrainingNeighbours
 from pipeline.report.spreadsheet import format_csv
@@ -126,7 +125,7 @@ def find_leaks(
     ]
     rest = judged[~is_same & ~is_near]
     if scores is None or len(rest) < len(judged):
-        with ThreadPoolExecutor(count_cores()) as pool:
+        with open_threads() as pool:
             found = pool.map(
                 lambda head: _score_rows(head, rows, rest, logits[head.name][0]), heads.heads
             )

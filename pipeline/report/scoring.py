@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from pipeline.console import show_progress
 from pipeline.model.decision import Logits
 from pipeline.model.evaluation import PartScores, bootstrap_intervals, score_head
 from pipeline.model.saved import Heads, SavedHead
-from pipeline.processes import count_cores
+from pipeline.processes import open_threads
 from pipeline.report.inputs import ScoredRows
 from pipeline.store import read_ahead, stream_vectors
 
@@ -73,7 +72,7 @@ def score_parts(
         return _score_part(head, part, rows, logits[head.name])
 
     scores: dict[str, dict[str, PartScores]] = {part: {} for part in rows.parts}
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with open_threads() as pool:
         for (part, head), found in zip(pairs, pool.map(score, pairs), strict=True):
             scores[part][head.name] = found
     if is_one:

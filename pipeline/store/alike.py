@@ -7,7 +7,6 @@ computed together, and but for rounding if they were not.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.processes import count_cores
+from pipeline.processes import open_threads
 from pipeline.store.commit import Snapshot, read_steadily
 from pipeline.store.manifest import split_columns
 from pipeline.store.reader import gather_rows, locate
@@ -83,7 +82,7 @@ def _sketch_texts(
         lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors))
         sketches[chunk] = vectors @ directions / lengths[:, None]
 
-    with ThreadPoolExecutor(count_cores()) as pool:
+    with open_threads() as pool:
         for _ in pool.map(sketch, range(0, len(order), _CHUNK_ROWS)):
             pass
     return n_tokens, sketches

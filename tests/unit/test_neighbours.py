@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +11,11 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_info
 
 from pipeline import neighbours
 from pipeline.neighbours import find_nearest, group_near, list_neighbours
+from pipeline.processes import open_threads
 
 
 def read_chunks(
@@ -184,22 +183,16 @@ def test_vectors_that_are_the_same_are_found_by_cells(
     assert is_same_partition(group_near(vectors, 0.9999), count_groups(vectors, 0.9999))
 
 
-def test_report_chooses_the_threads_of_products_before_numpy_is_there(tmp_path: Path) -> None:
-    """OpenBLAS reads how many once, when it is loaded."""
-    (tmp_path / "params.yaml").write_text("prepare: {text_column: text}\n")
-    program = """
-import sys
-from pipeline import processes
-from pipeline.cli import cli
+def test_products_on_threads_take_one_thread_each() -> None:
+    def list_threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-def tell():
-    print("numpy" in sys.modules)
-    sys.exit()
-
-processes.multiply_on_one_thread = tell
-cli(["report"])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.splitlines() == ["False"], done.stderr
+    before = list_threads()
+    with open_threads() as pool:
+        assert pool.submit(list_threads).result() == {1}
+        with open_threads() as inner:
+            assert inner.submit(list_threads).result() == {1}
+    assert list_threads() == before
+    with pytest.raises(ZeroDivisionError), open_threads() as pool:
+        pool.submit(lambda: 1 / 0).result()
+    assert list_threads() == before
