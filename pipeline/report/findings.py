@@ -128,8 +128,7 @@ def collect_findings(
     read = _list_read_texts(heads, rows, points)
     texts = read_texts(project, rows.first_rows[read])
     words = count_words(texts).spread(read, len(rows.keys))
-    lengths = np.zeros(len(rows.keys), np.int64)
-    lengths[read] = np.fromiter(map(len, texts), np.int64, len(texts))
+    lengths = _spread_lengths(texts, read, len(rows.keys))
     del texts
     clusters = name_clusters(words, rows.codes[points.rows], points.cluster)
     if settings.report.texts == "hide":
@@ -138,7 +137,6 @@ def collect_findings(
     del words  # of very many texts they take more memory than all that follows
     groupings = _group_rows(rows, lengths, columns, points, clusters)
     segments = find_weak_segments(heads, rows, logits, groupings)
-    del lengths, groupings
     return Findings(
         numbers=numbers,
         baselines=baselines,
@@ -159,6 +157,13 @@ def collect_findings(
             read_hits(project.last_embed),
         ),
     )  # fmt: skip
+
+
+def _spread_lengths(texts: Sequence[str], codes: Ints, count: int) -> Ints:
+    """The lengths in characters of some texts, each at its code; else 0: int64, [count]."""
+    lengths = np.zeros(count, np.int64)
+    lengths[codes] = np.fromiter(map(len, texts), np.int64, len(texts))
+    return lengths
 
 
 def _judge_probabilities(
