@@ -229,8 +229,8 @@ def iterate_keys(snapshot: Snapshot) -> Iterator[npt.NDArray[np.uint8]]:
         raw = np.empty((blocks[-1].first + blocks[-1].rows - first, 16), np.uint8)
 
         def read(block: Block) -> None:
-            start = block.first - first  # noqa: B023
-            files.read(block, raw[start : start + block.rows].reshape(-1))  # noqa: B023
+            start = block.first - first  # noqa: B023  # all calls end with this round
+            files.read(block, raw[start : start + block.rows].reshape(-1))  # noqa: B023  # the same
 
         with _Files(blocks) as files:
             for _ in find_place(snapshot.folder).call_each(read, blocks):
